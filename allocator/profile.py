@@ -1,0 +1,166 @@
+"""What was measured of a model: the effect of every layer at every fidelity, how effects add up, and exact bytes.
+
+The loss of a plan is modelled around a context, a uniform plan. With x[l, k] = 1 where layer l has fidelity k,
+
+    loss(x) = context_loss + linear . x + 1/2 |factor x|^2      [nats/token]
+
+where the loss is the KL divergence from the original model on calibration text. Column (l, k) of `factor` is the effect that
+this one change has on the model's output, so the Gram matrix factor' factor is the coupling of all pairs of layers, positive semidefinite by
+construction. The context's own columns are zero.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allocator.errors import ProfileError
+from quantizer.errors import QuantizerError
+from quantizer.fidelity import Fidelity
+from quantizer.plan import LayerSpec, Plan
+
+SCHEMA = "bitwright.profile/1"
+VALIDITY = 0.12
+"""A profile is trusted for plans within this share of its context's bytes; further away its context is another model."""
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Measured effects of L layers at K fidelities.
+
+    Attributes:
+        layers: the layers, in order.
+        fidelities: the menu, in order.
+        context: index in the menu of the uniform plan that effects were measured in.
+        context_loss: KL of that plan, [nats/token].
+        linear: float64 [L, K], [nats/token].
+        factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
+        truncation: share of the coupling's trace that the rank leaves out; its diagonal is kept in `linear`.
+        tokens: calibration tokens that effects were measured on.
+        model_sha256: digest of the model.
+        calibration_sha256: digest of the calibration windows.
+
+    Raises:
+        ProfileError: shapes disagree, or a value is not finite; names the layer.
+    """
+
+    layers: tuple[LayerSpec, ...]
+    fidelities: tuple[Fidelity, ...]
+    context: int
+    context_loss: float
+    linear: Array
+    factor: Array
+    truncation: float
+    tokens: int
+    model_sha256: str
+    calibration_sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no program could be built from."""
+        shape = (len(self.layers), len(self.fidelities))
+        columns = shape[0] * shape[1]
+        if self.linear.shape != shape or self.factor.ndim != 2 or self.factor.shape[1] != columns:  # noqa: PLR2004
+            raise ProfileError(
+                f"effects of shape {self.linear.shape}, {self.factor.shape} for {shape[0]} layers, {shape[1]} fidelities"
+            )
+        finite = np.isfinite(self.linear) & np.isfinite(self.factor).all(axis=0).reshape(shape)
+        if not finite.all():
+            layer = self.layers[int(np.argwhere(~finite)[0, 0])]
+            raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
+        if not 0 <= self.context < shape[1]:
+            raise ProfileError(f"context {self.context} is not on the menu of {shape[1]} fidelities")
+
+    @property
+    def weight_bytes(self) -> NDArray[np.int64]:
+        """Exact bytes of each layer at each fidelity, [L, K]."""
+        return np.array(
+            [
+                [fidelity.weight_bytes(layer.out_features, layer.in_features) for fidelity in self.fidelities]
+                for layer in self.layers
+            ],
+            dtype=np.int64,
+        )
+
+    @property
+    def budget_range(self) -> tuple[int, int]:
+        """Smallest and largest plan for which the context is near enough, in bytes."""
+        middle = int(self.weight_bytes[:, self.context].sum())
+        return int(middle * (1 - VALIDITY)), int(middle * (1 + VALIDITY))
+
+    def damage(self) -> Array:
+        """Return the loss change of each single change from the context, [L, K], [nats/token]."""
+        own = np.square(self.factor).sum(axis=0).reshape(self.linear.shape)
+        return np.asarray(self.linear + own / 2, dtype=np.float64)
+
+    def loss(self, choice: Sequence[int] | NDArray[np.int64]) -> float:
+        """Return the modelled loss of a plan, [nats/token].
+
+        Args:
+            choice: menu index of each layer, [L].
+        """
+        share = np.zeros(self.linear.shape)
+        share[np.arange(len(self.layers)), np.asarray(choice)] = 1
+        return self.loss_of_shares(share)
+
+    def loss_of_shares(self, share: Array) -> float:
+        """Return the modelled loss of a mix, [nats/token]; `share` [L, K] has rows that sum to 1."""
+        effect = self.factor @ share.ravel()
+        return float(self.context_loss + (self.linear * share).sum() + effect @ effect / 2)
+
+    def plan(self, choice: Sequence[int] | NDArray[np.int64]) -> Plan:
+        """Return the plan with these menu indices, [L]."""
+        return Plan(self.layers, tuple(self.fidelities[int(index)] for index in choice))
+
+    def dumps(self) -> tuple[bytes, bytes]:
+        """Return (JSON document, npz arrays); `loads` reads them back."""
+        head = {
+            "schema": SCHEMA,
+            "model_sha256": self.model_sha256,
+            "calibration_sha256": self.calibration_sha256,
+            "fidelities": [fidelity.name for fidelity in self.fidelities],
+            "context": self.context,
+            "context_loss": self.context_loss,
+            "truncation": self.truncation,
+            "tokens": self.tokens,
+            "layers": [
+                {"name": layer.name, "block": layer.block, "kind": layer.kind, "shape": [layer.out_features, layer.in_features]}
+                for layer in self.layers
+            ],
+        }
+        arrays = io.BytesIO()
+        np.savez(arrays, linear=self.linear, factor=self.factor)
+        return (json.dumps(head, indent=1) + "\n").encode(), arrays.getvalue()
+
+    @classmethod
+    def loads(cls, head: bytes, arrays: bytes) -> "Profile":
+        """Return the profile that `dumps` wrote.
+
+        Raises:
+            ProfileError: the documents are damaged or of another schema.
+        """
+        try:
+            values: dict[str, Any] = json.loads(head)
+            if values["schema"] != SCHEMA:
+                raise ProfileError(f"profile schema {values['schema']!r}; this version reads {SCHEMA!r}")
+            with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
+                linear, factor = stored["linear"], stored["factor"]
+            return cls(
+                layers=tuple(LayerSpec(row["name"], row["block"], row["kind"], *row["shape"]) for row in values["layers"]),
+                fidelities=tuple(Fidelity.parse(name) for name in values["fidelities"]),
+                context=values["context"],
+                context_loss=values["context_loss"],
+                linear=linear,
+                factor=factor,
+                truncation=values["truncation"],
+                tokens=values["tokens"],
+                model_sha256=values["model_sha256"],
+                calibration_sha256=values["calibration_sha256"],
+            )
+        except (ValueError, KeyError, TypeError, OSError, QuantizerError) as err:
+            raise ProfileError(f"the profile cannot be read: {err}") from err

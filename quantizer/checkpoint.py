@@ -1,0 +1,114 @@
+"""Write a quantized model as a folder that transformers loads."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from quantizer.durable import sync_folder
+from quantizer.errors import CheckpointError
+from quantizer.integration import BitwrightConfig, BitwrightQuantizer
+from quantizer.linear import QuantizedLinear, pack_layers
+from quantizer.plan import Plan
+from quantizer.source import ModelFolder
+from quantizer.weight import QuantizedWeight
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -> None:
+    """Turn a transformers model into its packed form, in place, ready to be saved or run.
+
+    Args:
+        model: the original's class and unquantized parameters; quantized layers' weights are dropped.
+        plan: fidelity of every quantized layer.
+        weights: stored form of every layer in the plan.
+
+    Raises:
+        CheckpointError: a stored form has another fidelity than the plan says.
+    """
+    for name, fidelity in plan.by_name.items():
+        if weights[name].fidelity != fidelity:
+            raise CheckpointError(f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says {fidelity.name}")
+    pack_layers(model, weights)
+    config = BitwrightConfig({name: fidelity.name for name, fidelity in plan.by_name.items()})
+    model.config.quantization_config = config
+    model.hf_quantizer = BitwrightQuantizer(config)
+    model.is_quantized = True
+
+
+def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
+    """Write a packed model and the source's tokenizer into `folder`, which must not exist; every file is flushed.
+
+    Parameters that are not quantized are stored in the source's dtype.
+
+    Raises:
+        CheckpointError: the quantized tensors written do not have exactly the bytes of the plan.
+    """
+    dtype = getattr(torch, source.dtype)
+    folder.mkdir(parents=True)
+    _cast_unquantized(model, dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(folder)
+    for name in _TOKENIZER_FILES:
+        if (source.path / name).is_file():
+            shutil.copyfile(source.path / name, folder / name)
+    (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            _sync(stream.fileno())
+    sync_folder(folder)
+    found = quantized_bytes(folder, plan)
+    if found != plan.weight_bytes:
+        raise CheckpointError(f"quantized tensors take {found} bytes on disk, the plan says {plan.weight_bytes}")
+
+
+def quantized_bytes(folder: Path, plan: Plan) -> int:
+    """Return the bytes of the plan's quantized tensors in a checkpoint, counted from the files; biases are not counted."""
+    total = 0
+    names = plan.by_name
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  not a dict
+                layer, _, leaf = key.rpartition(".")
+                if layer in names and leaf != "bias":
+                    tensor = tensors.get_tensor(key)
+                    total += tensor.numel() * tensor.element_size()
+    return total
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Return the bytes of all weight files in a model folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _cast_unquantized(model: Any, dtype: torch.dtype) -> None:
+    packed = {id(buffer) for module in model.modules() if isinstance(module, QuantizedLinear) for buffer in module.buffers()}
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        for name in module.state_dict(keep_vars=True):
+            if "." in name:
+                continue
+            buffer = module._buffers.get(name)
+            if buffer is not None and buffer.is_floating_point() and id(buffer) not in packed:
+                module._buffers[name] = buffer.to(dtype)
+
+
+def _sync(descriptor: int) -> None:
+    import os  # noqa: PLC0415
+
+    os.fsync(descriptor)

@@ -1,0 +1,214 @@
+"""Quantize a model block by block, each block seeing the inputs that the already quantized blocks give it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from quantizer.durable import PartStore, Progress
+from quantizer.fidelity import Fidelity
+from quantizer.gptq import quantize_layer
+from quantizer.linear import get_linear
+from quantizer.plan import LayerSpec
+from quantizer.runner import BlockRunner
+from quantizer.selection import column_impact
+from quantizer.weight import QuantizedWeight
+
+METHOD = "gptq-1"
+"""Names what this module and those below it compute; a change of their results gets a new name, so that no stale result is reused."""
+
+_IMPACT = "impact"
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedBlock:
+    """What quantizing one block gave.
+
+    Attributes:
+        weights: stored forms by layer name and fidelity name.
+        impact: score of each input column by layer name, float32 [in]; see `quantizer.selection.column_impact`.
+    """
+
+    weights: dict[str, dict[str, QuantizedWeight]]
+    impact: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Token windows that a model is quantized on.
+
+    Attributes:
+        windows: int64 [windows, tokens].
+        batch: windows that are run at once.
+    """
+
+    windows: Tensor
+    batch: int
+
+    def batches(self) -> tuple[Tensor, ...]:
+        """Return the windows in batches, [batch, tokens] each."""
+        return self.windows.split(self.batch)
+
+
+def quantize_blocks(
+    runner: BlockRunner,
+    layers: Sequence[LayerSpec],
+    choices: Mapping[str, Sequence[Fidelity]],
+    calibration: Calibration,
+    parts: PartStore,
+    on_progress: Progress,
+) -> None:
+    """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
+
+    Blocks are taken in order. Inside a block, layers are taken in the order in which they are called, and see what the layers
+    before them give once quantized at the first choice. The model's weights are overwritten by dequantized ones; the stored
+    forms go to `parts`, one part for each block, and are read by `read_block`. Blocks that `parts` already holds are not
+    quantized again.
+
+    Args:
+        runner: the model, unquantized.
+        layers: the layers to quantize.
+        choices: fidelities by layer name, at least one each.
+        calibration: what the model is run on.
+        parts: where finished blocks are kept.
+        on_progress: told of each finished block.
+    """
+    batches = calibration.batches()
+    hidden = [runner.enter(batch) for batch in batches]
+    count = len(runner.blocks)
+    for index in range(count):
+        members = [layer for layer in layers if layer.block == index]
+        stored = read_block(parts, members, choices, index)
+        if stored is None:
+            stored = _quantize_block(runner, members, choices, batches, hidden, index)
+            parts.write(_part_name(index), _encode(stored))
+        else:
+            for layer in members:
+                install(runner.model, layer.name, stored.weights[layer.name][choices[layer.name][0].name])
+        hidden = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, hidden, strict=True)]
+        on_progress(index + 1, count)
+
+
+def install(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Overwrite the weight of the linear layer `name` by what `weight` stands for."""
+    linear = get_linear(model, name)
+    linear.weight.data = weight.dequantize(linear.weight.dtype).to(linear.weight.device)
+
+
+def read_block(
+    parts: PartStore, layers: Sequence[LayerSpec], choices: Mapping[str, Sequence[Fidelity]], index: int
+) -> QuantizedBlock | None:
+    """Return what `parts` holds of block `index`, or None if it is not there.
+
+    Args:
+        parts: where `quantize_blocks` kept it.
+        layers: the layers of that block.
+        choices: the fidelities that `quantize_blocks` was given.
+        index: which block.
+    """
+    data = parts.read(_part_name(index))
+    if data is None:
+        return None
+    tensors = load(data)
+    weights: dict[str, dict[str, QuantizedWeight]] = {}
+    for layer in layers:
+        for fidelity in choices[layer.name]:
+            prefix = f"{layer.name}|{fidelity.name}|"
+            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
+            weights.setdefault(layer.name, {})[fidelity.name] = weight
+    return QuantizedBlock(weights, {layer.name: tensors[f"{layer.name}|{_IMPACT}"] for layer in layers})
+
+
+def _encode(block: QuantizedBlock) -> bytes:
+    tensors = {f"{layer}|{_IMPACT}": impact for layer, impact in block.impact.items()}
+    for layer, by_fidelity in block.weights.items():
+        for fidelity, weight in by_fidelity.items():
+            tensors |= {f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()}
+    data: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    return data
+
+
+def _part_name(index: int) -> str:
+    return f"block-{index:04d}"
+
+
+def _quantize_block(
+    runner: BlockRunner,
+    members: Sequence[LayerSpec],
+    choices: Mapping[str, Sequence[Fidelity]],
+    batches: Sequence[Tensor],
+    hidden: Sequence[Tensor],
+    index: int,
+) -> QuantizedBlock:
+    block = QuantizedBlock({}, {})
+    for group in input_groups(runner, members, batches[0], hidden[0], index):
+        moments = input_moments(runner, group[0], batches, hidden, index)
+        for layer in group:
+            weight, options = get_linear(runner.model, layer.name).weight.data.float(), choices[layer.name]
+            lowest = min(options, key=lambda option: option.bits_lo)
+            impact = column_impact(weight, moments, lowest.bits_lo, lowest.group_size)
+            forms = {option.name: quantize_layer(weight, moments, option, impact) for option in options}
+            block.weights[layer.name], block.impact[layer.name] = forms, impact
+            install(runner.model, layer.name, forms[options[0].name])
+    return block
+
+
+def input_groups(
+    runner: BlockRunner, members: Sequence[LayerSpec], batch: Tensor, hidden: Tensor, index: int
+) -> list[list[LayerSpec]]:
+    """Return a block's layers in the order in which they are called, those that share one input tensor together.
+
+    Layers that the block does not call on this batch, such as experts that no token chose, come last, each on its own.
+    """
+    calls: list[tuple[LayerSpec, Tensor]] = []
+    handles = [
+        get_linear(runner.model, layer.name).register_forward_pre_hook(lambda _, args, layer=layer: calls.append((layer, args[0])))
+        for layer in members
+    ]
+    try:
+        runner.blocks_between(batch, hidden, index, index + 1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    groups: list[tuple[Tensor, list[LayerSpec]]] = []
+    seen: set[str] = set()
+    for layer, states in calls:
+        if layer.name in seen:
+            continue
+        seen.add(layer.name)
+        if groups and groups[-1][0] is states:
+            groups[-1][1].append(layer)
+        else:
+            groups.append((states, [layer]))
+    return [group for _, group in groups] + [[layer] for layer in members if layer.name not in seen]
+
+
+def input_moments(runner: BlockRunner, layer: LayerSpec, batches: Sequence[Tensor], hidden: Sequence[Tensor], index: int) -> Tensor:
+    """Return the mean of x x' over the inputs x that `layer` gets on the calibration windows; float32 [in, in]."""
+    linear = get_linear(runner.model, layer.name)
+    total = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device)
+    tokens = 0
+
+    class _Enough(Exception):
+        """What follows the layer need not be computed."""
+
+    def accumulate(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal tokens
+        states = args[0].reshape(-1, layer.in_features).float()
+        total.addmm_(states.t(), states)
+        tokens += len(states)
+        raise _Enough
+
+    handle = linear.register_forward_pre_hook(accumulate)
+    try:
+        for batch, states in zip(batches, hidden, strict=True):
+            try:
+                runner.blocks_between(batch, states, index, index + 1)
+            except _Enough:
+                continue
+    finally:
+        handle.remove()
+    return total / max(tokens, 1)

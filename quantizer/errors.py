@@ -1,0 +1,33 @@
+"""What can go wrong in the quantizer, split by what the caller can do about it.
+
+QuantizerError
+├── ModelError        the model cannot be used as it is: unknown, unsafe, broken, or unsupported
+├── TextError         the calibration or evaluation text cannot be used
+├── FidelityError     a fidelity that does not exist, or does not fit a layer
+├── PlanError         a plan that does not belong to this model, or cannot be read
+└── CheckpointError   a quantized checkpoint that is damaged
+"""
+
+
+class QuantizerError(Exception):
+    """Base of every error that the quantizer raises on purpose. The message says what, which value, what next."""
+
+
+class ModelError(QuantizerError):
+    """The model is unknown, unsafe to load, damaged, or of a kind that is not supported."""
+
+
+class TextError(QuantizerError):
+    """The text is missing, empty, unreadable, or too short for the windows asked for."""
+
+
+class FidelityError(QuantizerError):
+    """The fidelity is not one that can be stored."""
+
+
+class PlanError(QuantizerError):
+    """The plan cannot be read, or does not fit the model."""
+
+
+class CheckpointError(QuantizerError):
+    """The quantized checkpoint is incomplete or contradicts its own configuration."""

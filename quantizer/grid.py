@@ -1,0 +1,77 @@
+"""Asymmetric integer grids: the light method that fits a scale and a zero point to a group of columns."""
+
+import torch
+from torch import Tensor
+
+SHRINK_STEPS = 13
+SHRINK_STEP = 0.05
+"""Ranges from 1.0 down to 0.4 of the full range are tried; at 2 bits the best is usually near 0.7."""
+
+SMALLEST_SCALE = 2.0**-14
+"""Smallest normal 16-bit float: smaller scales would lose precision when stored."""
+LARGEST_SCALE = 65504.0
+
+
+def quantize(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    """Return codes clip(round(weight / scale + zero), 0, 2**bits - 1) as floats; scale and zero broadcast against weight."""
+    return (weight / scale + zero).round_().clamp_(0, 2**bits - 1)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return scale * (codes - zero)."""
+    return scale * (codes - zero)
+
+
+def fit_grid(weight: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Fit one grid per row by searching how far to shrink the range.
+
+    For p in 1.0, 0.95, ..., 0.4 the grid spans p * [min(w, 0), max(w, 0)]; the p with the smallest
+    sum_j importance_j * (w_j - dequantized w_j)**2 wins, row by row. Zero stays on the grid.
+
+    Args:
+        weight: float32 [rows, columns].
+        bits: code width.
+        importance: non-negative weight of each column's error, float32 [columns].
+
+    Returns:
+        scale, exactly representable in 16 bits, and integer zero point, both float32 [rows, 1].
+    """
+    top = 2**bits - 1
+    low = weight.amin(1, keepdim=True).clamp_(max=0)
+    high = weight.amax(1, keepdim=True).clamp_(min=0)
+    best_error = best_scale = best_zero = None
+    for step in range(SHRINK_STEPS):
+        shrink = 1 - SHRINK_STEP * step
+        scale = ((high - low) * (shrink / top)).clamp_(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+        zero = (low * -shrink / scale).round_().clamp_(0, top)
+        error = (dequantize(quantize(weight, scale, zero, bits), scale, zero) - weight).square_() @ importance.unsqueeze(1)
+        if best_error is None or best_scale is None or best_zero is None:
+            best_error, best_scale, best_zero = error, scale, zero
+            continue
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    if best_scale is None or best_zero is None:
+        raise RuntimeError("the range search has no steps")
+    return best_scale, best_zero
+
+
+def round_to_nearest(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> Tensor:
+    """Return `weight` after rounding each group of columns to its own fitted grid, in the columns' own order.
+
+    Args:
+        weight: float32 [rows, columns].
+        bits: code width.
+        group_size: columns that share a grid; the last group may be smaller.
+        importance: see `fit_grid`, [columns].
+
+    Returns:
+        float32 [rows, columns].
+    """
+    rounded = torch.empty_like(weight)
+    for start in range(0, weight.shape[1], group_size):
+        columns = slice(start, start + group_size)
+        scale, zero = fit_grid(weight[:, columns], bits, importance[columns])
+        rounded[:, columns] = dequantize(quantize(weight[:, columns], scale, zero, bits), scale, zero)
+    return rounded

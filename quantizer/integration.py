@@ -1,0 +1,70 @@
+"""Teaches transformers to load checkpoints whose `quant_method` is "bitwright".
+
+`import quantizer` arranges for this module to be imported together with `transformers.quantizers.auto`, so that importing the package alone
+loads neither torch nor transformers.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from quantizer.errors import CheckpointError
+from quantizer.fidelity import Fidelity
+from quantizer.linear import QuantizedLinear, get_linear, replace_linear
+
+QUANT_METHOD = "bitwright"
+FORMAT_VERSION = 1
+
+
+@register_quantization_config(QUANT_METHOD)
+class BitwrightConfig(QuantizationConfigMixin):
+    """What `config.json` says of a quantized checkpoint: the fidelity of each layer, by name.
+
+    Raises:
+        CheckpointError: the format version is not the one that this package reads, or no layer is named.
+    """
+
+    def __init__(self, layers: dict[str, str], version: int = FORMAT_VERSION, **_: object) -> None:
+        """Check the version, keep the fidelities' names."""
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"checkpoint format version {version}; this bitwright reads version {FORMAT_VERSION}")
+        if not layers:
+            raise CheckpointError("quantization_config names no layers")
+        self.quant_method = QUANT_METHOD
+        self.version = version
+        self.layers = layers
+
+
+@register_quantizer(QUANT_METHOD)
+class BitwrightQuantizer(HfQuantizer):
+    """Puts packed layers into the skeleton of a model before its weights are read."""
+
+    requires_calibration = True
+    quantization_config: BitwrightConfig
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        with torch.device("meta"):
+            for name, fidelity in self.quantization_config.layers.items():
+                linear = get_linear(model, name)
+                packed = QuantizedLinear(
+                    Fidelity.parse(fidelity),
+                    linear.in_features,
+                    linear.out_features,
+                    bias=linear.bias is not None,
+                    dtype=linear.weight.dtype,
+                )
+                replace_linear(model, name, packed)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Return True: packed layers are saved as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """False: codes have no gradient."""
+        return False

@@ -1,0 +1,76 @@
+"""The module that takes the place of a quantized `nn.Linear`."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from quantizer.errors import PlanError
+from quantizer.fidelity import Fidelity
+from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weight stays packed; each call expands it, multiplies, and forgets it.
+
+    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one.
+    """
+
+    def __init__(self, fidelity: Fidelity, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype) -> None:
+        """Make room for a layer of this shape, to be filled by `load` or from a state dict."""
+        super().__init__()
+        self.fidelity, self.in_features, self.out_features = fidelity, in_features, out_features
+        for name, spec in tensor_specs(fidelity, out_features, in_features).items():
+            self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
+        """Return the packed twin of `linear`, with its bias."""
+        has_bias = linear.bias is not None
+        module = cls(weight.fidelity, weight.in_features, weight.out_features, bias=has_bias, dtype=linear.weight.dtype)
+        for name, tensor in weight.tensors.items():
+            module.register_buffer(name, tensor.contiguous())
+        if has_bias:
+            module.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return module.to(linear.weight.device)
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight [out, in] in `dtype`."""
+        buffers = dict(self.named_buffers(recurse=False))
+        return dequantize_tensors(buffers, self.fidelity, self.out_features, self.in_features, dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
+        return nn.functional.linear(hidden_states, self.dequantize(hidden_states.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        """Describe the layer in a printed model."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, fidelity={self.fidelity.name}"
+
+
+def replace_linear(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def get_linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer called `name`.
+
+    Raises:
+        PlanError: the model has no such module, or it is not an `nn.Linear`.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as err:
+        raise PlanError(f"the model has no layer {name!r}; the plan was made for another model") from err
+    if not isinstance(module, nn.Linear):
+        raise PlanError(f"layer {name!r} is a {type(module).__name__}, not a linear layer; the plan was made for another model")
+    return module
+
+
+def pack_layers(model: nn.Module, weights: Mapping[str, QuantizedWeight]) -> None:
+    """Replace the named linear layers of `model` by their packed twins, in place."""
+    for name, weight in weights.items():
+        replace_linear(model, name, QuantizedLinear.from_linear(get_linear(model, name), weight))

@@ -1,0 +1,153 @@
+"""Run a part of a decoder model: from one block to another, with given hidden states.
+
+The model's own forward pass is used throughout, with the blocks outside the part made transparent. So masks, positions and
+whatever else an architecture hands to its blocks are right without this module knowing of them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantizer.errors import ModelError
+from quantizer.layers import find_blocks
+
+
+class _Stop(Exception):
+    """Unwinds the forward pass once the wanted tensor is in hand."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+class BlockRunner:
+    """Runs parts of `model`, a transformers causal language model in evaluation mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Find the blocks and the head.
+
+        Raises:
+            ModelError: the model has no blocks or no head.
+        """
+        self.model = model
+        self.blocks = find_blocks(model)[1]
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if not isinstance(head, nn.Module):
+            raise ModelError(f"{type(model).__name__} has no output head; a causal language model is needed")
+        self.head = head
+        self._wraps_output = False
+
+    def enter(self, input_ids: Tensor) -> Tensor:
+        """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
+        return self._run(input_ids, stop_before=0)
+
+    def blocks_between(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Return the hidden states after blocks first .. last-1, when `hidden` enters block `first`; [batch, tokens, hidden].
+
+        The `input_ids` [batch, tokens] are those that `hidden` comes from.
+        """
+        if first == last:
+            return hidden
+        return self._run(input_ids, first=first, hidden=hidden, stop_after=last - 1)
+
+    def head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
+        """Return what enters the output head when `hidden` enters block `first`; [batch, tokens, hidden].
+
+        With `first` the number of blocks, `hidden` is what leaves the last one.
+        """
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Stop(args[0])
+
+        handle = self.head.register_forward_pre_hook(stop)
+        try:
+            return self._run(input_ids, first=first, hidden=hidden)
+        finally:
+            handle.remove()
+
+    def logits(self, input_ids: Tensor, head_input: Tensor) -> Tensor:
+        """Return the logits [batch, tokens, vocabulary] when `head_input` enters the output head; differentiable in it."""
+
+        def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (head_input, *args[1:])
+
+        handle = self.head.register_forward_pre_hook(replace)
+        try:
+            with self._blocks_replaced(len(self.blocks), None, None, None):
+                output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+                return output
+        finally:
+            handle.remove()
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        *,
+        first: int = 0,
+        hidden: Tensor | None = None,
+        stop_before: int | None = None,
+        stop_after: int | None = None,
+    ) -> Tensor:
+        try:
+            with torch.no_grad(), self._blocks_replaced(first, hidden, stop_before, stop_after):
+                self.model(input_ids=input_ids, use_cache=False)
+        except _Stop as stop:
+            return stop.value
+        raise ModelError(f"{type(self.model).__name__} did not pass through its blocks in order; it is not supported")
+
+    @contextmanager
+    def _blocks_replaced(
+        self, first: int, hidden: Tensor | None, stop_before: int | None, stop_after: int | None
+    ) -> Iterator[None]:
+        """Make blocks before `first` transparent, feed `hidden` to `first`, stop around the named block."""
+        overrides = [vars(block).get("forward") for block in self.blocks]
+        try:
+            for index, block in enumerate(self.blocks):
+                if index == stop_before:
+                    block.forward = _stopping_before
+                elif index < first:
+                    block.forward = self._passing(hidden if index == len(self.blocks) - 1 else None)
+                else:
+                    given = hidden if index == first else None
+                    block.forward = self._running(block.forward, given, stops=index == stop_after)
+            yield
+        finally:
+            for block, override in zip(self.blocks, overrides, strict=True):
+                if override is None:
+                    del block.forward  # uncovers the method of the class
+                else:
+                    block.forward = override
+
+    def _passing(self, given: Tensor | None) -> Callable[..., Any]:
+        def skip(*args: Any, **kwargs: Any) -> Any:
+            states = _states(args, kwargs) if given is None else given
+            return (states,) if self._wraps_output else states
+
+        return skip
+
+    def _running(self, forward: Callable[..., Any], given: Tensor | None, *, stops: bool) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if given is not None:
+                if args:
+                    args = (given, *args[1:])
+                else:
+                    kwargs = {**kwargs, "hidden_states": given}
+            output = forward(*args, **kwargs)
+            self._wraps_output = isinstance(output, tuple)
+            if stops:
+                raise _Stop(output[0] if isinstance(output, tuple) else output)
+            return output
+
+        return run
+
+
+def _stopping_before(*args: Any, **kwargs: Any) -> Any:
+    raise _Stop(_states(args, kwargs))
+
+
+def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    return states

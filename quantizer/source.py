@@ -1,0 +1,232 @@
+"""Where a model comes from, whether it is safe and whole, and how it is loaded.
+
+Nothing that a model folder brings is ever executed: weights are read from safetensors and GGUF files only, and models that need
+code of their own are refused.
+"""
+
+import copy
+import hashlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from quantizer.durable import file_sha256
+from quantizer.errors import ModelError
+
+log = logging.getLogger("bitwright")
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_REPOSITORY = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_LOADED_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A local folder with an ordinary transformers model.
+
+    Attributes:
+        path: the folder.
+        name: what the user called the model.
+        sha256: digest of everything in the folder that decides what the model computes.
+        dtype: the dtype in which the weights are stored, such as `bfloat16`.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+    dtype: str
+
+
+def find_model(reference: str, cache: Path) -> ModelFolder:
+    """Return the folder of the model that `reference` names, after checking that it can be loaded safely.
+
+    Args:
+        reference: a folder, a GGUF file, or a Hugging Face model id.
+        cache: folder for models that had to be converted.
+
+    Raises:
+        ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite, needs code of its own, is
+            quantized already, or is no decoder-only language model.
+    """
+    path = Path(reference).expanduser()
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ModelError(f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id")
+        folder = _convert_gguf(path, cache)
+    elif path.is_dir():
+        folder = path
+    else:
+        folder = _download(reference)
+    config = _read_config(folder)
+    _check_config(folder, config)
+    weights = _weight_files(folder)
+    for file in weights:
+        _check_weights(file)
+    return ModelFolder(folder, reference, _digest(folder, weights), _stored_dtype(config, weights))
+
+
+def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
+    """Return the model of a checked folder, in evaluation mode, with parameters in `dtype`.
+
+    Raises:
+        ModelError: transformers cannot build it, or weights are missing in the files.
+    """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; errors above come at once
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder.path, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+        )
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as err:
+        raise ModelError(f"model {folder.name!r} cannot be loaded: {err}") from err
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"model {folder.name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are incomplete")
+    model.requires_grad_(requires_grad=False)
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    """Return the tokenizer of a checked folder.
+
+    Raises:
+        ModelError: there is none, or it needs code of its own.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415  see load_model
+
+    try:
+        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False)
+    except (ValueError, KeyError, OSError, TypeError, ImportError) as err:
+        raise ModelError(f"model {folder.name!r} has no usable tokenizer: {err}") from err
+
+
+def _download(reference: str) -> Path:
+    if not _REPOSITORY.match(reference):
+        raise ModelError(f"model {reference!r}: no such folder or file, and not a Hugging Face model id")
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  only needed here
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_DOWNLOADED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise ModelError(f"model {reference!r}: no such folder or file, and not to be had from Hugging Face: {reason}") from err
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise ModelError(f"folder {str(folder)!r} has no config.json; give a transformers model folder") from err
+    except (ValueError, OSError) as err:
+        raise ModelError(f"config.json in {str(folder)!r} cannot be read: {err}") from err
+    if not isinstance(config, dict):
+        raise ModelError(f"config.json in {str(folder)!r} is not a JSON object")
+    return config
+
+
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415
+
+    kind = config.get("model_type")
+    if config.get("quantization_config"):
+        raise ModelError(f"model in {str(folder)!r} is quantized already; give the original")
+    if kind not in CONFIG_MAPPING:
+        if config.get("auto_map"):
+            raise ModelError(
+                f"model in {str(folder)!r} needs code of its own (auto_map, model_type {kind!r}); such code is never run. "
+                "Convert the model to a type that transformers knows"
+            )
+        raise ModelError(f"model in {str(folder)!r} has model_type {kind!r}, unknown to the installed transformers")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"model in {str(folder)!r} has model_type {kind!r}, which is no decoder-only language model")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as err:
+            raise ModelError(f"{str(index)!r} is not a safetensors index: {err}") from err
+        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"folder {str(folder)!r} lacks {missing[0]!r}, which its index names")
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
+    if pickled:
+        raise ModelError(
+            f"folder {str(folder)!r} holds pickled weights only ({pickled[0]}); loading them can run any code. Convert them to safetensors"
+        )
+    raise ModelError(f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards")
+
+
+def _check_weights(file: Path) -> None:
+    """Refuse a truncated file, and one with values that are not finite."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")
+    except (SafetensorError, OSError) as err:
+        raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
+
+
+def _digest(folder: Path, weights: list[Path]) -> str:
+    files = [folder / name for name in _LOADED_PARTS if (folder / name).is_file()]
+    rows = [f"{file.name}:{file_sha256(file)}" for file in [*files, *weights]]
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def _stored_dtype(config: dict[str, Any], weights: list[Path]) -> str:
+    named = config.get("dtype") or config.get("torch_dtype")
+    if isinstance(named, str) and isinstance(getattr(torch, named, None), torch.dtype):
+        return named
+    with safe_open(weights[0], framework="pt") as tensors:
+        first = tensors.get_tensor(next(iter(tensors.keys())))
+    return str(first.dtype).removeprefix("torch.")
+
+
+def _convert_gguf(file: Path, cache: Path) -> Path:
+    """Return an ordinary model folder made from a GGUF file, once for each file content.
+
+    A GGUF file names no dtype; its weights are stored in 16 bits, which holds its block scales exactly.
+    """
+    folder = cache / f"gguf-{file_sha256(file)[:24]}"
+    if folder.is_dir():
+        return folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  see load_model
+
+    log.info("converting %s to a model folder, once", file)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as err:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+    config = copy.deepcopy(read.config)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(read.state_dict())
+    if all(bool(torch.isfinite(tensor.half()).all()) for tensor in model.state_dict().values()):
+        model.half()
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    temporary.rename(folder)
+    return folder

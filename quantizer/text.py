@@ -1,0 +1,152 @@
+"""Text for calibration and evaluation: where it comes from, and how it becomes windows of tokens."""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quantizer.errors import TextError
+
+log = logging.getLogger("bitwright")
+
+BUILT_IN_CALIBRATION = "builtin:calibration"
+BUILT_IN_EVALUATION = "builtin:evaluation"
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used here."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        """Return the token ids of `text` under the key `input_ids`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """Which windows of which text.
+
+    Attributes:
+        source: a text file, a JSONL file with a `text` field, a Hugging Face dataset id as `ID[:CONFIG[:SPLIT]]`, or one of the
+            built-in texts.
+        windows: how many windows; 0 means all.
+        tokens: tokens in a window.
+        seed: which windows, if not all: windows are drawn without overlap, in the text's order. None takes the first ones.
+        skip: windows that are drawn first and left out, so that two specifications can share a text without overlap.
+    """
+
+    source: str
+    windows: int
+    tokens: int
+    seed: int | None
+    skip: int = 0
+
+
+def read_text(source: str) -> str:
+    """Return the text of `source`; see `TextSpec.source`.
+
+    Raises:
+        TextError: it is missing, empty, unreadable, or lacks a text field.
+    """
+    if source in (BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION):
+        text = _built_in(source)
+    elif Path(source).is_file():
+        text = _file_text(Path(source))
+    elif Path(source).exists():
+        raise TextError(f"text {source!r} is a folder; give a text file, a JSONL file, or a Hugging Face dataset id")
+    else:
+        text = _dataset_text(source)
+    if not text.strip():
+        raise TextError(f"text {source!r} is empty")
+    return text
+
+
+def text_sha256(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
+    """Cut a text into windows of tokens.
+
+    The whole text is tokenised at once, without special tokens, and cut into consecutive windows; a rest is dropped.
+
+    Args:
+        text: what `read_text` returned for the specification.
+        spec: which windows.
+        tokenizer: the model's own.
+
+    Returns:
+        int64 [windows, tokens], the same for the same arguments on any machine.
+
+    Raises:
+        TextError: the text is too short for the windows.
+    """
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    available = len(ids) // spec.tokens
+    wanted = spec.windows or available - spec.skip
+    if wanted < 1 or available < spec.skip + wanted:
+        raise TextError(
+            f"text {spec.source!r} has {len(ids)} tokens, enough for {available} windows of {spec.tokens}; "
+            f"{spec.skip + max(wanted, 1)} are needed: give more text, or ask for fewer or shorter windows"
+        )
+    windows = ids[: available * spec.tokens].view(available, spec.tokens)
+    if spec.seed is None:
+        return windows[spec.skip : spec.skip + wanted]
+    generator = torch.Generator().manual_seed(spec.seed)
+    chosen = torch.randperm(available, generator=generator)[spec.skip : spec.skip + wanted].sort().values
+    return windows[chosen]
+
+
+def _built_in(source: str) -> str:
+    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics."""
+    try:
+        from pydoc_data.topics import topics  # noqa: PLC0415  a missing standard module concerns only those who use it
+    except ImportError as err:
+        raise TextError(f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file") from err
+    log.warning("text %s is a stand-in (Python's own reference topics); give text like what the model will see", source)
+    turn = 0 if source == BUILT_IN_CALIBRATION else 1
+    return "\n\n".join(topics[name] for name in sorted(topics)[turn::2])
+
+
+def _file_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise TextError(f"text {str(path)!r} is not UTF-8: {err}") from err
+    except OSError as err:
+        raise TextError(f"text {str(path)!r} cannot be read: {err}") from err
+    if path.suffix not in (".jsonl", ".ndjson"):
+        return text
+    return "\n\n".join(_record_text(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+
+
+def _record_text(line: str, path: Path, number: int) -> str:
+    try:
+        record = json.loads(line)
+    except ValueError as err:
+        raise TextError(f"text {str(path)!r}, line {number}: not JSON: {err}") from err
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise TextError(f"text {str(path)!r}, line {number}: no field 'text' that holds a string")
+    return text
+
+
+def _dataset_text(source: str) -> str:
+    name, _, rest = source.partition(":")
+    config, _, split = rest.partition(":")
+    try:
+        from datasets import load_dataset  # noqa: PLC0415  slow to import, and only needed here
+    except ImportError as err:
+        raise TextError(f"text {source!r} is no file; to read it as a Hugging Face dataset, install bitwright[hub]") from err
+    try:
+        data = load_dataset(name, config or None, split=split or "train")
+    except Exception as err:
+        raise TextError(f"text {source!r} is no file, and no Hugging Face dataset that can be read: {err}") from err
+    if "text" not in data.column_names:
+        raise TextError(f"dataset {source!r} has columns {data.column_names}; one called 'text' is needed")
+    return "\n\n".join(str(text) for text in data["text"])

@@ -1,0 +1,1 @@
+"""Offers the quantizer and the allocator to people and pipelines."""

@@ -1,0 +1,305 @@
+"""The command line. Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from service.console import bars, out, print_json, print_report, set_up_logging, told_errors
+from service.errors import OutputError, RequestError
+from service.settings import default_cache, quiet_libraries
+
+if TYPE_CHECKING:
+    from service.request import RunRequest
+
+app = typer.Typer(
+    name="bitwright",
+    help="Fit a language model into a byte budget: measure, optimise, quantize, prove.",
+    epilog="Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted (run again to resume), 1 a bug.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+Model = Annotated[str, typer.Argument(help="A folder, a GGUF file, or a Hugging Face id.")]
+BudgetText = Annotated[str, typer.Option("--budget", help="2.5bpw, 1.2GiB, 900MB or 123456B; counts the quantized layers.")]
+Calibration = Annotated[str, typer.Option(help="Text file, JSONL file, or Hugging Face dataset ID[:CONFIG[:SPLIT]].")]
+Evaluation = Annotated[str, typer.Option(help="Held-out text, given like --calibration.")]
+CalibrationWindows = Annotated[int, typer.Option(help="Windows that layers are quantized on.")]
+EvaluationWindows = Annotated[int, typer.Option(help="Windows that are scored, from the start of the text; 0 for all.")]
+Tokens = Annotated[int, typer.Option(help="Tokens in a window.")]
+ProbeWindows = Annotated[int, typer.Option(help="Windows that the effects of layers are measured on.")]
+ProbeTokens = Annotated[int, typer.Option(help="Tokens in a probe window.")]
+GroupSize = Annotated[int, typer.Option(help="Columns that share a scale and a zero point.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Cache = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="BITWRIGHT_CACHE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="New or empty folder for the result.")]
+
+_DEFAULT_CACHE = default_cache()
+
+
+@app.callback()
+def main() -> None:
+    """Set up messages before any command runs."""
+    set_up_logging()
+
+
+@app.command()
+def run(
+    model: Model,
+    budget: BudgetText,
+    out_folder: OutFolder = Path("bitwright-out"),
+    calibration: Calibration = "builtin:calibration",
+    evaluation: Evaluation = "builtin:evaluation",
+    calibration_windows: CalibrationWindows = 8,
+    evaluation_windows: EvaluationWindows = 16,
+    tokens: Tokens = 512,
+    probe_windows: ProbeWindows = 8,
+    probe_tokens: ProbeTokens = 128,
+    group_size: GroupSize = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    cache: Cache = _DEFAULT_CACHE,
+    whole_file: Annotated[bool, typer.Option("--whole-file", help="The budget includes what is not quantized.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; touch no weights.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Squeeze MODEL into a budget, and prove the result on held-out text."""
+    with told_errors(as_json=as_json):
+        from service import estimate, pipeline  # noqa: PLC0415  --help must not wait for torch
+        from service.output import check_output, deliver  # noqa: PLC0415
+        from service.store import StageStore  # noqa: PLC0415
+
+        request = _request(
+            model, budget, calibration, evaluation, calibration_windows, evaluation_windows, tokens, probe_windows, probe_tokens,
+            group_size, seed, device, whole_file=whole_file,
+        )  # fmt: skip
+        store = StageStore(cache)
+        if dry:
+            plan = estimate.dry_run(request, pipeline.prepare(request, store))
+            _print_pairs(plan, as_json=as_json)
+            return
+        check_output(out_folder)
+        with bars() as reporter:
+            report, checkpoint = pipeline.run(request, store, reporter)
+        deliver(out_folder, checkpoint, report)
+        if as_json:
+            print_json(report)
+            return
+        print_report(report)
+        out.print(f"checkpoint: {out_folder.resolve()}", markup=False)
+        out.print(f"report: {out_folder.resolve() / 'report.html'}", markup=False)
+
+
+@app.command()
+def profile(
+    model: Model,
+    budget: BudgetText,
+    out_folder: OutFolder = Path("bitwright-profile"),
+    calibration: Calibration = "builtin:calibration",
+    calibration_windows: CalibrationWindows = 8,
+    tokens: Tokens = 512,
+    probe_windows: ProbeWindows = 8,
+    probe_tokens: ProbeTokens = 128,
+    group_size: GroupSize = 64,
+    seed: Seed = 0,
+    device: Device = "auto",
+    cache: Cache = _DEFAULT_CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each layer of MODEL costs at each fidelity, around a uniform plan near the budget."""
+    with told_errors(as_json=as_json):
+        from service import pipeline, stages  # noqa: PLC0415
+        from service.output import deliver  # noqa: PLC0415
+        from service.store import StageStore  # noqa: PLC0415
+
+        request = _request(
+            model, budget, calibration, "builtin:evaluation", calibration_windows, 1, tokens, probe_windows, probe_tokens,
+            group_size, seed, device,
+        )  # fmt: skip
+        store, machine = StageStore(cache), stages.Machine.choose(device)
+        task = pipeline.prepare(request, store)
+        effort = request.effort
+        calibrating = stages.windows_of(store, task.model, effort.calibration)
+        probes = stages.windows_of(store, task.model, effort.probes, probe_tokens)
+        profiling = stages.ProfileTask(task.model, task.menu, calibrating, probes, effort.batch, seed, machine)
+        with bars() as reporter:
+            measured = stages.profile(store, profiling, reporter)
+        deliver(out_folder, store.path(profiling.key), None)
+        low, high = measured.budget_range
+        summary = {
+            "profile": str(out_folder.resolve()),
+            "layers": len(measured.layers),
+            "fidelities": [fidelity.name for fidelity in measured.fidelities],
+            "context": measured.fidelities[measured.context].name,
+            "context_kl_nats_per_token": measured.context_loss,
+            "coupling_rank": measured.factor.shape[0],
+            "budget_range_bytes": [low, high],
+        }
+        _print_pairs(summary, as_json=as_json)
+
+
+@app.command()
+def plan(
+    profile_folder: Annotated[Path, typer.Argument(metavar="PROFILE", help="Folder that `bitwright profile` wrote.")],
+    budget: BudgetText,
+    out_file: Annotated[Path, typer.Option("--out", help="New file for the plan.")] = Path("plan.json"),
+    as_json: AsJson = False,
+) -> None:
+    """Choose the fidelity of each layer for a budget, from a stored profile."""
+    with told_errors(as_json=as_json):
+        from allocator.allocate import allocate  # noqa: PLC0415
+        from allocator.budget import Budget  # noqa: PLC0415
+        from allocator.profile import Profile  # noqa: PLC0415
+        from quantizer.durable import write_whole  # noqa: PLC0415
+        from service.store import disk_errors  # noqa: PLC0415
+
+        if out_file.exists():
+            raise OutputError(f"plan file {str(out_file)!r} exists; name a new one")
+        try:
+            head, arrays = ((profile_folder / name).read_bytes() for name in ("profile.json", "profile.npz"))
+        except OSError as error:
+            raise RequestError(f"profile {str(profile_folder)!r} cannot be read: {error}") from error
+        measured = Profile.loads(head, arrays)
+        allocation = allocate(measured, Budget.parse(budget).weight_bytes(measured.layers))
+        with disk_errors(out_file):
+            write_whole(out_file, allocation.dumps().encode())
+        document = allocation.to_json()
+        if as_json:
+            print_json(document)
+            return
+        _print_pairs({key: value for key, value in document.items() if key != "layers"}, as_json=False)
+        out.print(f"plan: {out_file.resolve()}", markup=False)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    plan_file: Annotated[Path, typer.Option("--plan", help="Plan that `bitwright plan` wrote, or that you edited.")],
+    out_folder: OutFolder = Path("bitwright-out"),
+    calibration: Calibration = "builtin:calibration",
+    calibration_windows: CalibrationWindows = 8,
+    tokens: Tokens = 512,
+    seed: Seed = 0,
+    device: Device = "auto",
+    cache: Cache = _DEFAULT_CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize MODEL as a plan says, into a folder that transformers loads."""
+    with told_errors(as_json=as_json):
+        from quantizer.plan import Plan  # noqa: PLC0415
+        from quantizer.source import find_model  # noqa: PLC0415
+        from quantizer.text import TextSpec  # noqa: PLC0415
+        from service import stages  # noqa: PLC0415
+        from service.output import check_output, deliver  # noqa: PLC0415
+        from service.request import default_effort  # noqa: PLC0415
+        from service.store import StageStore  # noqa: PLC0415
+
+        check_output(out_folder)
+        chosen = Plan.loads(_read(plan_file, "plan"))
+        store, machine = StageStore(cache), stages.Machine.choose(device)
+        found = find_model(model, store.root / "models")
+        stages.check_plan(found, chosen)
+        windows = stages.windows_of(store, found, TextSpec(calibration, calibration_windows, tokens, seed))
+        with bars() as reporter:
+            folder = stages.checkpoint(store, found, chosen, windows, default_effort().batch, machine, reporter, "quantize")
+        deliver(out_folder, folder, None)
+        summary = {
+            "checkpoint": str(out_folder.resolve()),
+            "plan_bytes": chosen.weight_bytes,
+            "bits_per_weight": chosen.bits_per_weight,
+        }
+        _print_pairs(summary, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    checkpoints: Annotated[list[Path], typer.Argument(help="Quantized checkpoints to compare with it.")],
+    evaluation: Evaluation = "builtin:evaluation",
+    evaluation_windows: EvaluationWindows = 16,
+    tokens: Tokens = 512,
+    device: Device = "auto",
+    cache: Cache = _DEFAULT_CACHE,
+    as_json: AsJson = False,
+) -> None:
+    """Score MODEL and quantized checkpoints of it: perplexity and KL divergence, with standard errors."""
+    with told_errors(as_json=as_json):
+        from quantizer.source import find_model  # noqa: PLC0415
+        from quantizer.text import TextSpec  # noqa: PLC0415
+        from service import stages  # noqa: PLC0415
+        from service.store import StageStore  # noqa: PLC0415
+
+        for path in checkpoints:
+            if not (path / "plan.json").is_file():
+                raise RequestError(f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no plan.json")
+        store, machine = StageStore(cache), stages.Machine.choose(device)
+        found = find_model(model, store.root / "models")
+        windows = stages.windows_of(store, found, TextSpec(evaluation, evaluation_windows, tokens, None))
+        named = {str(path): path for path in checkpoints}
+        with bars() as reporter:
+            scores = stages.evaluation(store, found, named, windows, machine, reporter)
+        _print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of `bitwright run`.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show the report of a finished run."""
+    with told_errors(as_json=as_json):
+        document = json.loads(_read(folder / "report.json", "report"))
+        if as_json:
+            print_json(document)
+        else:
+            print_report(document)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine offers: versions, processor, memory, GPU, cache."""
+    from service.doctor import examine  # noqa: PLC0415
+
+    _print_pairs(examine(default_cache()), as_json=as_json)
+
+
+def _request(
+    model: str, budget: str, calibration: str, evaluation: str, calibration_windows: int, evaluation_windows: int, tokens: int,
+    probe_windows: int, probe_tokens: int, group_size: int, seed: int, device: str, *, whole_file: bool = False,
+) -> "RunRequest":  # fmt: skip
+    from allocator.budget import Budget  # noqa: PLC0415
+    from quantizer.text import TextSpec  # noqa: PLC0415
+    from service.request import Effort, RunRequest, default_effort  # noqa: PLC0415
+
+    effort = Effort(
+        calibration=TextSpec(calibration, calibration_windows, tokens, seed),
+        evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
+        probe_windows=probe_windows,
+        probe_tokens=probe_tokens,
+        batch=default_effort().batch,
+    )
+    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, seed, device)
+
+
+def _read(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{what} {str(path)!r} cannot be read: {error}") from error
+
+
+def _print_pairs(pairs: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(pairs)
+        return
+    for key, value in pairs.items():
+        out.print(f"{key}: {value}", markup=False)
+
+
+def entry() -> None:
+    """Run the command line."""
+    quiet_libraries()
+    app()

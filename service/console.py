@@ -1,0 +1,104 @@
+"""The rim of the command line: progress and messages on stderr, data on stdout, errors as exit codes."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from quantizer.durable import Progress as OnProgress
+from service.errors import EXIT_INTERRUPTED, KNOWN, exit_code
+from service.report import Report, summary_rows
+
+err = Console(stderr=True)
+out = Console(soft_wrap=True)
+
+
+class Bars:
+    """A reporter that draws one bar for each step, with the time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        """Draw on `progress`."""
+        self._progress = progress
+
+    def step(self, label: str) -> OnProgress:
+        """Start a bar."""
+        task = self._progress.add_task(label, total=None)
+
+        def update(done: int, total: int) -> None:
+            self._progress.update(task, completed=done, total=total)
+
+        return update
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show bars on stderr while work goes on."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield Bars(progress)
+
+
+def set_up_logging() -> None:
+    """Send messages of the product to stderr, and quiet the libraries below."""
+    handler = RichHandler(console=err, show_path=False, show_time=False, markup=False)
+    logger = logging.getLogger("bitwright")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+@contextmanager
+def told_errors(*, as_json: bool) -> Iterator[None]:
+    """Turn known errors into one sentence and an exit code; bugs keep their traceback."""
+    try:
+        yield
+    except KNOWN as error:
+        tell_error(error, as_json=as_json)
+        raise typer.Exit(exit_code(error)) from error
+    except KeyboardInterrupt as error:
+        err.print("stopped; run the same command again to go on from the last finished block", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
+
+
+def tell_error(error: BaseException, *, as_json: bool) -> None:
+    """Say what is wrong: as a sentence on stderr, and with --json also as a document on stdout."""
+    err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
+    err.print(str(error), markup=False, highlight=False)
+    if as_json:
+        print_json({"error": type(error).__name__, "message": str(error), "exit_code": exit_code(error)})
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document on stdout."""
+    sys.stdout.write(json.dumps(document, indent=1) + "\n")
+
+
+def print_report(report: Report) -> None:
+    """Print the summary of a report on stdout."""
+    table = Table("model", "bits per weight", "layer bytes", "perplexity", "KL [nats/token]", title=f"{report['model']['name']}")
+    for row in summary_rows(report):
+        table.add_row(*row)
+    out.print(table)
+    used = report["plan_bytes"] / report["budget_bytes"]
+    out.print(
+        f"budget {report['budget']} = {report['budget_bytes']:,} bytes, plan {report['plan_bytes']:,} bytes ({used:.2%}), "
+        f"weight files {report['checkpoint_bytes']:,} bytes (original {report['original_bytes']:,})"
+    )
+    for note in report["notes"]:
+        out.print(f"note: {note}", markup=False)

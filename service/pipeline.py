@@ -1,0 +1,107 @@
+"""The main path: from a model and a budget to a checkpoint with its proof. Reads top to bottom as the stages."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from allocator.menu import Menu, check_budget, choose_menu
+from allocator.uniform import uniform_plan
+from quantizer.plan import LayerSpec
+from quantizer.source import ModelFolder, find_model
+from service import stages
+from service.progress import Reporter
+from service.report import Comparison, Report, build_report
+from service.request import RunRequest
+from service.sizes import ModelSizes, measure_sizes
+from service.store import StageStore
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A request once the model's shape is known, before any weight is touched.
+
+    Attributes:
+        model: the checked model folder.
+        layers: the layers to quantize.
+        sizes: bytes of the model by parts.
+        budget_bytes: the budget of the quantized layers.
+        menu: fidelities that fit the budget.
+    """
+
+    model: ModelFolder
+    layers: tuple[LayerSpec, ...]
+    sizes: ModelSizes
+    budget_bytes: int
+    menu: Menu
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, stage: str, work: Callable[[], T]) -> T:
+        """Return what `work` returns, and note how long it took."""
+        start = time.monotonic()
+        result = work()
+        self.seconds[stage] = time.monotonic() - start
+        return result
+
+
+def prepare(request: RunRequest, store: StageStore) -> Task:
+    """Find the model and settle the budget, without reading weights into memory.
+
+    Raises:
+        ModelError: the model cannot be used.
+        BudgetInfeasible: the budget is below the smallest plan.
+        BudgetNotNeeded: the model fits the budget as it is.
+    """
+    model = find_model(request.model, store.root / "models")
+    layers = stages.layers_of(model)
+    sizes = measure_sizes(model, layers)
+    budget_bytes = request.budget.weight_bytes(layers) - (sizes.unquantized_bytes if request.whole_file else 0)
+    check_budget(layers, budget_bytes, sizes.layer_bytes)
+    return Task(model, layers, sizes, budget_bytes, choose_menu(layers, budget_bytes, request.group_size))
+
+
+def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Report, Path]:
+    """Do the whole job; return the report and the folder of the checkpoint.
+
+    Every stage is kept under the hash of its inputs: a job that was killed goes on where it stopped, and another budget
+    near by uses the same profile.
+
+    Raises:
+        QuantizerError: model or text cannot be used.
+        AllocatorError: the budget cannot be met.
+        ServiceError: something could not be stored.
+    """
+    clock, machine, effort = Clock(), stages.Machine.choose(request.device), request.effort
+    task = clock.time("prepare", lambda: prepare(request, store))
+    calibration = stages.windows_of(store, task.model, effort.calibration)
+    probes = stages.windows_of(store, task.model, effort.probes, effort.probe_tokens)
+    held_out = stages.windows_of(store, task.model, effort.evaluation)
+
+    profiling = stages.ProfileTask(task.model, task.menu, calibration, probes, effort.batch, request.seed, machine)
+    profile = clock.time("profile", lambda: stages.profile(store, profiling, reporter))
+    allocation = clock.time("plan", lambda: stages.plan(store, profile, task.budget_bytes))
+    ends = task.menu.fidelities[0], task.menu.fidelities[-1]
+    uniform = uniform_plan(task.layers, ends[0].bits_lo, ends[1].bits_lo, request.group_size, task.budget_bytes)
+
+    checkpoints = {
+        name: clock.time(
+            f"quantize {name}",
+            lambda plan=plan, name=name: stages.checkpoint(
+                store, task.model, plan, calibration, effort.batch, machine, reporter, f"quantize: {name}"
+            ),
+        )
+        for name, plan in (("plan", allocation.plan), ("uniform", uniform))
+    }
+    quality = clock.time("evaluate", lambda: stages.evaluation(store, task.model, checkpoints, held_out, machine, reporter))
+    comparison = Comparison(profile, allocation, uniform, quality)
+    report = build_report(request, task.model, task.sizes, comparison, checkpoints["plan"], clock.seconds)
+    return report, checkpoints["plan"]

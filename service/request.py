@@ -1,0 +1,100 @@
+"""What a user asks for, as one frozen value."""
+
+from dataclasses import dataclass, replace
+
+from allocator.budget import Budget
+from quantizer.fidelity import COLUMN_STEP
+from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
+from service.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        calibration: text that layers are quantized on.
+        evaluation: text that results are scored on; not the calibration text.
+        probe_windows: windows that the effects of layers are measured on: further windows of the calibration text.
+        probe_tokens: tokens that are used of each such window, from its start.
+        batch: calibration windows that are run at once.
+    """
+
+    calibration: TextSpec
+    evaluation: TextSpec
+    probe_windows: int
+    probe_tokens: int
+    batch: int
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that leave nothing to measure.
+
+        Raises:
+            RequestError: a count is not positive.
+        """
+        counts = {
+            "calibration windows": self.calibration.windows,
+            "calibration tokens": self.calibration.tokens,
+            "evaluation tokens": self.evaluation.tokens - 1,
+            "probe windows": self.probe_windows,
+            "probe tokens": self.probe_tokens,
+            "batch": self.batch,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise RequestError(f"{name} {count}: give a larger number")
+        if self.evaluation.windows < 0:
+            raise RequestError(f"evaluation windows {self.evaluation.windows}: give a number, or 0 for the whole text")
+        if self.probe_tokens > self.calibration.tokens:
+            raise RequestError(f"{self.probe_tokens} probe tokens of windows of {self.calibration.tokens}: probe fewer")
+
+    @property
+    def probes(self) -> TextSpec:
+        """The windows that effects are measured on: drawn after the calibration windows, so none is in both."""
+        return replace(self.calibration, windows=self.probe_windows, skip=self.calibration.windows)
+
+
+def default_effort() -> Effort:
+    """Return the effort of the command line's defaults: minutes for a model of 135 million parameters on two cores."""
+    return Effort(
+        calibration=TextSpec(BUILT_IN_CALIBRATION, windows=8, tokens=512, seed=0),
+        evaluation=TextSpec(BUILT_IN_EVALUATION, windows=16, tokens=512, seed=None),
+        probe_windows=8,
+        probe_tokens=128,
+        batch=4,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """One run of the main job.
+
+    Attributes:
+        model: a folder, a GGUF file, or a Hugging Face id.
+        budget: size of the quantized layers, or of the whole checkpoint.
+        whole_file: whether the budget includes what is not quantized: embeddings, norms, head, biases.
+        group_size: columns that share a scale.
+        effort: how much is measured.
+        seed: of everything random.
+        device: `cpu`, `cuda`, or `auto`.
+
+    Raises:
+        RequestError: a field is out of range.
+    """
+
+    model: str
+    budget: Budget
+    whole_file: bool
+    group_size: int
+    effort: Effort
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        """Refuse what no stage could use."""
+        if self.group_size <= 0 or self.group_size % COLUMN_STEP:
+            raise RequestError(f"group size {self.group_size}: use a multiple of {COLUMN_STEP}, such as 64 or 128")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")
+        if self.whole_file and self.budget.unit == "bpw":
+            raise RequestError(f"budget {self.budget.text!r} counts quantized weights only; give bytes for the whole file")

@@ -1,0 +1,288 @@
+"""The stages of the main job: each takes what the stages before it made, and keeps what it makes.
+
+calibration -> profile -> plan -> checkpoint -> evaluation -> report
+"""
+
+import gc
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from allocator import allocate as solver
+from allocator import profiler
+from allocator.allocate import Allocation
+from allocator.menu import Menu
+from allocator.profile import Profile
+from allocator.profiler import ProfileProgress, ProfileSpec
+from quantizer import convert
+from quantizer.checkpoint import pack_model, save_checkpoint
+from quantizer.convert import Calibration, quantize_blocks, read_block
+from quantizer.durable import PartStore, file_sha256
+from quantizer.errors import PlanError
+from quantizer.evaluate import Quality, evaluate_models
+from quantizer.layers import find_layers
+from quantizer.plan import LayerSpec, Plan
+from quantizer.runner import BlockRunner
+from quantizer.source import ModelFolder, load_model, load_tokenizer
+from quantizer.text import TextSpec, make_windows, read_text, text_sha256
+from quantizer.weight import QuantizedWeight
+from service.progress import Reporter
+from service.store import StageKey, StageStore
+
+WIDTH = 16
+"""Numbers kept for each token's output change; more change the coupling by less than other probe windows do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Token windows and where they come from.
+
+    Attributes:
+        tokens: int64 [windows, tokens].
+        sha256: digest of the windows.
+        source: what the user called the text.
+    """
+
+    tokens: Tensor
+    sha256: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where models run: device and dtype."""
+
+    device: str
+    dtype: torch.dtype
+
+    @classmethod
+    def choose(cls, wanted: str) -> "Machine":
+        """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
+        device = "cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu")
+        return cls(device, torch.bfloat16 if device == "cuda" else torch.float32)
+
+    def inputs(self) -> dict[str, str]:
+        """Return what of the machine decides results, for the hash of a stage."""
+        return {"device": self.device, "dtype": str(self.dtype), "torch": version("torch")}
+
+
+def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_tokens: int | None = None) -> Windows:
+    """Cut a text into token windows, of which the first `used_tokens` tokens are taken if it is given.
+
+    Raises:
+        TextError: the text cannot be used.
+    """
+    text = read_text(spec.source)
+    inputs = {"model": model.sha256, "text": text_sha256(text), **{k: v for k, v in asdict(spec).items() if k != "source"}}
+
+    def make(folder: Path, _: PartStore) -> None:
+        save_file({"windows": make_windows(text, spec, load_tokenizer(model))}, folder / "windows.safetensors")
+
+    folder = store.get(StageKey("calibration", inputs), make)
+    tokens = load_file(folder / "windows.safetensors")["windows"][:, :used_tokens].contiguous()
+    return Windows(tokens, hashlib.sha256(tokens.numpy().tobytes()).hexdigest(), spec.source)
+
+
+def layers_of(model: ModelFolder) -> tuple[LayerSpec, ...]:
+    """Return the model's layers, without reading its weights.
+
+    Raises:
+        ModelError: its structure is not supported.
+    """
+    return find_layers(skeleton(model))
+
+
+def skeleton(model: ModelFolder) -> Any:
+    """Return the model without storage for its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  seconds to import; bad input is told before
+
+    config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileTask:
+    """All that decides a profile.
+
+    Attributes:
+        model: what is measured.
+        menu: fidelities and context; the budget enters through it only, so near budgets share a profile.
+        calibration: windows that layers are quantized on.
+        probes: windows that effects are measured on.
+        batch: windows that are run at once.
+        seed: of everything random.
+        machine: where it is measured.
+    """
+
+    model: ModelFolder
+    menu: Menu
+    calibration: Windows
+    probes: Windows
+    batch: int
+    seed: int
+    machine: Machine
+
+    @property
+    def key(self) -> StageKey:
+        """What the profile is kept under."""
+        inputs = {
+            "model": self.model.sha256,
+            "calibration": self.calibration.sha256,
+            "probes": self.probes.sha256,
+            "menu": [fidelity.name for fidelity in self.menu.fidelities],
+            "context": self.menu.context,
+            "batch": self.batch,
+            "seed": self.seed,
+            "width": WIDTH,
+            "method": [profiler.METHOD, convert.METHOD],
+            "machine": self.machine.inputs(),
+        }
+        return StageKey("profile", inputs)
+
+
+def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile:
+    """Measure the effect of every layer and fidelity, or go on where it was left."""
+    machine = task.machine
+
+    def make(folder: Path, parts: PartStore) -> None:
+        loaded = load_model(task.model, machine.dtype, machine.device)
+        made = profiler.profile_model(
+            BlockRunner(loaded),
+            find_layers(loaded),
+            task.menu,
+            Calibration(task.calibration.tokens.to(machine.device), task.batch),
+            ProfileSpec(task.probes.tokens.to(machine.device), WIDTH, task.seed),
+            parts,
+            ProfileProgress(reporter.step("profile: context"), reporter.step("profile: effects")),
+            model_sha256=task.model.sha256,
+            calibration_sha256=task.calibration.sha256,
+        )
+        head, arrays = made.dumps()
+        (folder / "profile.json").write_bytes(head)
+        (folder / "profile.npz").write_bytes(arrays)
+
+    return read_profile(store.get(task.key, make))
+
+
+def read_profile(folder: Path) -> Profile:
+    """Return the profile in a folder.
+
+    Raises:
+        ProfileError: it is damaged.
+        OSError: its files are not there.
+    """
+    return Profile.loads((folder / "profile.json").read_bytes(), (folder / "profile.npz").read_bytes())
+
+
+def plan(store: StageStore, measured: Profile, budget_bytes: int) -> Allocation:
+    """Solve for the plan of a budget. Solving takes less time than looking it up; the plan is kept as a record of the run."""
+    allocation = solver.allocate(measured, budget_bytes)
+    head, arrays = measured.dumps()
+    inputs = {"profile": hashlib.sha256(head + arrays).hexdigest(), "budget_bytes": budget_bytes, "method": solver.METHOD}
+    store.get(StageKey("plan", inputs), lambda folder, _: _write(folder / "plan.json", allocation.dumps()))
+    return allocation
+
+
+def check_plan(model: ModelFolder, chosen: Plan) -> None:
+    """Refuse a plan that was made for other layers than the model's.
+
+    Raises:
+        PlanError: names the first layer that differs.
+    """
+    for planned, found in zip_longest(chosen.layers, layers_of(model)):
+        if planned != found:
+            raise PlanError(f"the plan has layer {planned}, the model {model.name!r} has {found} in its place; make a plan for it")
+
+
+def checkpoint(
+    store: StageStore,
+    model: ModelFolder,
+    chosen: Plan,
+    windows: Windows,
+    batch: int,
+    machine: Machine,
+    reporter: Reporter,
+    label: str,
+) -> Path:
+    """Quantize the model as the plan says and return the folder of the checkpoint, complete and loadable."""
+    inputs = {
+        "model": model.sha256,
+        "calibration": windows.sha256,
+        "plan": {name: fidelity.name for name, fidelity in chosen.by_name.items()},
+        "batch": batch,
+        "method": convert.METHOD,
+        "machine": machine.inputs(),
+        "transformers": version("transformers"),
+    }
+
+    def make(folder: Path, parts: PartStore) -> None:
+        loaded = load_model(model, machine.dtype, machine.device)
+        choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
+        calibration = Calibration(windows.tokens.to(machine.device), batch)
+        quantize_blocks(BlockRunner(loaded), chosen.layers, choices, calibration, parts, reporter.step(label))
+        pack_model(loaded, chosen, _stored_weights(chosen, parts))
+        save_checkpoint(loaded, model, chosen, folder / "model")
+
+    return store.get(StageKey("checkpoint", inputs), make) / "model"
+
+
+def _stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
+    weights: dict[str, QuantizedWeight] = {}
+    names = chosen.by_name
+    for index in sorted({layer.block for layer in chosen.layers}):
+        members = [layer for layer in chosen.layers if layer.block == index]
+        block = read_block(parts, members, {layer.name: (names[layer.name],) for layer in members}, index)
+        if block is None:
+            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
+        weights |= {name: forms[names[name].name] for name, forms in block.weights.items()}
+    return weights
+
+
+def evaluation(
+    store: StageStore, model: ModelFolder, checkpoints: dict[str, Path], windows: Windows, machine: Machine, reporter: Reporter
+) -> dict[str, Quality]:
+    """Score the original and the saved checkpoints on the same windows, side by side."""
+    inputs = {
+        "model": model.sha256,
+        "checkpoints": {name: _manifest_digest(path) for name, path in checkpoints.items()},
+        "windows": windows.sha256,
+        "machine": machine.inputs(),
+    }
+
+    def make(folder: Path, parts: PartStore) -> None:
+        models = {"original": load_model(model, machine.dtype, machine.device)}
+        models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
+        scores = evaluate_models(models, "original", windows.tokens, parts, reporter.step("evaluate"))
+        _write(folder / "evaluation.json", json.dumps({name: score.to_json() for name, score in scores.items()}))
+        models.clear()
+        gc.collect()
+
+    folder = store.get(StageKey("evaluation", inputs), make)
+    stored = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return {name: Quality.from_json(values) for name, values in stored.items()}
+
+
+def load_checkpoint(path: Path, machine: Machine) -> Any:
+    """Return a saved checkpoint as a user would load it."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  see skeleton
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=machine.dtype, trust_remote_code=False).to(machine.device).eval()
+
+
+def _manifest_digest(folder: Path) -> str:
+    """Return a digest of a checkpoint's weights and configuration."""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+    return hashlib.sha256("\n".join(f"{file.name}:{file_sha256(file)}" for file in files).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
