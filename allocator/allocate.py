@@ -104,7 +104,7 @@ def _range_notes(profile: Profile, budget_bytes: int, largest: int) -> tuple[str
     low, high = profile.budget_range
     if not low <= budget_bytes <= high:
         notes.append(
-            f"the profile was measured around a plan of {int(profile.weight_bytes[:, profile.context].sum())} bytes and is trusted from {low} to "
-            f"{high}; for this budget, profile the model anew"
+            f"the profile was measured around a plan of {int(profile.weight_bytes[:, profile.context].sum())} bytes and is trusted "
+            f"from {low} to {high}; for this budget, profile the model anew"
         )
     return tuple(notes)

@@ -5,8 +5,8 @@
                 sum_k x[l, k] = 1,  x >= 0        one fidelity for each layer, relaxed to shares
                 weight_bytes . x <= budget
 
-The variable y keeps the Hessian diagonal, whatever the coupling. Only the budget is a parameter, so a compiled problem is solved again
-for another budget without being built anew.
+The variable y keeps the Hessian diagonal, whatever the coupling. Only the budget is a parameter, so a compiled problem is
+solved again for another budget without being built anew.
 """
 
 from dataclasses import dataclass

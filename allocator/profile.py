@@ -4,9 +4,9 @@ The loss of a plan is modelled around a context, a uniform plan. With x[l, k] = 
 
     loss(x) = context_loss + linear . x + 1/2 |factor x|^2      [nats/token]
 
-where the loss is the KL divergence from the original model on calibration text. Column (l, k) of `factor` is the effect that
-this one change has on the model's output, so the Gram matrix factor' factor is the coupling of all pairs of layers, positive semidefinite by
-construction. The context's own columns are zero.
+where the loss is the KL divergence from the original model on probe text. Column (l, k) of `factor` is the effect that this one
+change has on the model's output, so the Gram matrix factor' factor is the coupling of all pairs of layers, positive semidefinite
+by construction. The context's own columns are zero.
 """
 
 import io

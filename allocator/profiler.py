@@ -1,13 +1,13 @@
 """Measure the effect of each layer and fidelity on the model's output, around a uniform context near the budget.
 
 1. The model is quantized block by block at the context fidelity; each layer is also quantized at the two ends of the menu.
-2. One layer at a time takes each end of the menu, the others staying in the context, and the change of the output is measured on a few
-   windows. Only the blocks from the changed one on are run.
-3. Fidelities between the ends are interpolated: a split that moves a share f of a layer's remaining column error has f times the effect,
-   plus an uncorrelated rest of f (1 - f) times the squared effect, as for independent columns.
+2. One layer at a time takes each end of the menu, the others staying in the context, and the change of the output is measured
+   on a few windows. Only the blocks from the changed one on are run.
+3. Fidelities between the ends are interpolated: a split that moves a share f of a layer's remaining column error has f times the
+   effect, plus an uncorrelated rest of f (1 - f) times the squared effect, as for independent columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,8 +120,8 @@ def profile_model(
 def interpolation(fidelity: Fidelity, menu: Menu, impact: Tensor) -> tuple[float, float]:
     """Return the shares (towards the low end, towards the high end) of a layer's measured changes that `fidelity` amounts to.
 
-    With columns sorted by impact, going from the context's n columns at high width to m > n moves the columns n .. m-1 and so the share of
-    their impact in the impact of all columns from n on; m < n correspondingly.
+    With columns sorted by impact, going from the context's n columns at high width to m > n moves the columns n .. m-1, and so the
+    share of their impact in the impact of all columns from n on; m < n correspondingly.
 
     Args:
         fidelity: a member of the menu.
@@ -169,7 +169,7 @@ def assemble(layers: Sequence[LayerSpec], menu: Menu, effects: Effects, impact: 
 def _measure(
     runner: BlockRunner,
     layers: Sequence[LayerSpec],
-    choices: dict[str, tuple[Fidelity, ...]],
+    choices: Mapping[str, Sequence[Fidelity]],
     original: Tensor,
     spec: ProfileSpec,
     parts: PartStore,
@@ -201,7 +201,7 @@ def _measure(
 def _measure_block(
     runner: BlockRunner,
     members: Sequence[LayerSpec],
-    choices: dict[str, tuple[Fidelity, ...]],
+    choices: Mapping[str, Sequence[Fidelity]],
     probes: Tensor,
     hidden: Tensor,
     context: Tensor,
@@ -225,7 +225,7 @@ def _measure_block(
     return torch.stack(firsts), torch.stack(sketches)
 
 
-def _impacts(layers: Sequence[LayerSpec], choices: dict[str, tuple[Fidelity, ...]], parts: PartStore) -> dict[str, Tensor]:
+def _impacts(layers: Sequence[LayerSpec], choices: Mapping[str, Sequence[Fidelity]], parts: PartStore) -> dict[str, Tensor]:
     impact: dict[str, Tensor] = {}
     for index in sorted({layer.block for layer in layers}):
         block = read_block(parts, [layer for layer in layers if layer.block == index], choices, index)

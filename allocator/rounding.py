@@ -29,8 +29,8 @@ class _Moves:
 def round_shares(profile: Profile, share: Array, price: float, budget_bytes: int) -> Choice:
     """Return menu indices of a plan that fits the budget, near `share` and locally optimal.
 
-    Starting from the largest share of each layer, layers are lowered until the plan fits; then single changes and pairs of changes are
-    made while one lowers the modelled loss; then what is left of the budget is spent.
+    Starting from the largest share of each layer, layers are lowered until the plan fits; then single changes and pairs of
+    changes are made while one lowers the modelled loss; then what is left of the budget is spent.
 
     Args:
         profile: effects and sizes.

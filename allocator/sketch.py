@@ -1,13 +1,14 @@
 """How much a change of the model's output matters, in a few numbers per token.
 
-Near a context with next-token distribution p, the KL divergence from the original distribution q changes under a change dz of the logits by
+Near a context with next-token distribution p, the KL divergence from the original distribution q changes under a change dz of the
+logits by
 
     (p - q) . dz + 1/2 dz' F dz + ...,    F = diag(p) - p p'  (the Fisher metric of the softmax)
 
-Logits are a function of what enters the output head, so both terms are pulled back to there once: a change dh of the head's
-input then costs a product with [hidden] + [hidden, width] numbers for each token, and neither the head nor a softmax is computed again. The metric is
-factored as F = A A', A = diag(sqrt p) - p sqrt(p)', and A is multiplied by a fixed random sign matrix of `width` columns: inner products
-of sketched changes are unbiased estimates of dz_1' F dz_2.
+Logits are a function of what enters the output head, so both terms are pulled back to there once: a change dh of the head's input
+then costs a product with [hidden] + [hidden, width] numbers for each token, and neither the head nor a softmax is computed again.
+The metric is factored as F = A A', A = diag(sqrt p) - p sqrt(p)', and A is multiplied by a fixed random sign matrix of `width`
+columns: inner products of sketched changes are unbiased estimates of dz_1' F dz_2.
 """
 
 from dataclasses import dataclass

@@ -14,8 +14,8 @@ _BISECTIONS = 40
 def uniform_plan(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_size: int, budget_bytes: int) -> Plan:
     """Return the plan with one high-impact share for all layers, as large as the budget allows.
 
-    Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets. Layers therefore round the share up or
-    down in turns, evenly spread over the model, until the budget is used up to a single step of a single layer.
+    Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets. Layers therefore round the share up
+    or down in turns, evenly spread over the model, until the budget is used up to a single step of a single layer.
 
     Raises:
         BudgetInfeasible: not even a share of zero fits the budget.

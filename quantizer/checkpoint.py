@@ -1,18 +1,20 @@
 """Write a quantized model as a folder that transformers loads."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from quantizer.durable import sync_folder
 from quantizer.errors import CheckpointError
 from quantizer.integration import BitwrightConfig, BitwrightQuantizer
-from quantizer.linear import QuantizedLinear, pack_layers
+from quantizer.linear import pack_layers
 from quantizer.plan import Plan
 from quantizer.source import ModelFolder
 from quantizer.weight import QuantizedWeight
@@ -60,16 +62,20 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     """
     dtype = getattr(torch, source.dtype)
     folder.mkdir(parents=True)
-    _cast_unquantized(model, dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)  # packed tensors are buffers, and stay as they are
     model.config.dtype = dtype
-    model.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as err:
+        raise OSError(errno.ENOSPC if "os error 28" in str(err) else errno.EIO, str(err), str(folder)) from err
     for name in _TOKENIZER_FILES:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, folder / name)
     (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
     for file in folder.iterdir():
         with file.open("rb") as stream:
-            _sync(stream.fileno())
+            os.fsync(stream.fileno())
     sync_folder(folder)
     found = quantized_bytes(folder, plan)
     if found != plan.weight_bytes:
@@ -93,22 +99,3 @@ def quantized_bytes(folder: Path, plan: Plan) -> int:
 def checkpoint_bytes(folder: Path) -> int:
     """Return the bytes of all weight files in a model folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def _cast_unquantized(model: Any, dtype: torch.dtype) -> None:
-    packed = {id(buffer) for module in model.modules() if isinstance(module, QuantizedLinear) for buffer in module.buffers()}
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    for module in model.modules():
-        for name in module.state_dict(keep_vars=True):
-            if "." in name:
-                continue
-            buffer = module._buffers.get(name)
-            if buffer is not None and buffer.is_floating_point() and id(buffer) not in packed:
-                module._buffers[name] = buffer.to(dtype)
-
-
-def _sync(descriptor: int) -> None:
-    import os  # noqa: PLC0415
-
-    os.fsync(descriptor)

@@ -17,7 +17,7 @@ from quantizer.selection import column_impact
 from quantizer.weight import QuantizedWeight
 
 METHOD = "gptq-1"
-"""Names what this module and those below it compute; a change of their results gets a new name, so that no stale result is reused."""
+"""Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
 _IMPACT = "impact"
 
@@ -49,7 +49,7 @@ class Calibration:
 
     def batches(self) -> tuple[Tensor, ...]:
         """Return the windows in batches, [batch, tokens] each."""
-        return self.windows.split(self.batch)
+        return torch.split(self.windows, self.batch)
 
 
 def quantize_blocks(

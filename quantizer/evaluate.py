@@ -43,11 +43,12 @@ class Quality:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Quality":
         """Return the quality that `to_json` wrote."""
-        return cls(**{key: math.nan if value is None else value for key, value in values.items()})
+        known: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+        return cls(**known)
 
 
 def evaluate_models(
-    models: dict[str, nn.Module], original: str, windows: Tensor, parts: PartStore, on_progress: Progress
+    models: dict[str, nn.Module], original: str, windows: Tensor, batch: int, parts: PartStore, on_progress: Progress
 ) -> dict[str, Quality]:
     """Score several models on the same windows, side by side.
 
@@ -55,41 +56,52 @@ def evaluate_models(
         models: causal language models by name, the original among them.
         original: name of the model that the others are compared with.
         windows: int64 [windows, tokens].
-        parts: where the scores of finished windows are kept.
-        on_progress: told of each finished window.
+        batch: windows that are run at once; packed layers are expanded once for each batch.
+        parts: where the scores of finished batches are kept.
+        on_progress: told of each finished batch.
 
     Returns:
         The quality of each model.
     """
-    scores: list[dict[str, list[float]]] = []
-    for index, window in enumerate(windows):
-        data = parts.read(f"window-{index:06d}")
+    scores: dict[str, list[list[float]]] = {name: [] for name in models}
+    batches = torch.split(windows, batch)
+    for index, members in enumerate(batches):
+        data = parts.read(f"batch-{index:06d}")
         if data is None:
-            data = json.dumps(_score_window(models, original, window)).encode()
-            parts.write(f"window-{index:06d}", data)
-        scores.append(json.loads(data))
-        on_progress(index + 1, len(windows))
+            data = json.dumps(_score(models, original, members)).encode()
+            parts.write(f"batch-{index:06d}", data)
+        for name, rows in json.loads(data).items():
+            scores[name] += rows
+        on_progress(index + 1, len(batches))
     tokens = windows.shape[0] * (windows.shape[1] - 1)
-    return {name: _summarise([score[name] for score in scores], tokens) for name in models}
+    return {name: _summarise(rows, tokens) for name, rows in scores.items()}
 
 
 @torch.inference_mode()
-def _score_window(models: dict[str, nn.Module], original: str, window: Tensor) -> dict[str, list[float]]:
-    """Return (mean negative log-likelihood, mean KL from the original) of each model on one window [tokens]."""
-    reference = _log_probabilities(models[original], window)
+def _score(models: dict[str, nn.Module], original: str, windows: Tensor) -> dict[str, list[list[float]]]:
+    """Return (mean negative log-likelihood, mean KL from the original) of each model on each window of a batch."""
+    reference = _log_probabilities(models[original], windows)
     scores = {}
     for name, model in models.items():
-        log_p = reference if name == original else _log_probabilities(model, window)
-        nll = nn.functional.nll_loss(log_p, window[1:].to(log_p.device))
-        kl = 0.0 if name == original else nn.functional.kl_div(log_p, reference, reduction="batchmean", log_target=True)
-        scores[name] = [float(nll), float(kl)]
+        log_p = reference if name == original else _log_probabilities(model, windows)
+        targets = windows[:, 1:].to(log_p.device)
+        nll = -log_p.gather(-1, targets.unsqueeze(-1)).double().mean((1, 2))
+        kl = torch.zeros_like(nll)
+        if name != original:
+            kl = torch.stack([_kl(p, q) for p, q in zip(reference, log_p, strict=True)])
+        scores[name] = torch.stack([nll, kl], 1).tolist()
     return scores
 
 
-def _log_probabilities(model: nn.Module, window: Tensor) -> Tensor:
-    """Return next-token log-probabilities of one window, float32 [tokens - 1, vocabulary]."""
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return the mean over tokens of KL(p || q); one window at a time, as its terms take as much memory as its logits."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1).double().mean()
+
+
+def _log_probabilities(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return next-token log-probabilities, float32 [windows, tokens - 1, vocabulary]."""
     device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=window[None].to(device), use_cache=False).logits[0, :-1]
+    logits: Tensor = model(input_ids=windows.to(device), use_cache=False).logits[:, :-1]
     return logits.float().log_softmax(-1)
 
 

@@ -67,7 +67,8 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     for _ in range(DAMPING_TRIES):
         lower, failed = torch.linalg.cholesky_ex((hessian + damping * eye).flip(0, 1))
         if not failed:
-            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+            return factor
         damping *= 10
     raise ValueError("the second moments of a layer's inputs cannot be factorised")
 

@@ -1,7 +1,7 @@
 """Teaches transformers to load checkpoints whose `quant_method` is "bitwright".
 
-`import quantizer` arranges for this module to be imported together with `transformers.quantizers.auto`, so that importing the package alone
-loads neither torch nor transformers.
+`import quantizer` arranges for this module to be imported together with `transformers.quantizers.auto`, so that importing the
+package alone loads neither torch nor transformers.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 
 @register_quantization_config(QUANT_METHOD)
-class BitwrightConfig(QuantizationConfigMixin):
+class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is Any to the checker
     """What `config.json` says of a quantized checkpoint: the fidelity of each layer, by name.
 
     Raises:
@@ -40,7 +40,7 @@ class BitwrightConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(QUANT_METHOD)
-class BitwrightQuantizer(HfQuantizer):
+class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     """Puts packed layers into the skeleton of a model before its weights are read."""
 
     requires_calibration = True

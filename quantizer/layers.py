@@ -9,8 +9,8 @@ from quantizer.plan import LayerSpec
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the path and the list of the model's decoder blocks.
 
-    The blocks are the `nn.ModuleList` with the most weights in `nn.Linear` layers; all its members are of one class. Lists nested in
-    blocks, such as experts, hold fewer weights than the list around them.
+    The blocks are the `nn.ModuleList` with the most weights in `nn.Linear` layers; all its members are of one class. Lists nested
+    in blocks, such as experts, hold fewer weights than the list around them.
 
     Raises:
         ModelError: no list of modules holds a linear layer.

@@ -64,4 +64,5 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
         for byte in range(unit_bytes):
             unit |= stream[:, :, byte].to(torch.int64) << (8 * byte)
         codes = ((unit.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8)
-    return codes.reshape(rows, units * per_unit)[:, :values]
+    kept: Tensor = codes.reshape(rows, units * per_unit)[:, :values]
+    return kept

@@ -25,6 +25,7 @@ log = logging.getLogger("bitwright")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _REPOSITORY = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_OUTLINE = "outline"
 _LOADED_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -45,12 +46,14 @@ class ModelFolder:
     dtype: str
 
 
-def find_model(reference: str, cache: Path) -> ModelFolder:
+def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> ModelFolder:
     """Return the folder of the model that `reference` names, after checking that it can be loaded safely.
 
     Args:
         reference: a folder, a GGUF file, or a Hugging Face model id.
         cache: folder for models that had to be converted.
+        read_weights: whether to check every value, and to take the digest. Without it, only headers are read, a GGUF file gives a
+            folder that holds its configuration alone, and the digest is empty.
 
     Raises:
         ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite, needs code of its own, is
@@ -60,17 +63,19 @@ def find_model(reference: str, cache: Path) -> ModelFolder:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id")
-        folder = _convert_gguf(path, cache)
+        folder = _convert_gguf(path, cache) if read_weights else _outline_gguf(path, cache)
     elif path.is_dir():
         folder = path
     else:
         folder = _download(reference)
     config = _read_config(folder)
     _check_config(folder, config)
+    if (folder / _OUTLINE).is_file():
+        return ModelFolder(folder, reference, "", "float16")
     weights = _weight_files(folder)
     for file in weights:
-        _check_weights(file)
-    return ModelFolder(folder, reference, _digest(folder, weights), _stored_dtype(config, weights))
+        _check_weights(file, values=read_weights)
+    return ModelFolder(folder, reference, _digest(folder, weights) if read_weights else "", _stored_dtype(config, weights))
 
 
 def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
@@ -168,16 +173,17 @@ def _weight_files(folder: Path) -> list[Path]:
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
     if pickled:
         raise ModelError(
-            f"folder {str(folder)!r} holds pickled weights only ({pickled[0]}); loading them can run any code. Convert them to safetensors"
+            f"folder {str(folder)!r} holds pickled weights only ({pickled[0]}); loading them can run any code. "
+            "Convert them to safetensors"
         )
     raise ModelError(f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards")
 
 
-def _check_weights(file: Path) -> None:
-    """Refuse a truncated file, and one with values that are not finite."""
+def _check_weights(file: Path, *, values: bool) -> None:
+    """Refuse a truncated file and, if `values` are to be read, one that holds any that are not finite."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
+            for name in tensors.keys() if values else ():  # noqa: SIM118  not a dict
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")
@@ -229,4 +235,18 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     temporary.rename(folder)
+    return folder
+
+
+def _outline_gguf(file: Path, cache: Path) -> Path:
+    """Return a folder with the configuration of a GGUF file, marked as having no weights."""
+    from transformers import AutoConfig  # noqa: PLC0415  see load_model
+
+    try:
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as err:
+        raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+    folder = cache / f"outline-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
+    config.save_pretrained(folder)
+    (folder / _OUTLINE).touch()
     return folder

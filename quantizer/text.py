@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +10,6 @@ import torch
 from torch import Tensor
 
 from quantizer.errors import TextError
-
-log = logging.getLogger("bitwright")
 
 BUILT_IN_CALIBRATION = "builtin:calibration"
 BUILT_IN_EVALUATION = "builtin:evaluation"
@@ -103,12 +100,11 @@ def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
 
 
 def _built_in(source: str) -> str:
-    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics."""
+    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics: a stand-in for real text."""
     try:
         from pydoc_data.topics import topics  # noqa: PLC0415  a missing standard module concerns only those who use it
     except ImportError as err:
         raise TextError(f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file") from err
-    log.warning("text %s is a stand-in (Python's own reference topics); give text like what the model will see", source)
     turn = 0 if source == BUILT_IN_CALIBRATION else 1
     return "\n\n".join(topics[name] for name in sorted(topics)[turn::2])
 

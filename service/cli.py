@@ -78,7 +78,7 @@ def run(
         )  # fmt: skip
         store = StageStore(cache)
         if dry:
-            plan = estimate.dry_run(request, pipeline.prepare(request, store))
+            plan = estimate.dry_run(request, pipeline.prepare(request, store, read_weights=False))
             _print_pairs(plan, as_json=as_json)
             return
         check_output(out_folder)
@@ -230,6 +230,7 @@ def evaluate(
         from quantizer.source import find_model  # noqa: PLC0415
         from quantizer.text import TextSpec  # noqa: PLC0415
         from service import stages  # noqa: PLC0415
+        from service.request import default_effort  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
         for path in checkpoints:
@@ -240,7 +241,7 @@ def evaluate(
         windows = stages.windows_of(store, found, TextSpec(evaluation, evaluation_windows, tokens, None))
         named = {str(path): path for path in checkpoints}
         with bars() as reporter:
-            scores = stages.evaluation(store, found, named, windows, machine, reporter)
+            scores = stages.evaluation(store, found, named, windows, default_effort().batch, machine, reporter)
         _print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
 
 

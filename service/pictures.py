@@ -103,9 +103,9 @@ def _heat_map(values: Any, kinds: list[str], blocks: list[int], label: str, colo
 
 def _svg(figure: "Figure") -> str:
     """Return a figure as an SVG element, the same for the same figure."""
-    import matplotlib  # noqa: PLC0415
+    import matplotlib as mpl  # noqa: PLC0415
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "bitwright", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with mpl.rc_context({"svg.hashsalt": "bitwright", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

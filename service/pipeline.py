@@ -8,13 +8,14 @@ from typing import TypeVar
 
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.uniform import uniform_plan
-from quantizer.plan import LayerSpec
+from quantizer.layers import find_layers
+from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
 from service import stages
 from service.progress import Reporter
 from service.report import Comparison, Report, build_report
 from service.request import RunRequest
-from service.sizes import ModelSizes, measure_sizes
+from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
 
 T = TypeVar("T")
@@ -53,18 +54,21 @@ class Clock:
         return result
 
 
-def prepare(request: RunRequest, store: StageStore) -> Task:
-    """Find the model and settle the budget, without reading weights into memory.
+def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True) -> Task:
+    """Find the model and settle the budget; without `read_weights` nothing but headers is read, which is enough for a dry run.
 
     Raises:
         ModelError: the model cannot be used.
         BudgetInfeasible: the budget is below the smallest plan.
         BudgetNotNeeded: the model fits the budget as it is.
     """
-    model = find_model(request.model, store.root / "models")
-    layers = stages.layers_of(model)
-    sizes = measure_sizes(model, layers)
-    budget_bytes = request.budget.weight_bytes(layers) - (sizes.unquantized_bytes if request.whole_file else 0)
+    model = find_model(request.model, store.root / "models", read_weights=read_weights)
+    skeleton = stages.skeleton(model)
+    layers = find_layers(skeleton)
+    sizes = measure_sizes(model, layers, sum(parameter.numel() for parameter in skeleton.parameters()))
+    budget_bytes = request.budget.weight_bytes(layers)
+    if request.whole_file:
+        budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)
     check_budget(layers, budget_bytes, sizes.layer_bytes)
     return Task(model, layers, sizes, budget_bytes, choose_menu(layers, budget_bytes, request.group_size))
 
@@ -92,16 +96,16 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
     ends = task.menu.fidelities[0], task.menu.fidelities[-1]
     uniform = uniform_plan(task.layers, ends[0].bits_lo, ends[1].bits_lo, request.group_size, task.budget_bytes)
 
-    checkpoints = {
-        name: clock.time(
-            f"quantize {name}",
-            lambda plan=plan, name=name: stages.checkpoint(
-                store, task.model, plan, calibration, effort.batch, machine, reporter, f"quantize: {name}"
-            ),
+    def quantize(name: str, plan: Plan) -> Path:
+        label = f"quantize: {name}"
+        return clock.time(
+            label, lambda: stages.checkpoint(store, task.model, plan, calibration, effort.batch, machine, reporter, label)
         )
-        for name, plan in (("plan", allocation.plan), ("uniform", uniform))
-    }
-    quality = clock.time("evaluate", lambda: stages.evaluation(store, task.model, checkpoints, held_out, machine, reporter))
+
+    checkpoints = {"plan": quantize("plan", allocation.plan), "uniform": quantize("uniform", uniform)}
+    quality = clock.time(
+        "evaluate", lambda: stages.evaluation(store, task.model, checkpoints, held_out, effort.batch, machine, reporter)
+    )
     comparison = Comparison(profile, allocation, uniform, quality)
     report = build_report(request, task.model, task.sizes, comparison, checkpoints["plan"], clock.seconds)
     return report, checkpoints["plan"]

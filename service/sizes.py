@@ -5,9 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
+from allocator.budget import Budget
+from allocator.errors import BudgetInfeasible
 from quantizer.checkpoint import checkpoint_bytes
 from quantizer.plan import LayerSpec
 from quantizer.source import ModelFolder
+
+_TENSORS_PER_LAYER = 7
+_HEADER_BYTES_PER_TENSOR = 120
+"""More than a safetensors header says of a tensor besides the layer's name: tensor name, dtype, shape, offsets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +33,29 @@ class ModelSizes:
     layer_weights: int
 
 
-def measure_sizes(model: ModelFolder, layers: Sequence[LayerSpec]) -> ModelSizes:
-    """Count the bytes of a model's files; layers count by their shapes, so names in the files need not equal those in the model."""
-    weights = sum(layer.weights for layer in layers)
-    total, layer_bytes = checkpoint_bytes(model.path), weights * getattr(torch, model.dtype).itemsize
+def measure_sizes(model: ModelFolder, layers: Sequence[LayerSpec], parameters: int) -> ModelSizes:
+    """Count the bytes of a model's files, or of its parameters where there are no files yet.
+
+    Layers count by their shapes, so names in the files need not equal those in the model.
+    """
+    weights, item_bytes = sum(layer.weights for layer in layers), getattr(torch, model.dtype).itemsize
+    total, layer_bytes = checkpoint_bytes(model.path) or parameters * item_bytes, weights * item_bytes
     return ModelSizes(total, layer_bytes, total - layer_bytes, weights)
+
+
+def rest_of_file(budget: Budget, file_bytes: int, sizes: ModelSizes, layers: Sequence[LayerSpec]) -> int:
+    """Return what a budget for the whole file leaves for the quantized layers, in bytes.
+
+    Room is kept for the file headers, which name more tensors than before.
+
+    Raises:
+        BudgetInfeasible: it leaves nothing.
+    """
+    headers = sum(_TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR) for layer in layers)
+    left = file_bytes - sizes.unquantized_bytes - headers
+    if left <= 0:
+        raise BudgetInfeasible(
+            f"budget {budget.text} for the whole file: {sizes.unquantized_bytes + headers} bytes of it are not quantized "
+            "(embeddings, head, norms, headers), which leaves nothing for the layers; give more"
+        )
+    return left

@@ -29,7 +29,7 @@ from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
 from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plan import Plan
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, load_model, load_tokenizer
 from quantizer.text import TextSpec, make_windows, read_text, text_sha256
@@ -89,15 +89,6 @@ def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_token
     folder = store.get(StageKey("calibration", inputs), make)
     tokens = load_file(folder / "windows.safetensors")["windows"][:, :used_tokens].contiguous()
     return Windows(tokens, hashlib.sha256(tokens.numpy().tobytes()).hexdigest(), spec.source)
-
-
-def layers_of(model: ModelFolder) -> tuple[LayerSpec, ...]:
-    """Return the model's layers, without reading its weights.
-
-    Raises:
-        ModelError: its structure is not supported.
-    """
-    return find_layers(skeleton(model))
 
 
 def skeleton(model: ModelFolder) -> Any:
@@ -198,7 +189,7 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
     Raises:
         PlanError: names the first layer that differs.
     """
-    for planned, found in zip_longest(chosen.layers, layers_of(model)):
+    for planned, found in zip_longest(chosen.layers, find_layers(skeleton(model))):
         if planned != found:
             raise PlanError(f"the plan has layer {planned}, the model {model.name!r} has {found} in its place; make a plan for it")
 
@@ -248,20 +239,27 @@ def _stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight
 
 
 def evaluation(
-    store: StageStore, model: ModelFolder, checkpoints: dict[str, Path], windows: Windows, machine: Machine, reporter: Reporter
+    store: StageStore,
+    model: ModelFolder,
+    checkpoints: dict[str, Path],
+    windows: Windows,
+    batch: int,
+    machine: Machine,
+    reporter: Reporter,
 ) -> dict[str, Quality]:
     """Score the original and the saved checkpoints on the same windows, side by side."""
     inputs = {
         "model": model.sha256,
         "checkpoints": {name: _manifest_digest(path) for name, path in checkpoints.items()},
         "windows": windows.sha256,
+        "batch": batch,
         "machine": machine.inputs(),
     }
 
     def make(folder: Path, parts: PartStore) -> None:
         models = {"original": load_model(model, machine.dtype, machine.device)}
         models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
-        scores = evaluate_models(models, "original", windows.tokens, parts, reporter.step("evaluate"))
+        scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step("evaluate"))
         _write(folder / "evaluation.json", json.dumps({name: score.to_json() for name, score in scores.items()}))
         models.clear()
         gc.collect()

@@ -1,10 +1,10 @@
 """Tiny real models: random weights, a tokenizer trained on the spot, saved as ordinary model folders."""
 
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +21,13 @@ from transformers import (
 
 VOCABULARY = 320
 
-_SIZES = {"vocab_size": VOCABULARY, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 256}
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
 _GATED = {**_SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
 
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -29,7 +35,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen2": Qwen2Config(**_GATED),
     "qwen3": Qwen3Config(**_GATED, head_dim=16),
     "mistral": MistralConfig(**_GATED),
-    "gemma3": Gemma3TextConfig(**_GATED, head_dim=16, sliding_window=32, layer_types=["sliding_attention"] * 2 + ["full_attention"]),
+    "gemma3": Gemma3TextConfig(
+        **_GATED, head_dim=16, sliding_window=32, layer_types=["sliding_attention"] * 2 + ["full_attention"]
+    ),
     "opt": OPTConfig(**_SIZES, ffn_dim=96, word_embed_proj_dim=64),
     "gpt_neox": GPTNeoXConfig(**_SIZES, intermediate_size=96),
 }

@@ -1,0 +1,28 @@
+"""Tiny real models that the tests of the quantizer share."""
+
+import pytest
+import torch
+
+from quantizer.source import ModelFolder, find_model, load_model
+from tests.test_quantizer.helpers import TinyFolder, TinyModel
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
+    """Return the checked folder of a tiny family, saved once; no test writes to it."""
+    made: dict[str, ModelFolder] = {}
+
+    def get(family: str) -> ModelFolder:
+        if family not in made:
+            folder = save_tiny(tmp_path_factory.mktemp("models") / family, family)
+            made[family] = find_model(str(folder), tmp_path_factory.mktemp("cache"))
+        return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: TinyFolder) -> TinyModel:
+    """Return a fresh model of a tiny family in float32, the test's own."""
+    return lambda family: load_model(tiny_folder(family), torch.float32, "cpu")

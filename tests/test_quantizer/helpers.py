@@ -1,0 +1,99 @@
+"""What several tests need: fixed hypothesis settings, token windows, slow exact twins of packing and grids."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quantizer.fidelity import CODE_BITS, COLUMN_STEP, Fidelity
+from quantizer.source import ModelFolder
+from quantizer.weight import PartCodes, QuantizedWeight, named_parts
+from tests.tiny import VOCABULARY
+
+TinyFolder = Callable[[str], ModelFolder]
+TinyModel = Callable[[str], Any]
+
+ROOT = Path(__file__).parents[2]
+"""Where a child process finds the packages."""
+
+fixed = settings(derandomize=True, deadline=None, max_examples=100)
+"""Hypothesis without chance: the same examples at each run."""
+
+few = settings(fixed, max_examples=25)
+
+group_sizes = st.integers(1, 8).map(lambda steps: steps * COLUMN_STEP)
+
+
+def fidelities(smallest_ratio: float = 0.0001, largest_ratio: float = 0.999999) -> st.SearchStrategy[Fidelity]:
+    """Return a strategy for uniform and split fidelities."""
+    widths = st.sampled_from([(low, high) for low in CODE_BITS for high in CODE_BITS if low < high])
+    ratios = st.integers(round(smallest_ratio * 1e6), round(largest_ratio * 1e6)).map(lambda millionths: millionths / 1e6)
+    split = st.builds(lambda pair, ratio, size: Fidelity(*pair, ratio, size), widths, ratios, group_sizes)
+    return split | st.builds(Fidelity.uniform, st.sampled_from(CODE_BITS), group_sizes)
+
+
+def token_windows(windows: int, tokens: int, seed: int = 0) -> Tensor:
+    """Return random token ids, int64 [windows, tokens]."""
+    return torch.randint(VOCABULARY, (windows, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+def correlated_inputs(tokens: int, features: int, seed: int = 0) -> Tensor:
+    """Return inputs whose columns are strongly correlated and of very different sizes, float32 [tokens, features]."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(features, features, generator=generator) * torch.logspace(0, -2, features).unsqueeze(1)
+    return torch.randn(tokens, features, generator=generator) @ mixing
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Return standard normal numbers, float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_weight(fidelity: Fidelity, out_features: int, in_features: int, seed: int = 0) -> QuantizedWeight:
+    """Return a stored layer of random codes, scales, zero points and column order."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for _, columns, bits in named_parts(fidelity, in_features):
+        groups = -(-columns // fidelity.group_size)
+        codes = torch.randint(2**bits, (out_features, columns), generator=generator).float()
+        scale = torch.rand(groups, out_features, generator=generator).add(0.01).half().float()
+        zero = torch.randint(2**bits, (groups, out_features), generator=generator).float()
+        parts.append(PartCodes(codes, scale, zero))
+    return QuantizedWeight.from_codes(fidelity, torch.randperm(in_features, generator=generator), tuple(parts))
+
+
+def stored_bytes(weight: QuantizedWeight) -> int:
+    """Return the bytes of all tensors, counted as a file would hold them."""
+    return sum(len(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for tensor in weight.tensors.values())
+
+
+def pack_slowly(codes: list[int], bits: int) -> bytes:
+    """Pack one row by the definition: code i at bits i*b .. of one little-endian integer, padded to 32-bit words."""
+    stream = sum(code << (index * bits) for index, code in enumerate(codes))
+    return stream.to_bytes(-(-len(codes) * bits // 32) * 4, "little")
+
+
+def unpack_slowly(row: Tensor, bits: int, values: int) -> list[int]:
+    """Read one row of int32 words back by the definition."""
+    stream = int.from_bytes(b"".join(word.to_bytes(4, "little", signed=True) for word in row.tolist()), "little")
+    return [(stream >> (index * bits)) & (2**bits - 1) for index in range(values)]
+
+
+def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
+    """Return the weight by plain loops over the stored tensors."""
+    columns = [int(column) for column in weight.tensors["columns"].tolist()]
+    dense = [[float("nan")] * weight.in_features for _ in range(weight.out_features)]
+    start = 0
+    for name, count, bits in named_parts(weight.fidelity, weight.in_features):
+        scales = weight.tensors[f"{name}_scales"].tolist()
+        zeros = [unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]]
+        for out, row in enumerate(weight.tensors[f"{name}_codes"]):
+            for position, code in enumerate(unpack_slowly(row, bits, count)):
+                group = position // weight.fidelity.group_size
+                dense[out][columns[start + position]] = scales[group][out] * (code - zeros[group][out])
+        start += count
+    return dense

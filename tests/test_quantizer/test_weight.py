@@ -1,0 +1,113 @@
+"""Promises of quantizer.weight: what the stored tensors stand for, and that wrong ones are refused."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantizer.errors import CheckpointError
+from quantizer.fidelity import Fidelity
+from quantizer.weight import QuantizedWeight, TensorSpec, named_parts, tensor_specs
+from tests.test_quantizer.helpers import dequantize_slowly, few, fidelities, random_weight
+
+SHAPES = [(1, 1), (1, 32), (7, 33), (5, 100), (33, 64), (3, 129)]
+FIDELITIES = [
+    Fidelity.uniform(2, 32),
+    Fidelity.uniform(3, 64),
+    Fidelity.uniform(8, 32),
+    Fidelity(2, 4, 0.3, 32),
+    Fidelity(3, 8, 0.9, 64),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("fidelity", FIDELITIES, ids=lambda fidelity: fidelity.name)
+def test_dequantize_follows_the_documented_format(fidelity: Fidelity, shape: tuple[int, int]) -> None:
+    weight = random_weight(fidelity, *shape)
+    assert weight.dequantize().dtype == torch.float32
+    assert weight.dequantize().tolist() == dequantize_slowly(weight)
+
+
+@few
+@given(fidelities(), st.integers(1, 12), st.integers(1, 140), st.integers(0, 2**32))
+def test_dequantize_follows_the_documented_format_for_any_layer(fidelity: Fidelity, out: int, columns: int, seed: int) -> None:
+    weight = random_weight(fidelity, out, columns, seed)
+    assert weight.dequantize().tolist() == dequantize_slowly(weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shorter_dtypes_are_rounded_once(dtype: torch.dtype) -> None:
+    weight = random_weight(Fidelity(2, 4, 0.3, 32), 7, 100)
+    assert torch.equal(weight.dequantize(dtype), weight.dequantize().to(dtype))
+
+
+@few
+@given(fidelities(), st.integers(1, 70), st.integers(1, 300))
+def test_tensor_specs_equal_the_stored_tensors(fidelity: Fidelity, out: int, columns: int) -> None:
+    tensors = random_weight(fidelity, out, columns).tensors
+    found = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    assert found == tensor_specs(fidelity, out, columns)
+
+
+def test_a_uniform_layer_has_a_low_part_only() -> None:
+    assert list(named_parts(Fidelity.uniform(3, 64), 100)) == [("low", 100, 3)]
+    assert list(named_parts(Fidelity(2, 4, 0.5, 64), 32)) == [("low", 32, 2)]
+    assert list(named_parts(Fidelity(2, 4, 0.5, 64), 100)) == [("high", 64, 4), ("low", 36, 2)]
+
+
+@pytest.mark.parametrize(("in_features", "dtype"), [(2**16, torch.uint16), (2**16 + 1, torch.int32)])
+def test_columns_of_wide_layers_are_not_cut(in_features: int, dtype: torch.dtype) -> None:
+    weight = random_weight(Fidelity.uniform(2, 128), 1, in_features)
+    assert weight.tensors["columns"].dtype == dtype
+    assert sorted(weight.tensors["columns"].tolist()) == list(range(in_features))
+    dense = weight.dequantize()
+    last = weight.tensors["columns"].tolist().index(in_features - 1)
+    code = (int(weight.tensors["low_codes"][0, last // 16]) >> (2 * (last % 16))) & 3
+    zero = int(weight.tensors["low_zeros"][last // 128, 0]) & 3
+    assert float(dense[0, -1]) == float(weight.tensors["low_scales"][last // 128, 0]) * (code - zero)
+
+
+def _layer() -> QuantizedWeight:
+    return random_weight(Fidelity(2, 4, 0.3, 32), 7, 100)
+
+
+@pytest.mark.parametrize("name", list(_layer().tensors))
+def test_missing_tensors_are_refused(name: str) -> None:
+    weight = _layer()
+    rest = {key: tensor for key, tensor in weight.tensors.items() if key != name}
+    with pytest.raises(CheckpointError, match=f"expected.*{name}"):
+        QuantizedWeight(weight.fidelity, 7, 100, rest)
+
+
+@pytest.mark.parametrize("name", list(_layer().tensors))
+def test_tensors_of_another_shape_are_refused(name: str) -> None:
+    weight = _layer()
+    with pytest.raises(CheckpointError, match=r"int2\+4r0\.3g32"):
+        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, name: weight.tensors[name][:-1]})
+
+
+@pytest.mark.parametrize("name", list(_layer().tensors))
+def test_tensors_of_another_dtype_are_refused(name: str) -> None:
+    weight = _layer()
+    with pytest.raises(CheckpointError):
+        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, name: weight.tensors[name].to(torch.float64)})
+
+
+def test_surplus_tensors_are_refused() -> None:
+    weight = _layer()
+    with pytest.raises(CheckpointError):
+        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, "bias": torch.zeros(7)})
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "out_features", "in_features"),
+    [
+        (Fidelity(2, 4, 0.3, 32), 8, 100),
+        (Fidelity(2, 4, 0.3, 32), 7, 101),
+        (Fidelity(3, 4, 0.3, 32), 7, 100),
+        (Fidelity.uniform(2, 32), 7, 100),
+    ],
+)
+def test_tensors_of_another_layer_are_refused(fidelity: Fidelity, out_features: int, in_features: int) -> None:
+    with pytest.raises(CheckpointError):
+        QuantizedWeight(fidelity, out_features, in_features, _layer().tensors)

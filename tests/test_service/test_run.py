@@ -1,0 +1,122 @@
+"""The main job, end to end, on tiny models of several families."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import quantizer  # noqa: F401  teaches transformers the format
+from quantizer.checkpoint import quantized_bytes
+from quantizer.plan import Plan
+from tests.command import bitwright, bitwright_json, run_options
+from tests.tiny import save_tiny
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "opt", "gpt_neox"])
+def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(family: str, tmp_path: Path) -> None:
+    model, out = save_tiny(tmp_path / "model", family), tmp_path / "out"
+    report = bitwright_json(*run_options(model, tmp_path / "cache", out))
+
+    plan = Plan.loads((out / "plan.json").read_text())
+    assert report["plan_bytes"] == plan.weight_bytes == quantized_bytes(out, plan) <= report["budget_bytes"]
+    assert report["bits_per_weight"] <= 4
+    assert json.loads((out / "report.json").read_text()) == report
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    prompt = tokenizer("The import statement", return_tensors="pt").input_ids
+    assert loaded.generate(prompt, max_new_tokens=4, do_sample=False).shape[1] == prompt.shape[1] + 4
+    assert loaded.dtype == torch.bfloat16
+
+
+def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path: Path) -> None:
+    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"))
+
+    for field in ("budget_bytes", "plan_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes", "unquantized_bytes"):
+        assert report[field] > 0, field
+    assert report["schema"] == "bitwright.report/1"
+    assert report["checkpoint_bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert report["checkpoint_bytes"] - report["unquantized_bytes"] == report["plan_bytes"]
+    for name in ("original", "uniform", "plan"):
+        quality = report["evaluation"][name]
+        assert quality["perplexity"] > 1
+        assert quality["perplexity_stderr"] > 0
+        assert (quality["kl_nats_per_token"] == 0) == (name == "original")
+    assert report["uniform_bytes"] <= report["budget_bytes"]
+    assert set(report["plan"]["layers"]) == set(report["damage_nats_per_token"]) == set(report["uniform"])
+
+
+def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"))
+    page = (tmp_path / "out" / "report.html").read_text()
+
+    assert page.count("<svg") == 4
+    assert "<script" not in page
+    assert "src=" not in page
+    assert "default-src 'none'" in page
+    assert "bits per weight" in page
+    shown = bitwright("report", tmp_path / "out")
+    assert shown.returncode == 0
+    assert "uniform" in shown.stdout
+
+
+def test_second_budget_near_by_reuses_the_profile(tiny_llama: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "one", "4bpw"))
+    profiles = sorted(path.name for path in (cache / "profile").iterdir())
+    second = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "two", "4.1bpw"))
+
+    assert sorted(path.name for path in (cache / "profile").iterdir()) == profiles
+    assert second["plan_bytes"] >= first["plan_bytes"]
+    assert second["damage_nats_per_token"] == first["damage_nats_per_token"]
+
+
+def test_same_run_twice_takes_everything_from_the_cache(tiny_llama: Path, tmp_path: Path) -> None:
+    first = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "one"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")}
+    second = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "two"))
+
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")} == before
+    assert second["evaluation"] == first["evaluation"]
+
+
+def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Path) -> None:
+    options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "run")
+    whole = bitwright_json(*options)
+    shared = ["--cache", str(tmp_path / "other"), "--calibration-windows", "4", "--tokens", "64"]
+    probing = ["--probe-windows", "3", "--probe-tokens", "32"]
+    bitwright_json("profile", tiny_llama, "--budget", "4bpw", "--out", tmp_path / "profile", *shared, *probing)
+    bitwright_json("plan", tmp_path / "profile", "--budget", "4bpw", "--out", tmp_path / "plan.json")
+    bitwright_json("quantize", tiny_llama, "--plan", tmp_path / "plan.json", "--out", tmp_path / "quantized", *shared)
+    scores = bitwright_json(
+        "evaluate", tiny_llama, tmp_path / "quantized", "--evaluation-windows", "3", "--tokens", "64", "--cache", tmp_path / "other"
+    )  # fmt: skip
+
+    weights = "model.safetensors"
+    assert (tmp_path / "quantized" / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+    assert scores[str(tmp_path / "quantized")] == whole["evaluation"]["plan"]
+
+
+def test_dry_run_says_sizes_and_stores_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    estimate = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--dry-run")
+
+    assert estimate["layers"] == 21
+    assert estimate["uniform_bytes"] <= estimate["budget_bytes"]
+    assert estimate["seconds"] >= 0
+    assert estimate["peak_memory_bytes"] > estimate["original_bytes"]
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "cache" / "profile").exists()
+
+
+def test_budget_of_the_whole_file_is_kept_by_the_whole_file(tiny_llama: Path, tmp_path: Path) -> None:
+    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "103kB"), "--whole-file")
+
+    assert report["checkpoint_bytes"] <= 103_000
+
+
+def test_doctor_tells_versions_and_device() -> None:
+    document = bitwright_json("doctor")
+
+    assert document["torch"] == torch.__version__.removesuffix("+cpu") or document["torch"] == torch.__version__
+    assert document["device"] in {"cpu", "cuda"}
