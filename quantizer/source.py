@@ -183,7 +183,7 @@ def _check_weights(file: Path, *, values: bool) -> None:
     """Refuse a truncated file and, if `values` are to be read, one that holds any that are not finite."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys() if values else ():  # noqa: SIM118  not a dict
+            for name in tensors.keys() if values else ():
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from service.console import bars, out, print_json, print_report, set_up_logging, told_errors
+from service.console import out, print_json, print_report, reporting, set_up_logging, told_errors
 from service.errors import OutputError, RequestError
 from service.settings import default_cache, quiet_libraries
 
@@ -82,7 +82,7 @@ def run(
             _print_pairs(plan, as_json=as_json)
             return
         check_output(out_folder)
-        with bars() as reporter:
+        with reporting() as reporter:
             report, checkpoint = pipeline.run(request, store, reporter)
         deliver(out_folder, checkpoint, report)
         if as_json:
@@ -125,7 +125,7 @@ def profile(
         calibrating = stages.windows_of(store, task.model, effort.calibration)
         probes = stages.windows_of(store, task.model, effort.probes, probe_tokens)
         profiling = stages.ProfileTask(task.model, task.menu, calibrating, probes, effort.batch, seed, machine)
-        with bars() as reporter:
+        with reporting() as reporter:
             measured = stages.profile(store, profiling, reporter)
         deliver(out_folder, store.path(profiling.key), None)
         low, high = measured.budget_range
@@ -203,7 +203,7 @@ def quantize(
         found = find_model(model, store.root / "models")
         stages.check_plan(found, chosen)
         windows = stages.windows_of(store, found, TextSpec(calibration, calibration_windows, tokens, seed))
-        with bars() as reporter:
+        with reporting() as reporter:
             folder = stages.checkpoint(store, found, chosen, windows, default_effort().batch, machine, reporter, "quantize")
         deliver(out_folder, folder, None)
         summary = {
@@ -240,7 +240,7 @@ def evaluate(
         found = find_model(model, store.root / "models")
         windows = stages.windows_of(store, found, TextSpec(evaluation, evaluation_windows, tokens, None))
         named = {str(path): path for path in checkpoints}
-        with bars() as reporter:
+        with reporting() as reporter:
             scores = stages.evaluation(store, found, named, windows, default_effort().batch, machine, reporter)
         _print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
 
@@ -252,7 +252,10 @@ def report(
 ) -> None:
     """Show the report of a finished run."""
     with told_errors(as_json=as_json):
-        document = json.loads(_read(folder / "report.json", "report"))
+        try:
+            document = json.loads(_read(folder / "report.json", "report"))
+        except ValueError as error:
+            raise RequestError(f"report in {str(folder)!r} is not JSON: {error}") from error
         if as_json:
             print_json(document)
         else:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,11 @@ from rich.table import Table
 
 from quantizer.durable import Progress as OnProgress
 from service.errors import EXIT_INTERRUPTED, KNOWN, exit_code
+from service.progress import Reporter
 from service.report import Report, summary_rows
+
+LINE_SECONDS = 15
+"""Shortest time between two lines of progress of one step."""
 
 err = Console(stderr=True)
 out = Console(soft_wrap=True)
@@ -38,9 +43,37 @@ class Bars:
         return update
 
 
+class Lines:
+    """A reporter for logs: one line of progress now and then, with the time left."""
+
+    def __init__(self) -> None:
+        """Start the clock."""
+        self._heard = time.monotonic()
+
+    def step(self, label: str) -> OnProgress:
+        """Announce a step; it starts when the step before it ends."""
+        start = last = 0.0
+
+        def update(done: int, total: int) -> None:
+            nonlocal start, last
+            now = time.monotonic()
+            start = start or self._heard
+            self._heard = now
+            if done < total and now - last < LINE_SECONDS:
+                return
+            last = now
+            left = (now - start) * (total - done) / done
+            err.print(f"{label}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", highlight=False)
+
+        return update
+
+
 @contextmanager
-def bars() -> Iterator[Bars]:
-    """Show bars on stderr while work goes on."""
+def reporting() -> Iterator[Reporter]:
+    """Show progress on stderr while work goes on: bars on a terminal, lines elsewhere."""
+    if not err.is_terminal:
+        yield Lines()
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

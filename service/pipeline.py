@@ -12,8 +12,9 @@ from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
 from service import stages
+from service.findings import Comparison, build_report
 from service.progress import Reporter
-from service.report import Comparison, Report, build_report
+from service.report import Report
 from service.request import RunRequest
 from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore

@@ -58,4 +58,4 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
 
 
 def _environment(extra: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", **extra}
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1", **extra}

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from quantizer.checkpoint import pack_model, save_checkpoint
 from quantizer.source import ModelFolder, find_model, load_model
-from tests.test_quantizer.helpers import TinyFolder, TinyModel
+from tests.test_quantizer.helpers import PACKED_TOKENS, Packed, PackedModel, TinyFolder, TinyModel, logits_of, mixed_plan
 from tests.tiny import save_tiny
 
 
@@ -26,3 +27,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> TinyFolder:
 def tiny_model(tiny_folder: TinyFolder) -> TinyModel:
     """Return a fresh model of a tiny family in float32, the test's own."""
     return lambda family: load_model(tiny_folder(family), torch.float32, "cpu")
+
+
+@pytest.fixture(scope="session")
+def packed(tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+    """Return the saved packed model of a family, made once."""
+    made: dict[str, Packed] = {}
+
+    def get(family: str) -> Packed:
+        if family not in made:
+            model, source = tiny_model(family), tiny_folder(family)
+            plan, weights = mixed_plan(model)
+            pack_model(model, plan, weights)
+            logits, folder = logits_of(model, PACKED_TOKENS), tmp_path_factory.mktemp("packed") / family
+            save_checkpoint(model, source, plan, folder)
+            made[family] = Packed(folder, source, plan, weights, logits)
+        return made[family]
+
+    return get

@@ -1,6 +1,7 @@
 """What several tests need: fixed hypothesis settings, token windows, slow exact twins of packing and grids."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,38 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantizer.fidelity import CODE_BITS, COLUMN_STEP, Fidelity
+from quantizer.layers import find_layers
+from quantizer.plan import Plan
 from quantizer.source import ModelFolder
 from quantizer.weight import PartCodes, QuantizedWeight, named_parts
 from tests.tiny import VOCABULARY
 
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed model that was saved.
+
+    Attributes:
+        folder: the checkpoint.
+        source: the original.
+        plan: fidelities of its layers.
+        weights: stored forms.
+        logits: of the packed model in memory, in float32, before it was saved.
+    """
+
+    folder: Path
+    source: ModelFolder
+    plan: Plan
+    weights: dict[str, QuantizedWeight]
+    logits: Tensor
+
+
 TinyFolder = Callable[[str], ModelFolder]
 TinyModel = Callable[[str], Any]
+PackedModel = Callable[[str], Packed]
+
+PACKED_TOKENS = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
+MENU = (Fidelity.uniform(3, 32), Fidelity(2, 4, 0.4, 32), Fidelity.uniform(8, 64), Fidelity.uniform(2, 32))
 
 ROOT = Path(__file__).parents[2]
 """Where a child process finds the packages."""
@@ -97,3 +124,22 @@ def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
                 dense[out][columns[start + position]] = scales[group][out] * (code - zeros[group][out])
         start += count
     return dense
+
+
+@torch.no_grad()
+def logits_of(model: Any, tokens: Tensor) -> Tensor:
+    """Return a model's logits [batch, tokens, vocabulary]."""
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def mixed_plan(model: Any) -> tuple[Plan, dict[str, QuantizedWeight]]:
+    """Return a plan of mixed fidelities and random stored forms for it, with scales of a useful size."""
+    layers = find_layers(model)
+    plan = Plan(layers, tuple(MENU[index % len(MENU)] for index in range(len(layers))))
+    weights = {}
+    for seed, (layer, fidelity) in enumerate(zip(plan.layers, plan.fidelities, strict=True)):
+        weight = random_weight(fidelity, layer.out_features, layer.in_features, seed)
+        small = {name: tensor * 0.02 if name.endswith("_scales") else tensor for name, tensor in weight.tensors.items()}
+        weights[layer.name] = QuantizedWeight(fidelity, layer.out_features, layer.in_features, small)
+    return plan, weights

@@ -14,6 +14,7 @@ from quantizer.evaluate import Quality, evaluate_models
 from tests.test_quantizer.helpers import TinyModel, token_windows
 
 WINDOWS = token_windows(4, 33)
+BATCH = 1
 
 
 class _Interrupted(Exception):
@@ -46,7 +47,7 @@ def models(tiny_model: TinyModel) -> dict[str, nn.Module]:
 @pytest.fixture(scope="module")
 def found(models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Quality]:
     """Return the quality of each of the models."""
-    return evaluate_models(models, "original", WINDOWS, PartStore(tmp_path_factory.mktemp("parts")), _ignore)
+    return evaluate_models(models, "original", WINDOWS, BATCH, PartStore(tmp_path_factory.mktemp("parts")), _ignore)
 
 
 @torch.no_grad()
@@ -73,7 +74,7 @@ def test_the_original_does_not_diverge_from_itself(found: dict[str, Quality]) ->
 
 def test_an_equal_model_does_not_diverge(models: dict[str, nn.Module], tiny_model: TinyModel, tmp_path: Path) -> None:
     pair = {"original": models["original"], "twin": tiny_model("llama")}
-    found = evaluate_models(pair, "original", WINDOWS, PartStore(tmp_path), _ignore)
+    found = evaluate_models(pair, "original", WINDOWS, BATCH, PartStore(tmp_path), _ignore)
     assert found["twin"].kl_nats_per_token == pytest.approx(0, abs=1e-7)
     assert found["twin"].perplexity == found["original"].perplexity
 
@@ -112,12 +113,24 @@ def test_predictions_are_counted(found: dict[str, Quality]) -> None:
 
 
 def test_windows_are_scored_on_their_own(models: dict[str, nn.Module], found: dict[str, Quality], tmp_path: Path) -> None:
-    turned = evaluate_models(models, "original", WINDOWS.flip(0), PartStore(tmp_path), _ignore)
+    turned = evaluate_models(models, "original", WINDOWS.flip(0), BATCH, PartStore(tmp_path), _ignore)
     assert turned["bad"].nll_nats_per_token == pytest.approx(found["bad"].nll_nats_per_token, rel=1e-12)
 
 
+@pytest.mark.parametrize("batch", [2, 3, 4, 100])
+def test_the_batch_size_does_not_matter(
+    batch: int, models: dict[str, nn.Module], found: dict[str, Quality], tmp_path: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    batched = evaluate_models(models, "original", WINDOWS, batch, PartStore(tmp_path), lambda *step: steps.append(step))
+    for name, quality in found.items():
+        assert list(batched[name].to_json().values()) == pytest.approx(list(quality.to_json().values()), rel=1e-4)
+    count = math.ceil(4 / batch)
+    assert steps == [(done, count) for done in range(1, count + 1)]
+
+
 def test_one_window_gives_no_standard_error(models: dict[str, nn.Module], tmp_path: Path) -> None:
-    quality = evaluate_models(models, "original", WINDOWS[:1], PartStore(tmp_path), _ignore)["bad"]
+    quality = evaluate_models(models, "original", WINDOWS[:1], BATCH, PartStore(tmp_path), _ignore)["bad"]
     written = json.loads(json.dumps(quality.to_json(), allow_nan=False))
     assert {key for key, value in written.items() if value is None} == {"perplexity_stderr", "nll_stderr", "kl_stderr"}
     again = Quality.from_json(written)
@@ -139,12 +152,12 @@ def test_an_interrupted_run_taken_up_again_gives_the_same_numbers(
             raise _Interrupted
 
     with pytest.raises(_Interrupted):
-        evaluate_models(models, "original", WINDOWS, PartStore(tmp_path), interrupt)
+        evaluate_models(models, "original", WINDOWS, BATCH, PartStore(tmp_path), interrupt)
     assert len(list(tmp_path.iterdir())) == done
     steps: list[tuple[int, int]] = []
     calls: list[int] = []
     handle = models["bad"].register_forward_pre_hook(lambda *_: calls.append(1))
-    again = evaluate_models(models, "original", WINDOWS, PartStore(tmp_path), lambda *step: steps.append(step))
+    again = evaluate_models(models, "original", WINDOWS, BATCH, PartStore(tmp_path), lambda *step: steps.append(step))
     handle.remove()
     assert again == found
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -155,5 +168,5 @@ def test_models_in_short_dtypes_are_compared_in_float32(
     models: dict[str, nn.Module], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     pair = {"original": models["original"], "short": tiny_model("llama").to(torch.bfloat16)}
-    quality = evaluate_models(pair, "original", WINDOWS, PartStore(tmp_path), _ignore)["short"]
+    quality = evaluate_models(pair, "original", WINDOWS, BATCH, PartStore(tmp_path), _ignore)["short"]
     assert 0 < quality.kl_nats_per_token < 0.01

@@ -1,0 +1,47 @@
+"""Append the report of a run to the stored results, with its circumstances.
+
+python -m tests.benchmarks.record OUT/report.json --label "SmolLM2-135M, WikiText-2, 16 x 512"
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
+
+
+def circumstances() -> dict[str, Any]:
+    """Return commit, processor and cores of the machine that this runs on."""
+    root = Path(__file__).parents[2]
+    commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True)  # noqa: S607
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {"commit": commit.strip(), "processor": model.partition(":")[2].strip() or platform.machine(), "cores": os.cpu_count()}
+
+
+def row_of(report: dict[str, Any], label: str) -> dict[str, Any]:
+    """Return what is kept of a report."""
+    kept = (
+        "budget", "budget_bytes", "plan_bytes", "uniform_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes",
+        "original_layer_bytes", "evaluation", "prediction", "seconds", "provenance",
+    )  # fmt: skip
+    return {"label": label, "circumstances": circumstances(), **{name: report[name] for name in kept}}
+
+
+def main() -> None:
+    """Append one row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--label", required=True)
+    arguments = parser.parse_args()
+    row = row_of(json.loads(arguments.report.read_text()), arguments.label)
+    row["evaluation"]["text"] = Path(row["evaluation"]["text"]).name
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""An allocation fits its budget exactly, is close to the best plan there is, and says what it knows."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from allocator.allocate import Allocation, allocate
+from allocator.errors import BudgetInfeasible
+from allocator.exhaustive import best_plan
+from allocator.profile import Profile
+from allocator.rounding import FILLED
+from quantizer.plan import Plan
+from tests.test_allocator.synthetic import PROPERTY, budget_at, byte_ends, make_profile, permuted
+
+SHARES = (0.2, 0.5, 0.8)
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"layers": 6},
+    {"coupling": 0.3},
+    {"rank": 8},
+    {"spread": 4.0},
+    {"spread": 12.0},
+    {"duplicated": True},
+    {"silent": 2},
+    {"menu": 2, "layers": 6},
+]
+"""Profiles in which larger fidelities do less damage."""
+
+SEEDS = range(6)
+ANY_SEED = st.integers(0, 10**6)
+
+
+def shortfalls(kind: dict[str, Any], *, tight: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the loss of plans above the best ones, as shares of what the budget can buy.
+
+    A tight budget is exactly the bytes of the best plan, so that nothing is left over to be filled up.
+    """
+    found = []
+    for seed in SEEDS:
+        profile = make_profile(seed, **kind)
+        for share in SHARES:
+            budget = budget_at(profile, share)
+            choice, best = best_plan(profile, budget)
+            budget = profile.plan(choice).weight_bytes if tight else budget
+            span = profile.loss([0] * len(profile.layers)) - best
+            found.append((allocate(profile, budget).predicted_loss - best) / max(span, 1e-9))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_loss_is_within_a_percent_of_the_best_plan(kind: dict[str, Any]) -> None:
+    found = shortfalls(kind, tight=False)
+    assert found.min() >= -1e-9
+    assert found.mean() < 0.01
+    assert found.max() < 0.05
+    assert (found < 0.001).mean() > 0.7
+
+
+@pytest.mark.parametrize("kind", [*KINDS, {"rising": True}, {"rising": True, "coupling": 0.3}], ids=str)
+def test_the_best_plan_is_found_where_it_uses_up_the_budget(kind: dict[str, Any]) -> None:
+    found = shortfalls(kind, tight=True)
+    assert found.mean() < 0.001
+    assert (found < 1e-6).mean() > 0.8
+
+
+@PROPERTY
+@given(
+    seed=ANY_SEED,
+    kind=st.sampled_from([*KINDS, {"rising": True}, {"menu": 1}, {"layers": 1, "menu": 8}, {"layers": 30, "menu": 8}]),
+    share=st.floats(0, 1.2),
+)
+def test_budget_is_never_exceeded(seed: int, kind: dict[str, Any], share: float) -> None:
+    profile = make_profile(seed, **kind)
+    budget = budget_at(profile, share)
+    allocation = allocate(profile, budget)
+    pairs = zip(allocation.plan.layers, allocation.plan.fidelities, strict=True)
+    exact = sum(fidelity.weight_bytes(layer.out_features, layer.in_features) for layer, fidelity in pairs)
+    assert allocation.plan.layers == profile.layers
+    assert set(allocation.plan.fidelities) <= set(profile.fidelities)
+    assert allocation.plan.weight_bytes == exact <= budget
+    assert allocation.slack_bytes == budget - exact
+
+
+@PROPERTY
+@given(seed=ANY_SEED, kind=st.sampled_from([{}, {"layers": 30, "menu": 8}, {"rising": True}]), share=st.floats(0, 1))
+def test_what_is_unused_is_next_to_nothing_or_holds_no_change(seed: int, kind: dict[str, Any], share: float) -> None:
+    profile = make_profile(seed, **kind)
+    budget = budget_at(profile, share)
+    allocation = allocate(profile, budget)
+    grown = [
+        fidelity.weight_bytes(layer.out_features, layer.in_features) - size
+        for layer, size in zip(profile.layers, allocation.plan.layer_bytes, strict=True)
+        for fidelity in profile.fidelities
+    ]
+    assert allocation.slack_bytes <= FILLED * budget or not any(0 < more <= allocation.slack_bytes for more in grown)
+
+
+@PROPERTY
+@given(seed=ANY_SEED, share=st.floats(0, 1))
+def test_predicted_loss_is_that_of_the_plan_and_not_below_the_relaxed_one(seed: int, share: float) -> None:
+    profile = make_profile(seed)
+    allocation = allocate(profile, budget_at(profile, share))
+    assert allocation.predicted_loss == profile.loss(choice_of(profile, allocation))
+    assert allocation.relaxed_loss <= allocation.predicted_loss + 1e-4
+    assert allocation.gap == pytest.approx(1 - allocation.relaxed_loss / allocation.predicted_loss)
+
+
+def choice_of(profile: Profile, allocation: Allocation) -> list[int]:
+    return [profile.fidelities.index(fidelity) for fidelity in allocation.plan.fidelities]
+
+
+def test_the_order_of_the_layers_does_not_matter() -> None:
+    equal = []
+    for seed in SEEDS:
+        profile = make_profile(seed, layers=10, menu=6)
+        order = np.random.default_rng(seed).permutation(10).tolist()
+        budget = budget_at(profile, 0.5)
+        straight, turned = allocate(profile, budget), allocate(permuted(profile, order), budget)
+        span = profile.loss([0] * 10) - straight.predicted_loss
+        assert turned.predicted_loss == pytest.approx(straight.predicted_loss, abs=0.01 * span, rel=0)
+        equal.append(turned.predicted_loss == pytest.approx(straight.predicted_loss, abs=1e-9))
+    assert sum(equal) >= len(equal) - 1
+
+
+def test_a_budget_of_exactly_the_smallest_plan_gets_it() -> None:
+    profile = make_profile(0)
+    allocation = allocate(profile, byte_ends(profile)[0])
+    assert allocation.plan == Plan.uniform(profile.layers, profile.fidelities[0])
+    assert allocation.slack_bytes == 0
+
+
+def test_a_budget_of_exactly_the_largest_plan_gets_it() -> None:
+    profile = make_profile(0)
+    allocation = allocate(profile, byte_ends(profile)[1])
+    assert allocation.plan == Plan.uniform(profile.layers, profile.fidelities[-1])
+    assert allocation.slack_bytes == 0
+
+
+def test_a_budget_above_the_largest_plan_gets_it_with_a_note() -> None:
+    profile = make_profile(6, rising=True)
+    largest = byte_ends(profile)[1]
+    allocation = allocate(profile, 3 * largest)
+    assert allocation.plan == Plan.uniform(profile.layers, profile.fidelities[-1])
+    assert allocation.slack_bytes == 2 * largest
+    assert f"the budget holds the largest plan of the menu ({largest} bytes)" in allocation.notes[0]
+
+
+def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range() -> None:
+    profile = make_profile(0)
+    low, high = byte_ends(profile)
+    with pytest.raises(BudgetInfeasible, match=f"budget {low - 1} bytes .* feasible are {low} to {high} bytes"):
+        allocate(profile, low - 1)
+
+
+def test_a_budget_far_from_the_context_is_noted() -> None:
+    profile = make_profile(0)
+    low, high = profile.budget_range
+    assert byte_ends(profile)[0] < low
+    assert high < byte_ends(profile)[1]
+    for budget in (low, (low + high) // 2, high):
+        assert allocate(profile, budget).notes == ()
+    for budget in (low - 1, high + 1):
+        (note,) = allocate(profile, budget).notes
+        assert f"from {low} to {high}" in note
+        assert "profile the model anew" in note
+
+
+def test_layers_without_effect_pay_for_the_others() -> None:
+    profile = make_profile(2, layers=6, silent=3)
+    context = Plan.uniform(profile.layers, profile.fidelities[profile.context])
+    allocation = allocate(profile, context.weight_bytes)
+    assert sum(allocation.plan.layer_bytes[3:]) < sum(context.layer_bytes[3:])
+    assert allocation.predicted_loss < profile.context_loss
+
+
+def test_a_model_that_nothing_harms_gets_a_plan() -> None:
+    profile = make_profile(0, silent=5)
+    allocation = allocate(profile, budget_at(profile, 0.5))
+    assert allocation.predicted_loss == profile.context_loss
+    assert allocation.gap == pytest.approx(0, abs=1e-6)
+
+
+def test_fidelities_of_one_size_are_chosen_by_their_loss() -> None:
+    profile = make_profile(0, menu=4)
+    narrow = tuple(replace(layer, in_features=64) for layer in profile.layers)  # every split has one step of columns
+    linear = np.tile([3.0, 1.0, 0.0, -1.0], (5, 1))
+    profile = replace(profile, layers=narrow, linear=linear, factor=profile.factor * 0)
+    split = profile.plan([1] * 5).weight_bytes
+    assert split == profile.plan([2] * 5).weight_bytes
+    assert choice_of(profile, allocate(profile, split)) == [2] * 5
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    profile = make_profile(3, layers=20, menu=8)
+    budget = budget_at(profile, 0.4)
+    assert allocate(profile, budget) == allocate(profile, budget)
+
+
+def test_an_allocation_is_a_plan_document_with_the_solvers_findings() -> None:
+    profile = make_profile(0)
+    allocation = allocate(profile, budget_at(profile, 0.9))
+    document = json.loads(allocation.dumps())
+    assert Plan.from_json(document) == Plan.loads(allocation.dumps()) == allocation.plan
+    assert document == allocation.to_json()
+    assert set(document) - set(allocation.plan.to_json()) == {
+        "budget_bytes",
+        "slack_bytes",
+        "predicted_loss_nats_per_token",
+        "relaxed_loss_nats_per_token",
+        "gap",
+        "price_nats_per_token_per_byte",
+        "status",
+        "solver",
+        "notes",
+    }
+    assert document["weight_bytes"] + document["slack_bytes"] == document["budget_bytes"] == budget_at(profile, 0.9)
+    assert document["predicted_loss_nats_per_token"] == allocation.predicted_loss
+    assert (document["status"], document["notes"]) == (allocation.status, list(allocation.notes))
+    assert document["solver"].startswith("OSQP ")

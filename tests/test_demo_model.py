@@ -1,0 +1,27 @@
+"""The whole path on the real demo model, out of its package: one slower test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from service import demo
+from tests.command import bitwright_json
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_smollm2_at_two_and_a_half_bits_beats_uniform(tmp_path: Path) -> None:
+    """Two of the done-lines in small: bytes within 0.5 % under the budget, and less KL than the uniform plan of equal bytes."""
+    model = demo.fetch(Path(os.environ.get("BITWRIGHT_DEMO_MODEL", tmp_path / "model")))
+    report = bitwright_json(
+        *("run", model, "--budget", "2.5bpw", "--out", tmp_path / "out", "--cache", tmp_path / "cache"),
+        *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--probe-tokens", "48"),
+        *("--evaluation-windows", "8"),
+    )
+
+    assert 0.995 * report["budget_bytes"] <= report["plan_bytes"] <= report["budget_bytes"]
+    assert abs(report["uniform_bytes"] - report["plan_bytes"]) <= 0.001 * report["plan_bytes"]
+    quality = report["evaluation"]
+    assert quality["original"]["perplexity"] < quality["plan"]["perplexity"]
+    assert quality["plan"]["kl_nats_per_token"] < quality["uniform"]["kl_nats_per_token"]

@@ -1,0 +1,62 @@
+"""Promises of quantizer.integration: transformers finds it in any process, and refuses what it cannot read."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from quantizer.errors import CheckpointError
+from tests.test_quantizer.helpers import ROOT, PackedModel
+
+
+@pytest.mark.parametrize("imports", ["import quantizer, transformers", "import transformers, quantizer"])
+def test_another_process_loads_it_whichever_package_comes_first(imports: str, packed: PackedModel) -> None:
+    code = (
+        f"{imports}; import sys, torch\n"
+        "model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
+        "print(type(model.model.layers[0].mlp.up_proj).__name__)\n"
+    )
+    command = [sys.executable, "-c", code, str(packed("llama").folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["QuantizedLinear"]
+
+
+def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
+    code = "import quantizer, sys; print('quantizer' in sys.modules, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "False", "False"]
+
+
+def _edited(folder: Path, to: Path, edit: Callable[[dict[str, Any]], object]) -> Path:
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    edit(config["quantization_config"])
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_format_versions_are_refused(version: object, packed: PackedModel, tmp_path: Path) -> None:
+    folder = _edited(packed("llama").folder, tmp_path / "other", lambda said: said.update(version=version))
+    with pytest.raises(CheckpointError, match="version"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_checkpoint_that_names_no_layers_is_refused(packed: PackedModel, tmp_path: Path) -> None:
+    folder = _edited(packed("llama").folder, tmp_path / "other", lambda said: said.update(layers={}))
+    with pytest.raises(CheckpointError, match="no layers"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.xfail(strict=True, reason="defect: a missing field leaks TypeError")
+def test_a_checkpoint_without_the_field_layers_is_refused(packed: PackedModel, tmp_path: Path) -> None:
+    folder = _edited(packed("llama").folder, tmp_path / "other", lambda said: said.pop("layers"))
+    with pytest.raises(CheckpointError, match="no layers"):
+        AutoModelForCausalLM.from_pretrained(folder)
