@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec
 from quantizer.runner import BlockRunner
 
-METHOD = "output-1"
+METHOD = "output-2"
 """Names what this module computes; a change of its results gets a new name, so that no stale profile is reused."""
+
+_FEWEST_LAYERS = 8
+"""With fewer layers, there is too little to tell noise from signal by."""
 
 KEPT_TRACE = 0.999
 """Share of the coupling's trace that the stored factor keeps."""
@@ -40,11 +43,13 @@ class ProfileSpec:
             their errors are smaller there than anywhere else.
         width: numbers kept for each token's output change.
         seed: of the random projection.
+        shrink: whether first-order terms are shrunk by what of them is noise, see `shrink_noise`.
     """
 
     probes: Tensor
     width: int
     seed: int
+    shrink: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ def profile_model(
     choices = {layer.name: (menu.fidelities[menu.context], *ends) for layer in layers}
     quantize_blocks(runner, layers, choices, calibration, parts, progress.quantize)
     effects = _measure(runner, layers, choices, original, spec, parts, progress.measure)
+    if spec.shrink:
+        effects = shrink_noise(effects)
     impact = _impacts(layers, choices, parts)
     linear, factor, truncation = assemble(layers, menu, effects, impact)
     return Profile(
@@ -138,6 +145,30 @@ def interpolation(fidelity: Fidelity, menu: Menu, impact: Tensor) -> tuple[float
     moved, movable = (falling[there:here], falling[:here]) if there < here else (falling[here:there], falling[here:])
     share = float(moved.sum() / movable.sum()) if float(movable.sum()) > 0 else len(moved) / len(movable)
     return (share, 0.0) if there < here else (0.0, share)
+
+
+def shrink_noise(effects: Effects) -> Effects:
+    """Pull noisy first-order terms towards what the size of the effect alone would predict (empirical Bayes).
+
+    Errors that do not know of each other give a first-order term proportional to the squared effect, f = b s, with b fitted through
+    the origin for each end of the menu. What deviates from that line is kept as far as two halves of the tokens agree on it: with
+    residuals r1, r2 of the halves over all layers, the share cov(r1, r2) / var((r1 + r2) / 2), between 0 and 1.
+    """
+    tokens = effects.first.shape[1]
+    half = tokens // 2
+    own = effects.sketch.square().sum(1).double().numpy() / tokens
+    first = effects.first.copy()
+    for end in (0, 1):
+        mean, size = effects.first[end::2].mean(axis=1), own[end::2]
+        if half == 0 or len(mean) < _FEWEST_LAYERS or not size.any():
+            continue
+        line = size * (mean @ size) / (size @ size)
+        halves = [effects.first[end::2, :half].mean(axis=1) - line, effects.first[end::2, half:].mean(axis=1) - line]
+        spread = float(np.var((halves[0] + halves[1]) / 2))
+        agreed = float(np.cov(halves[0], halves[1], ddof=0)[0, 1])
+        kept = min(max(agreed / spread, 0.0), 1.0) if spread > 0 else 1.0
+        first[end::2] += ((1 - kept) * (line - mean))[:, None]
+    return replace(effects, first=first)
 
 
 def assemble(layers: Sequence[LayerSpec], menu: Menu, effects: Effects, impact: dict[str, Tensor]) -> tuple[Array, Array, float]:

@@ -1,5 +1,6 @@
 """What a run would take, from shapes alone: bytes, memory, seconds."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,15 +9,22 @@ import torch
 from allocator.uniform import uniform_plan
 from service.pipeline import Task
 from service.request import RunRequest
-from service.stages import Machine
+from service.stages import WIDTH, Machine
 
-_FLOPS_PER_WEIGHT = 2
 _FLOAT_BYTES = 4
 _BENCH_SIZE, _BENCH_RUNS = 1024, 4
-_OVERHEAD = 1.6
-"""Measured seconds over those of the matrix products alone, on a model of 135 million parameters and two cores."""
-_GPTQ_SECONDS_PER_COLUMN_ROW = 2.2e-7
-"""Seconds for each column of each row that GPTQ quantizes, measured likewise; small layers are bound by the column loop."""
+
+# Measured on SmolLM2-135M with two cores; see tests/benchmarks/LOG.md.
+_EFFICIENCY = 0.75
+"""Speed of a model's forward pass as a share of that of one large matrix product."""
+_CALIBRATION_PASSES = 4.0
+"""Forward passes over the calibration windows that quantizing a model once takes: second moments for each group, and the outputs."""
+_SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
+"""GPTQ's column loop and its arithmetic."""
+_TIMES_QUANTIZED = 5
+"""Three fidelities for the profile, then the plan and the uniform plan."""
+_SECONDS_PER_LOAD_BYTE = 1.0e-8
+_LOADS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +44,9 @@ class Estimate:
 
 def estimate(request: RunRequest, task: Task) -> Estimate:
     """Estimate memory, disk and time of a run."""
-    machine, effort = Machine.choose(request.device), request.effort
-    itemsize = machine.dtype.itemsize
-    elements = task.sizes.unquantized_bytes // getattr(torch, task.model.dtype).itemsize
-    weights = task.sizes.layer_weights
-    calibration = effort.calibration.windows * effort.calibration.tokens
-    probes = effort.probe_windows * effort.probe_tokens
-    scored = effort.evaluation.windows * effort.evaluation.tokens
-    widest = max(layer.in_features for layer in task.layers)
-    block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in {x.block for x in task.layers})
-    blocks = len({layer.block for layer in task.layers})
-    memory = (
-        (weights + elements) * itemsize
-        + 4 * block * _FLOAT_BYTES
-        + 4 * widest**2 * _FLOAT_BYTES
-        + (calibration + probes * (blocks + 16)) * widest * _FLOAT_BYTES
-    )
-    flips = 2 * len(task.layers)
-    passes = probes * (flips / 2 + 20) + 3 * 3.5 * calibration + 3 * scored
-    products = _FLOPS_PER_WEIGHT * passes * (weights + elements * scored / max(passes, 1)) / _flops_per_second(machine)
-    gptq = 5 * _GPTQ_SECONDS_PER_COLUMN_ROW * weights / max(1, min(layer.out_features for layer in task.layers) / 192)
-    return Estimate(memory, 6 * task.budget_bytes + 2 * task.sizes.unquantized_bytes, products * _OVERHEAD + gptq)
+    machine = Machine.choose(request.device)
+    cache_bytes = 4 * task.budget_bytes + 2 * (task.budget_bytes + task.sizes.unquantized_bytes)
+    return Estimate(_memory_bytes(request, task, machine), cache_bytes, _seconds(request, task, machine))
 
 
 def dry_run(request: RunRequest, task: Task) -> dict[str, Any]:
@@ -82,10 +72,39 @@ def dry_run(request: RunRequest, task: Task) -> dict[str, Any]:
     }
 
 
-def _flops_per_second(machine: Machine) -> float:
-    """Measure float matrix products for a moment."""
-    import time  # noqa: PLC0415
+def _other_weights(task: Task) -> int:
+    return task.sizes.unquantized_bytes // int(getattr(torch, task.model.dtype).itemsize)
 
+
+def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
+    effort = request.effort
+    blocks = sorted({layer.block for layer in task.layers})
+    block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
+    widest = max(layer.in_features for layer in task.layers)
+    states = effort.calibration.windows * effort.calibration.tokens
+    states += effort.probe_windows * effort.probe_tokens * (len(blocks) + WIDTH + 2)
+    model = (task.sizes.layer_weights + _other_weights(task)) * machine.dtype.itemsize
+    scored = model + 2 * (task.budget_bytes + task.sizes.unquantized_bytes)
+    working = (4 * block + 4 * widest**2 + states * widest) * _FLOAT_BYTES
+    return max(model + working, scored + working)
+
+
+def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
+    effort, weights, others = request.effort, task.sizes.layer_weights, _other_weights(task)
+    calibration = effort.calibration.windows * effort.calibration.tokens
+    probes = effort.probe_windows * effort.probe_tokens
+    scored = effort.evaluation.windows * effort.evaluation.tokens
+    products = 2 * weights * probes * len(task.layers)  # two changes of each layer, half the blocks for each
+    products += 2 * others * probes * (WIDTH + 3)
+    products += 3 * 2 * weights * calibration * _CALIBRATION_PASSES
+    products += 3 * 2 * (weights + others) * scored
+    loop = sum(layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT for layer in task.layers)
+    loads = _LOADS * task.sizes.file_bytes * _SECONDS_PER_LOAD_BYTE
+    return products / (_EFFICIENCY * _flops_per_second(machine)) + _TIMES_QUANTIZED * loop + loads
+
+
+def _flops_per_second(machine: Machine) -> float:
+    """Measure large matrix products for a moment."""
     left = torch.ones(_BENCH_SIZE, _BENCH_SIZE, dtype=machine.dtype, device=machine.device)
     float((left @ left).sum())
     start = time.perf_counter()

@@ -68,9 +68,7 @@ def test_budget_is_never_exceeded(seed: int, options: dict[str, Any], place: flo
 
 @PROPERTY
 @given(seed=SEEDS, options=st.sampled_from(OPTIONS), place=st.floats(0, 1.1))
-def test_what_is_left_of_the_budget_is_next_to_nothing_or_holds_no_change(
-    seed: int, options: dict[str, Any], place: float
-) -> None:
+def test_what_is_left_of_the_budget_is_next_to_nothing_or_holds_no_change(seed: int, options: dict[str, Any], place: float) -> None:
     profile = make_profile(seed, **options)
     budget = budget_at(profile, place)
     choice = round_shares(profile, random_shares(seed, profile), 0.0, budget)

@@ -1,5 +1,7 @@
 """The uniform plan gives every layer the same share, and wastes at most one step of one layer."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,7 @@ def largest_step(layers: tuple[LayerSpec, ...], widths: tuple[int, int]) -> int:
         splits = [Fidelity(*widths, count / layer.in_features, GROUP) for count in counts]
         options = [Fidelity.uniform(widths[0], GROUP), *splits, Fidelity.uniform(widths[1], GROUP)]
         sizes = [option.weight_bytes(layer.out_features, layer.in_features) for option in options]
-        largest = max(largest, *(after - before for before, after in zip(sizes, sizes[1:], strict=False)))
+        largest = max(largest, *(after - before for before, after in pairwise(sizes)))
     return largest
 
 
@@ -82,7 +84,7 @@ def test_at_most_one_step_of_one_layer_is_left_unused(layers: tuple[LayerSpec, .
     assert budget - plan.weight_bytes <= largest_step(layers, widths)
 
 
-@pytest.mark.parametrize(("blocks", "hidden", "inner", "share"), [(8, 576, 1536, 0.725), (4, 80, 160, 0.95)])
+@pytest.mark.parametrize(("blocks", "hidden", "inner", "share"), [(8, 576, 1536, 108 / 149), (4, 80, 160, 0.95)])
 @pytest.mark.xfail(reason="layers that take a step at the same ratio take it together", strict=True)
 def test_layers_never_take_a_step_together(blocks: int, hidden: int, inner: int, share: float) -> None:
     layers = decoder(blocks, hidden, inner)

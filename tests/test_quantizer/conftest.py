@@ -1,11 +1,15 @@
 """Tiny real models that the tests of the quantizer share."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
 from quantizer.checkpoint import pack_model, save_checkpoint
 from quantizer.source import ModelFolder, find_model, load_model
-from tests.test_quantizer.helpers import PACKED_TOKENS, Packed, PackedModel, TinyFolder, TinyModel, logits_of, mixed_plan
+from tests.test_quantizer.edits import Edit
+from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, Packed, PackedModel, TinyFolder, TinyModel, logits_of, mixed_plan
 from tests.tiny import save_tiny
 
 
@@ -45,3 +49,17 @@ def packed(tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pyt
         return made[family]
 
     return get
+
+
+@pytest.fixture
+def edited(tiny_folder: TinyFolder, tmp_path: Path) -> Edited:
+    """Return a copy of the tiny llama after some edits."""
+
+    def make(*edits: Edit) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(tiny_folder("llama").path, folder)
+        for edit in edits:
+            edit(folder)
+        return folder
+
+    return make

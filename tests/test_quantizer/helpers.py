@@ -39,6 +39,7 @@ class Packed:
 
 TinyFolder = Callable[[str], ModelFolder]
 TinyModel = Callable[[str], Any]
+Edited = Callable[..., Path]
 PackedModel = Callable[[str], Packed]
 
 PACKED_TOKENS = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))

@@ -1,24 +1,15 @@
 """Promises of quantizer.source: good models are found and loaded, others are refused, and nothing that they bring is run."""
 
-import json
-import pickle
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from quantizer.errors import ModelError
-from quantizer.source import ModelFolder, find_model, load_model, load_tokenizer
-from tests.test_quantizer.helpers import PACKED_TOKENS, TinyFolder, TinyModel, logits_of
-
-Edit = Callable[[Path], object]
-FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+from quantizer.source import find_model, load_model, load_tokenizer
+from tests.test_quantizer.edits import FILE, INDEX, Edit, code_of_its_own, config, find, index, pickled, tensors, without
+from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,74 +17,9 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
-@pytest.fixture
-def edited(tiny_folder: TinyFolder, tmp_path: Path) -> Callable[..., Path]:
-    """Return a copy of the tiny llama after some edits."""
-
-    def make(*edits: Edit) -> Path:
-        folder = tmp_path / "model"
-        shutil.copytree(tiny_folder("llama").path, folder)
-        for edit in edits:
-            edit(folder)
-        return folder
-
-    return make
-
-
-def _find(folder: Path) -> ModelFolder:
-    return find_model(str(folder), folder.parent / "cache")
-
-
-def _config(**values: object) -> Edit:
-    def edit(folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text()) | values
-        (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
-
-    return edit
-
-
-def _tensors(change: Callable[[dict[str, Tensor]], object]) -> Edit:
-    def edit(folder: Path) -> None:
-        tensors = load_file(folder / FILE)
-        change(tensors)
-        save_file(tensors, folder / FILE, metadata={"format": "pt"})
-
-    return edit
-
-
-def _index(content: object) -> Edit:
-    return lambda folder: (folder / INDEX).write_text(json.dumps(content))
-
-
-def _without(name: str) -> Edit:
-    return lambda folder: (folder / name).unlink()
-
-
-def _code_of_its_own(folder: Path) -> None:
-    """Add code that leaves a trace when it is run."""
-    lines = [f"open({str(folder / 'trace')!r}, 'w').close()", "from transformers import LlamaConfig, LlamaForCausalLM"]
-    (folder / "own.py").write_text("\n".join(lines))
-    _config(auto_map={"AutoConfig": "own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"})(folder)
-
-
-class _Trap:
-    """Leaves a trace when it is unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
-
-
-def _pickled(folder: Path) -> None:
-    (folder / FILE).unlink()
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(_Trap(folder / "trace")))
-
-
-def test_a_good_folder_is_found_and_loaded(edited: Callable[..., Path]) -> None:
+def test_a_good_folder_is_found_and_loaded(edited: Edited) -> None:
     folder = edited()
-    found = _find(folder)
+    found = find(folder)
     assert (found.path, found.name, found.dtype) == (folder, str(folder), "bfloat16")
     model = load_model(found, torch.float32, "cpu")
     assert not model.training
@@ -106,30 +32,30 @@ def test_a_model_in_shards_is_the_same_model(tiny_model: TinyModel, tmp_path: Pa
     model = tiny_model("llama")
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
-    loaded = load_model(_find(tmp_path / "sharded"), torch.float32, "cpu")
+    loaded = load_model(find(tmp_path / "sharded"), torch.float32, "cpu")
     assert torch.equal(logits_of(loaded, PACKED_TOKENS), logits_of(model, PACKED_TOKENS))
 
 
-def test_a_model_named_without_dtype_has_that_of_its_weights(edited: Callable[..., Path]) -> None:
-    assert _find(edited(_config(dtype=...))).dtype == "bfloat16"
+def test_a_model_named_without_dtype_has_that_of_its_weights(edited: Edited) -> None:
+    assert find(edited(config(dtype=...))).dtype == "bfloat16"
 
 
-def test_the_digest_is_of_the_content_not_of_the_place(edited: Callable[..., Path], tiny_folder: TinyFolder) -> None:
+def test_the_digest_is_of_the_content_not_of_the_place(edited: Edited, tiny_folder: TinyFolder) -> None:
     folder = edited(lambda folder: (folder / "README.md").write_text("Hello"))
-    assert _find(folder).sha256 == tiny_folder("llama").sha256
+    assert find(folder).sha256 == tiny_folder("llama").sha256
 
 
 @pytest.mark.parametrize(
     "edit",
     [
-        _config(rms_norm_eps=1e-5),
-        _tensors(lambda tensors: tensors["model.norm.weight"].add_(1)),
+        config(rms_norm_eps=1e-5),
+        tensors(lambda all_: all_["model.norm.weight"].add_(1)),
         lambda folder: (folder / "tokenizer_config.json").write_text("{}"),
     ],
     ids=["config", "weights", "tokenizer"],
 )
-def test_the_digest_changes_with_what_the_model_computes(edit: Edit, edited: Callable[..., Path], tiny_folder: TinyFolder) -> None:
-    assert _find(edited(edit)).sha256 != tiny_folder("llama").sha256
+def test_the_digest_changes_with_what_the_model_computes(edit: Edit, edited: Edited, tiny_folder: TinyFolder) -> None:
+    assert find(edited(edit)).sha256 != tiny_folder("llama").sha256
 
 
 @pytest.mark.parametrize("reference", ["no-such-org/no-such-model", "no/such/folder", "", "a model", "../nothing", "a\0b"])
@@ -141,67 +67,67 @@ def test_an_unknown_model_is_refused_by_name(reference: str, tmp_path: Path, mon
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {
-    "no config": (_without("config.json"), r"no config\.json"),
+    "no config": (without("config.json"), r"no config\.json"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json.*cannot be read"),
     "config is no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), r"config\.json.*cannot be read"),
     "config is no object": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
-    "no weights": (_without(FILE), "has no weights"),
-    "pickled": (_pickled, r"pickled weights only \(pytorch_model\.bin\).*Convert them"),
-    "own code": (lambda folder: (_code_of_its_own(folder), _config(model_type="own")(folder)), "code of its own.*never run"),
-    "unknown type": (_config(model_type="no-such-type"), "'no-such-type', unknown"),
-    "no type": (_config(model_type=...), "None, unknown"),
-    "t5": (_config(model_type="t5"), "'t5', which is no decoder-only language model"),
-    "vit": (_config(model_type="vit"), "'vit', which is no decoder-only language model"),
-    "quantized": (_config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized already; give the original"),
+    "no weights": (without(FILE), "has no weights"),
+    "pickled": (pickled, r"pickled weights only \(pytorch_model\.bin\).*Convert them"),
+    "own code": (lambda folder: (code_of_its_own(folder), config(model_type="own")(folder)), "code of its own.*never run"),
+    "unknown type": (config(model_type="no-such-type"), "'no-such-type', unknown"),
+    "no type": (config(model_type=...), "None, unknown"),
+    "t5": (config(model_type="t5"), "'t5', which is no decoder-only language model"),
+    "vit": (config(model_type="vit"), "'vit', which is no decoder-only language model"),
+    "quantized": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized already; give the original"),
     "truncated": (lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100]), "damaged or truncated"),
     "header only": (lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:50]), "damaged or truncated"),
     "empty file": (lambda folder: (folder / FILE).write_bytes(b""), "damaged or truncated"),
-    "NaN": (_tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("nan"))), r"'model\.norm\.weight'.*NaN or infinite"),
+    "NaN": (tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("nan"))), r"'model\.norm\.weight'.*NaN or infinite"),
     "infinity": (
-        _tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("-inf"))),
+        tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("-inf"))),
         r"'model\.norm\.weight'.*NaN or infinite",
     ),
-    "missing shard": (_index({"weight_map": {"a": FILE, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
-    "shard elsewhere": (_index({"weight_map": {"a": "../secret.safetensors"}}), r"lacks '\.\./secret\.safetensors'"),
+    "missing shard": (index({"weight_map": {"a": FILE, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
+    "shard elsewhere": (index({"weight_map": {"a": "../secret.safetensors"}}), r"lacks '\.\./secret\.safetensors'"),
     "index is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "not a safetensors index"),
-    "index without map": (_index({}), "not a safetensors index"),
-    "map is a list": (_index({"weight_map": [FILE]}), "not a safetensors index"),
+    "index without map": (index({}), "not a safetensors index"),
+    "map is a list": (index({"weight_map": [FILE]}), "not a safetensors index"),
 }
 
 
 @pytest.mark.parametrize("case", list(REFUSED))
-def test_a_model_that_cannot_be_used_is_refused_with_the_reason(case: str, edited: Callable[..., Path]) -> None:
+def test_a_model_that_cannot_be_used_is_refused_with_the_reason(case: str, edited: Edited) -> None:
     edit, reason = REFUSED[case]
     folder = edited(edit)
     with pytest.raises(ModelError, match=reason) as caught:
-        _find(folder)
+        find(folder)
     assert str(folder) in str(caught.value)
     assert not (folder / "trace").exists()
 
 
 NOT_LOADED: dict[str, tuple[Edit, str]] = {
     "a tensor is missing": (
-        _tensors(lambda all_: all_.pop("model.layers.1.mlp.up_proj.weight")),
+        tensors(lambda all_: all_.pop("model.layers.1.mlp.up_proj.weight")),
         r"lacks 1 tensors, 'model\.layers\.1\.mlp\.up",
     ),
-    "more layers than stored": (_config(num_hidden_layers=4), r"lacks 9 tensors, 'model\.layers\.3\."),
-    "other shapes than stored": (_config(vocab_size=400), "cannot be loaded"),
-    "unknown activation": (_config(hidden_act="no-such-act"), "cannot be loaded.*no-such-act"),
+    "more layers than stored": (config(num_hidden_layers=4), r"lacks 9 tensors, 'model\.layers\.3\."),
+    "other shapes than stored": (config(vocab_size=400), "cannot be loaded"),
+    "unknown activation": (config(hidden_act="no-such-act"), "cannot be loaded.*no-such-act"),
 }
 
 
 @pytest.mark.parametrize("case", list(NOT_LOADED))
-def test_a_model_whose_files_are_incomplete_is_not_loaded(case: str, edited: Callable[..., Path]) -> None:
+def test_a_model_whose_files_are_incomplete_is_not_loaded(case: str, edited: Edited) -> None:
     edit, reason = NOT_LOADED[case]
-    found = _find(edited(edit))
+    found = find(edited(edit))
     with pytest.raises(ModelError, match=reason) as caught:
         load_model(found, torch.float32, "cpu")
     assert repr(found.name) in str(caught.value)
 
 
-def test_code_in_the_folder_is_not_run_for_a_type_that_transformers_knows(edited: Callable[..., Path]) -> None:
-    folder = edited(_code_of_its_own)
-    model = load_model(_find(folder), torch.float32, "cpu")
+def test_code_in_the_folder_is_not_run_for_a_type_that_transformers_knows(edited: Edited) -> None:
+    folder = edited(code_of_its_own)
+    model = load_model(find(folder), torch.float32, "cpu")
     assert type(model).__module__.startswith("transformers.")
     assert not (folder / "trace").exists()
 
@@ -211,7 +137,7 @@ TOKENIZERS: dict[str, Edit] = {
     "no JSON": lambda folder: (folder / "tokenizer.json").write_text("{"),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
     "own code": lambda folder: (
-        _code_of_its_own(folder),
+        code_of_its_own(folder),
         (folder / "tokenizer_config.json").write_text(
             '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}'
         ),
@@ -220,8 +146,8 @@ TOKENIZERS: dict[str, Edit] = {
 
 
 @pytest.mark.parametrize("case", list(TOKENIZERS))
-def test_a_tokenizer_that_cannot_be_used_is_refused(case: str, edited: Callable[..., Path]) -> None:
-    found = _find(edited(TOKENIZERS[case]))
+def test_a_tokenizer_that_cannot_be_used_is_refused(case: str, edited: Edited) -> None:
+    found = find(edited(TOKENIZERS[case]))
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(found)
     assert not (found.path / "trace").exists()

@@ -1,0 +1,42 @@
+"""First-order terms are shrunk by what of them is noise."""
+
+import numpy as np
+import torch
+
+from allocator.profiler import Effects, shrink_noise
+
+LAYERS, TOKENS, WIDTH = 200, 64, 8
+
+
+def effects(signal: float, noise: float) -> tuple[Effects, np.ndarray]:
+    """Return effects whose first-order terms are -2 x squared effect + signal + noise per token, and the true means."""
+    rng = np.random.default_rng(3)
+    scale = rng.uniform(0.5, 1.5, 2 * LAYERS)
+    sketch = torch.tensor(rng.normal(size=(2 * LAYERS, TOKENS * WIDTH)) * scale[:, None], dtype=torch.float32)
+    own = sketch.square().sum(1).double().numpy() / TOKENS
+    truth = -2 * own + signal * rng.normal(size=2 * LAYERS)
+    first = truth[:, None] + noise * rng.normal(size=(2 * LAYERS, TOKENS))
+    return Effects(first, sketch, 1.0), truth
+
+
+def test_pure_noise_is_removed() -> None:
+    noisy, truth = effects(signal=0.0, noise=20.0)
+    shrunk = shrink_noise(noisy).first.mean(axis=1)
+    assert np.square(shrunk - truth).mean() < 0.1 * np.square(noisy.first.mean(axis=1) - truth).mean()
+
+
+def test_what_both_halves_agree_on_is_kept() -> None:
+    clean, truth = effects(signal=5.0, noise=0.01)
+    assert np.abs(shrink_noise(clean).first.mean(axis=1) - truth).max() < 0.05
+
+
+def test_error_falls_when_signal_and_noise_are_mixed() -> None:
+    mixed, truth = effects(signal=2.0, noise=16.0)
+    before, after = mixed.first.mean(axis=1), shrink_noise(mixed).first.mean(axis=1)
+    assert np.square(after - truth).mean() < 0.75 * np.square(before - truth).mean()
+
+
+def test_few_layers_are_left_alone() -> None:
+    noisy, _ = effects(signal=0.0, noise=20.0)
+    few = Effects(noisy.first[:8], noisy.sketch[:8], 1.0)
+    assert (shrink_noise(few).first == few.first).all()
