@@ -18,7 +18,7 @@ _BENCH_SIZE, _BENCH_RUNS = 1024, 4
 _EFFICIENCY = 0.75
 """Speed of a model's forward pass as a share of that of one large matrix product."""
 _CALIBRATION_PASSES = 4.0
-"""Forward passes over the calibration windows that quantizing a model once takes: second moments for each group, and the outputs."""
+"""Forward passes over the calibration windows that quantizing once takes: second moments of each group of layers, and outputs."""
 _SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
 """GPTQ's column loop and its arithmetic."""
 _TIMES_QUANTIZED = 5
@@ -94,7 +94,7 @@ def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
     calibration = effort.calibration.windows * effort.calibration.tokens
     probes = effort.probe_windows * effort.probe_tokens
     scored = effort.evaluation.windows * effort.evaluation.tokens
-    products = 2 * weights * probes * len(task.layers)  # two changes of each layer, half the blocks for each
+    products: float = 2 * weights * probes * len(task.layers)  # two changes of each layer, half the blocks for each
     products += 2 * others * probes * (WIDTH + 3)
     products += 3 * 2 * weights * calibration * _CALIBRATION_PASSES
     products += 3 * 2 * (weights + others) * scored

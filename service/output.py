@@ -4,13 +4,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from quantizer.durable import sync_folder
 from service.errors import OutputError
 from service.page import render_page
 from service.report import Report
 from service.store import disk_errors, link_or_copy
 
-REPORT_JSON, REPORT_PAGE = "report.json", "report.html"
+REPORT_JSON, REPORT_PAGE, LAYER_TABLE = "report.json", "report.html", "layers.csv"
 
 
 def check_output(folder: Path) -> None:
@@ -23,6 +25,25 @@ def check_output(folder: Path) -> None:
         raise OutputError(f"output {str(folder)!r} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"output folder {str(folder)!r} is not empty; name a new one, or empty it")
+
+
+def layer_table(report: Report) -> str:
+    """Return a report's layers as CSV: one row a layer, with fidelity, bytes, and the damage of each change from the context."""
+    rows = [
+        {
+            "layer": name,
+            "block": row["block"],
+            "kind": row["kind"],
+            "out_features": row["shape"][0],
+            "in_features": row["shape"][1],
+            "fidelity": row["fidelity"],
+            "weight_bytes": row["weight_bytes"],
+            "uniform_fidelity": report["uniform"][name],
+            **{f"damage_{fidelity}": value for fidelity, value in report["damage_nats_per_token"][name].items()},
+        }
+        for name, row in report["plan"]["layers"].items()
+    ]
+    return str(pd.DataFrame(rows).to_csv(index=False))
 
 
 def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
@@ -45,6 +66,7 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
             if report is not None:
                 (temporary / REPORT_JSON).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
                 (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
+                (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")
             if folder.is_dir():
                 folder.rmdir()
             temporary.rename(folder)

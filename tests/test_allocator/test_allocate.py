@@ -150,6 +150,17 @@ def test_a_budget_above_the_largest_plan_gets_it_with_a_note() -> None:
     assert f"the budget holds the largest plan of the menu ({largest} bytes)" in allocation.notes[0]
 
 
+def test_a_budget_of_the_largest_plan_gets_it_even_where_less_would_do() -> None:
+    profile = make_profile(0)
+    layers = (*profile.layers[:4], replace(profile.layers[4], out_features=8))  # next to nothing of the budget
+    linear = profile.linear.copy()
+    linear[4] = [0.0, 0.0, 0.0, 1.0]
+    profile = replace(profile, layers=layers, linear=linear, factor=profile.factor * 0)
+    largest = byte_ends(profile)[1]
+    assert choice_of(profile, allocate(profile, largest - 1))[4] < 3
+    assert choice_of(profile, allocate(profile, largest)) == [3] * 5
+
+
 def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range() -> None:
     profile = make_profile(0)
     low, high = byte_ends(profile)

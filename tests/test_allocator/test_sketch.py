@@ -130,6 +130,17 @@ def test_the_squared_sketch_is_right_on_average_at_any_width(scene: Scene) -> No
     assert sum(found) / len(found) == pytest.approx(exact, rel=0.05)
 
 
+def test_what_all_logits_have_in_common_does_not_count(scene: Scene) -> None:
+    weight = scene.runner.head.weight.detach()
+    even = torch.linalg.lstsq(weight, torch.ones(len(weight), 1)).solution.t()  # raises all logits, as evenly as can be
+    change = even.expand(TOKENS, -1)
+    exact = second_order(scene, change, change).sum()
+    common = (scene.log_probs(scene.context).exp() @ (weight @ even.t()).double()).square().sum()
+    _, sketch = scene.metric.measure(change)
+    assert common > 0.15 * exact
+    assert float(sketch.square().sum()) == pytest.approx(float(exact), rel=0.05)
+
+
 def test_the_seed_decides_the_projection(scene: Scene) -> None:
     one, same, other = (scene.metric_at(scene.context, 2, seed) for seed in (9, 9, 10))
     assert torch.equal(one.projection, same.projection)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,6 +57,10 @@ def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path
     assert "src=" not in page
     assert "default-src 'none'" in page
     assert "bits per weight" in page
+    table = pd.read_csv(tmp_path / "out" / "layers.csv")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert table.weight_bytes.sum() == report["plan_bytes"]
+    assert list(table.layer) == list(report["plan"]["layers"])
     shown = bitwright("report", tmp_path / "out")
     assert shown.returncode == 0
     assert "uniform" in shown.stdout
