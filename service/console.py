@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,7 +21,7 @@ from service.report import Report, summary_rows
 LINE_SECONDS = 15
 """Shortest time between two lines of progress of one step."""
 
-err = Console(stderr=True)
+err = Console(stderr=True, soft_wrap=True)
 out = Console(soft_wrap=True)
 
 
@@ -87,11 +86,18 @@ def reporting() -> Iterator[Reporter]:
         yield Bars(progress)
 
 
+class _Messages(logging.Handler):
+    """Prints log records on stderr, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        err.print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False, highlight=False)
+
+
 def set_up_logging() -> None:
     """Send messages of the product to stderr, and quiet the libraries below."""
-    handler = RichHandler(console=err, show_path=False, show_time=False, markup=False)
     logger = logging.getLogger("bitwright")
-    logger.handlers = [handler]
+    logger.handlers = [_Messages()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

@@ -1,4 +1,4 @@
-"""Run the command line as a user would: in a process of its own."""
+"""Run the command line as a user would: in this process, or in one of its own where it is to be killed."""
 
 import json
 import os
@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from service.cli import app
+
 SMALL = [
     *("--calibration-windows", "4"),
     *("--tokens", "64"),
@@ -18,14 +22,15 @@ SMALL = [
 ]
 """Options that make a tiny model's run take seconds."""
 
-_PROGRAM = [sys.executable, "-c", "from service.cli import entry; entry()"]
+PROGRAM = [sys.executable, "-c", "from service.cli import entry; entry()"]
 
 
-def bitwright(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `bitwright` with the arguments and return its exit code, stdout and stderr."""
-    return subprocess.run(
-        [*_PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, env=_environment(environment)
-    )
+def bitwright(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run `bitwright` with the arguments and return its exit code, stdout and stderr; errors that it does not tell are raised."""
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def bitwright_json(*arguments: str | Path) -> Any:
@@ -46,9 +51,7 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
     Raises:
         AssertionError: it ended before the condition held.
     """
-    process = subprocess.Popen(
-        [*_PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment({})
-    )
+    process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     while not condition():
         assert process.poll() is None, f"ended before it could be stopped: {process.communicate()[1]}"
         time.sleep(0.002)
@@ -57,5 +60,6 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def _environment(extra: dict[str, str]) -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1", **extra}
+def environment() -> dict[str, str]:
+    """Return the environment of a process that runs a tiny model: off the network, on one thread."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from service.settings import quiet_libraries
 from tests.tiny import save_tiny
 
 quiet_libraries()
+torch.set_num_threads(1)  # tiny models gain nothing from more, and a killed run must compute in the same order as one that was not
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """The whole path on the real demo model, out of its package: one slower test."""
 
+import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from service import demo
-from tests.command import bitwright_json
+from tests.command import PROGRAM
 
 
 @pytest.mark.slow
@@ -14,11 +16,14 @@ from tests.command import bitwright_json
 def test_smollm2_at_two_and_a_half_bits_beats_uniform(tmp_path: Path) -> None:
     """Two of the done-lines in small: bytes within 0.5 % under the budget, and less KL than the uniform plan of equal bytes."""
     model = demo.fetch(Path(os.environ.get("BITWRIGHT_DEMO_MODEL", tmp_path / "model")))
-    report = bitwright_json(
-        *("run", model, "--budget", "2.5bpw", "--out", tmp_path / "out", "--cache", tmp_path / "cache"),
+    arguments = (
+        *("run", str(model), "--budget", "2.5bpw", "--out", tmp_path / "out", "--cache", tmp_path / "cache"),
         *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--probe-tokens", "48"),
-        *("--evaluation-windows", "8"),
+        *("--evaluation-windows", "8", "--json"),
     )
+    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
 
     assert 0.995 * report["budget_bytes"] <= report["plan_bytes"] <= report["budget_bytes"]
     assert abs(report["uniform_bytes"] - report["plan_bytes"]) <= 0.001 * report["plan_bytes"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +192,21 @@ def interrupting(block: int) -> Progress:
     return tell
 
 
-@pytest.mark.parametrize(("step", "block"), [("quantize", 1), ("quantize", 3), ("measure", 1), ("measure", 2)])
-def test_a_resumed_profile_is_the_same(step: str, block: int, load: Loader, whole: Profile, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run(load(), PartStore(tmp_path), WIDTHS, **{step: interrupting(block)})
-    finished = {file: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
-    resumed = run(load(), PartStore(tmp_path), WIDTHS)
-    assert np.array_equal(resumed.linear, whole.linear)
-    assert np.array_equal(resumed.factor, whole.factor)
-    assert replace(resumed, linear=whole.linear, factor=whole.factor) == whole
-    assert len(finished) > 1
-    assert finished == {file: file.stat().st_mtime_ns for file in finished}  # nothing was made twice
+def test_a_resumed_profile_is_the_same_and_takes_the_less_work_the_later_it_was_interrupted(
+    load: Loader, whole: Profile, tmp_path: Path
+) -> None:
+    work = []
+    for step, block in (("quantize", 1), ("quantize", 3), ("measure", 1), ("measure", 2)):
+        parts, passes, model = PartStore(tmp_path / f"{step}{block}"), [], load()
+        with pytest.raises(Interrupted):
+            run(load(), parts, WIDTHS, **{step: interrupting(block)})
+        model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        resumed = run(model, parts, WIDTHS)
+        assert np.array_equal(resumed.linear, whole.linear)
+        assert np.array_equal(resumed.factor, whole.factor)
+        assert replace(resumed, linear=whole.linear, factor=whole.factor) == whole
+        work.append(len(passes))
+    assert all(after < before for before, after in pairwise(work))
 
 
 def test_both_steps_tell_of_every_block(load: Loader, tmp_path: Path) -> None:
@@ -210,11 +215,11 @@ def test_both_steps_tell_of_every_block(load: Loader, tmp_path: Path) -> None:
     assert told == {"quantize": [(1, 3), (2, 3), (3, 3)], "measure": [(1, 3), (2, 3), (3, 3)]}
 
 
+@pytest.mark.parametrize("measured", [(4, 8)], indirect=True)
 def test_shrinking_keeps_the_coupling_and_most_of_the_damage(measured: Measured, load: Loader, tmp_path: Path) -> None:
-    widths = measured.menu.fidelities[0].bits_lo, measured.menu.fidelities[-1].bits_hi
-    shrunk = run(load(), PartStore(tmp_path), widths)
+    shrunk = run(load(), PartStore(tmp_path), (4, 8))
     assert np.array_equal(shrunk.factor, measured.profile.factor)
-    assert 0.9 < np.corrcoef(shrunk.damage().ravel(), measured.profile.damage().ravel())[0, 1] < 1
+    assert 0.8 < np.corrcoef(shrunk.damage().ravel(), measured.profile.damage().ravel())[0, 1] < 1
 
 
 def test_another_seed_measures_nearly_the_same(load: Loader, whole: Profile, tmp_path: Path) -> None:

@@ -5,12 +5,11 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.command import bitwright, bitwright_json, run_options, stop_when
+from tests.command import PROGRAM, bitwright, bitwright_json, environment, run_options, stop_when
 
 WEIGHTS = "model.safetensors"
 
@@ -97,13 +96,13 @@ def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_p
 def test_full_disk_is_told_and_leaves_nothing_half_written(tiny_llama: Path, tmp_path: Path, undisturbed: Path) -> None:
     """A limit on the size of files makes real writes fail in the way a full disk does."""
     cache, out = tmp_path / "cache", tmp_path / "out"
-    program = [sys.executable, "-c", "from service.cli import entry; entry()", *run_options(tiny_llama, cache, out)]
+    program = [*PROGRAM, *run_options(tiny_llama, cache, out)]
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    full = subprocess.run(program, capture_output=True, text=True, check=False, preexec_fn=limit)
+    full = subprocess.run(program, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment())
 
     assert full.returncode == 3, full.stderr
     assert "make room" in full.stderr
