@@ -9,7 +9,9 @@ The variable y keeps the Hessian diagonal, whatever the coupling. Only the budge
 solved again for another budget without being built anew.
 """
 
+import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import cvxpy as cp
@@ -80,13 +82,12 @@ class AllocationProblem:
             SolverFailed: the solver found none.
         """
         self._budget.value = budget_bytes / self._byte_unit
-        try:
-            self._problem.solve(solver=cp.OSQP, eps_abs=_TOLERANCE, eps_rel=_TOLERANCE, max_iter=_ITERATIONS, warm_start=True)
-        except cp.SolverError as err:
-            raise SolverFailed(f"OSQP failed on a budget of {budget_bytes} bytes: {err}") from err
+        solver = self._solve(cp.OSQP, eps_abs=_TOLERANCE, eps_rel=_TOLERANCE, max_iter=_ITERATIONS, warm_start=True)
+        if self._problem.status != cp.OPTIMAL:
+            solver = self._solve(cp.CLARABEL)  # OSQP's adaptive step can cycle on small programs
         status = self._problem.status
         if status not in _USABLE:
-            raise SolverFailed(f"OSQP says {status!r} for a budget of {budget_bytes} bytes")
+            raise SolverFailed(f"{solver} says {status!r} for a budget of {budget_bytes} bytes")
         stats: Any = self._problem.solver_stats
         share = np.clip(self._share.value, 0, None)
         return RelaxedSolution(
@@ -94,12 +95,16 @@ class AllocationProblem:
             loss=float(self._problem.value) * self._loss_unit + self._profile.context_loss,
             price=max(0.0, float(self._within.dual_value)) * self._loss_unit / self._byte_unit,
             status=status,
-            solver=f"OSQP {_osqp_version()}",
+            solver=solver,
             iterations=int(stats.num_iters),
         )
 
-
-def _osqp_version() -> str:
-    from importlib.metadata import version  # noqa: PLC0415
-
-    return version("osqp")
+    def _solve(self, solver: str, **options: Any) -> str:
+        """Solve with one solver; return its name and version."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of an inaccurate solution, which the status says too
+                self._problem.solve(solver=solver, **options)
+        except cp.SolverError as err:
+            raise SolverFailed(f"{solver} failed: {err}") from err
+        return f"{solver} {version(solver.lower())}"

@@ -11,6 +11,8 @@ by construction. The context's own columns are zero.
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,12 @@ from quantizer.plan import LayerSpec, Plan
 SCHEMA = "bitwright.profile/1"
 VALIDITY = 0.12
 """A profile is trusted for plans within this share of its context's bytes; further away its context is another model."""
+
+_UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, QuantizerError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError, SyntaxError),
+)
+"""What reading damaged documents can raise, the zip archive of the arrays included."""
 
 Array = NDArray[np.float64]
 
@@ -73,6 +81,8 @@ class Profile:
         if not finite.all():
             layer = self.layers[int(np.argwhere(~finite)[0, 0])]
             raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
+        if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
+            raise ProfileError(f"context loss {self.context_loss!r} is not a finite number; profile the model anew")
         if not 0 <= self.context < shape[1]:
             raise ProfileError(f"context {self.context} is not on the menu of {shape[1]} fidelities")
 
@@ -162,5 +172,5 @@ class Profile:
                 model_sha256=values["model_sha256"],
                 calibration_sha256=values["calibration_sha256"],
             )
-        except (ValueError, KeyError, TypeError, OSError, QuantizerError) as err:
+        except _UNREADABLE as err:
             raise ProfileError(f"the profile cannot be read: {err}") from err

@@ -81,7 +81,9 @@ def _search(profile: Profile, choice: Choice, price: float, budget_bytes: int) -
     for _ in range(_MOVES):
         slack = budget_bytes - _used(profile, choice)
         moves = _moves(profile, choice)
-        found = _best_single(moves, slack) or _best_pair(moves, slack, price)
+        found = _best_single(moves, slack)
+        if found is None or found[0] >= -least:
+            found = _best_pair(moves, slack, price)
         if found is None or found[0] >= -least:
             break
         for layer, option in found[1]:

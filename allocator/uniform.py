@@ -33,8 +33,17 @@ def uniform_plan(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_
         if plan.weight_bytes <= budget_bytes:
             low, best = middle, plan
         else:
-            high = middle
-    return best
+            high, top = middle, plan
+    return _step_by_step(best, top, budget_bytes)
+
+
+def _step_by_step(below: Plan, above: Plan, budget_bytes: int) -> Plan:
+    """Raise layers from one plan to the next as far as the budget goes: layers may take a step at the very same share."""
+    fidelities, used = list(below.fidelities), below.weight_bytes
+    for index, (low, high) in enumerate(zip(below.layer_bytes, above.layer_bytes, strict=True)):
+        if used + high - low <= budget_bytes:
+            fidelities[index], used = above.fidelities[index], used + high - low
+    return Plan(below.layers, tuple(fidelities))
 
 
 def _plan_at(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_size: int, ratio: float) -> Plan:

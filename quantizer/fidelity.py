@@ -19,7 +19,7 @@ RATIO_DIGITS = 6
 """Digits after the point that a ratio keeps, so that its printed form is exact."""
 
 SCALE_BYTES = 2
-_NAME = re.compile(r"^int(?P<lo>\d)(\+(?P<hi>\d)r(?P<ratio>0?\.\d+))?g(?P<group>\d+)$")
+_NAME = re.compile(r"int(?P<lo>[0-9])(\+(?P<hi>[0-9])r(?P<ratio>0?\.[0-9]+))?g(?P<group>[0-9]+)")
 
 
 def words(values: int, bits: int) -> int:
@@ -74,7 +74,7 @@ class Fidelity:
         Raises:
             FidelityError: the name has another form, or its numbers are out of range.
         """
-        match = _NAME.match(name)
+        match = _NAME.fullmatch(name)
         if match is None:
             raise FidelityError(f"fidelity {name!r}: write int3g64, or int2+4r0.125g64 for a split layer")
         lo, group_size = int(match["lo"]), int(match["group"])
@@ -87,7 +87,8 @@ class Fidelity:
         """The short name that `parse` reads back."""
         if self.ratio == 0:
             return f"int{self.bits_lo}g{self.group_size}"
-        return f"int{self.bits_lo}+{self.bits_hi}r{self.ratio:g}g{self.group_size}"
+        ratio = f"{self.ratio:.{RATIO_DIGITS}f}".rstrip("0")
+        return f"int{self.bits_lo}+{self.bits_hi}r{ratio}g{self.group_size}"
 
     def high_columns(self, in_features: int) -> int:
         """Return the number of high-impact columns of a layer with `in_features` input columns.

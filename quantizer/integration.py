@@ -4,9 +4,11 @@
 package alone loads neither torch nor transformers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -28,7 +30,7 @@ class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transfo
         CheckpointError: the format version is not the one that this package reads, or no layer is named.
     """
 
-    def __init__(self, layers: dict[str, str], version: int = FORMAT_VERSION, **_: object) -> None:
+    def __init__(self, layers: dict[str, str] | None = None, version: int = FORMAT_VERSION, **_: object) -> None:
         """Check the version, keep the fidelities' names."""
         if version != FORMAT_VERSION:
             raise CheckpointError(f"checkpoint format version {version}; this bitwright reads version {FORMAT_VERSION}")
@@ -46,7 +48,10 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     requires_calibration = True
     quantization_config: BitwrightConfig
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> nn.Module:
+        packed_names: list[str] = []
         with torch.device("meta"):
             for name, fidelity in self.quantization_config.layers.items():
                 linear = get_linear(model, name)
@@ -58,6 +63,9 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
                     dtype=linear.weight.dtype,
                 )
                 replace_linear(model, name, packed)
+                packed_names += [f"{name}.{leaf}" for leaf, _ in packed.named_buffers()]
+        if checkpoint_files:
+            _check_tensors(checkpoint_files, packed_names)
         return model
 
     def is_serializable(self) -> bool:
@@ -68,3 +76,18 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     def is_trainable(self) -> bool:
         """False: codes have no gradient."""
         return False
+
+
+def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks a packed tensor; transformers would fill it with zeros.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    stored: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            stored.update(tensors.keys())
+    missing = [name for name in names if name not in stored]
+    if missing:
+        raise CheckpointError(f"the checkpoint lacks {len(missing)} packed tensors, {missing[0]!r} first; get its files anew")

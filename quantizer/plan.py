@@ -110,10 +110,11 @@ class Plan:
         layers, fidelities = [], []
         try:
             for name, row in values["layers"].items():
-                out_features, in_features = (int(size) for size in row["shape"])
+                out_features, in_features = _shape(row["shape"])
+                fidelity = Fidelity.parse(row["fidelity"])
                 layers.append(LayerSpec(name, int(row["block"]), str(row["kind"]), out_features, in_features))
-                fidelities.append(Fidelity.parse(row["fidelity"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
+                fidelities.append(fidelity)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
             raise PlanError(f"plan layer {len(layers)}: field {err} is missing or of the wrong kind") from err
         return cls(tuple(layers), tuple(fidelities))
 
@@ -131,3 +132,15 @@ class Plan:
         if not isinstance(values, dict):
             raise PlanError(f"the plan is a JSON {type(values).__name__}; it must be an object")
         return cls.from_json(values)
+
+
+def _shape(values: object) -> tuple[int, int]:
+    """Return two positive whole numbers.
+
+    Raises:
+        ValueError: the values are something else.
+    """
+    match values:
+        case [int(out_features), int(in_features)] if out_features > 0 and in_features > 0:
+            return out_features, in_features
+    raise ValueError(f"shape {values!r}")

@@ -38,7 +38,7 @@ class BlockRunner:
         if not isinstance(head, nn.Module):
             raise ModelError(f"{type(model).__name__} has no output head; a causal language model is needed")
         self.head = head
-        self._wraps_output = False
+        self._wraps_output: bool | None = None
 
     def enter(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
@@ -74,6 +74,7 @@ class BlockRunner:
         def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (head_input, *args[1:])
 
+        self._observe(input_ids)
         handle = self.head.register_forward_pre_hook(replace)
         try:
             with self._blocks_replaced(len(self.blocks), None, None, None):
@@ -91,12 +92,19 @@ class BlockRunner:
         stop_before: int | None = None,
         stop_after: int | None = None,
     ) -> Tensor:
+        if first > 0:
+            self._observe(input_ids)
         try:
             with torch.no_grad(), self._blocks_replaced(first, hidden, stop_before, stop_after):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:
             return stop.value
         raise ModelError(f"{type(self.model).__name__} did not pass through its blocks in order; it is not supported")
+
+    def _observe(self, input_ids: Tensor) -> None:
+        """Learn from one token, once, whether blocks return bare states or tuples."""
+        if self._wraps_output is None:
+            self._run(input_ids[:1, :1], stop_after=0)
 
     @contextmanager
     def _blocks_replaced(

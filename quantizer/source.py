@@ -25,7 +25,7 @@ log = logging.getLogger("bitwright")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _REPOSITORY = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_OUTLINE = "outline"
+_GGUF_DTYPE = "float16"
 _LOADED_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -59,19 +59,19 @@ def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> Mod
         ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite, needs code of its own, is
             quantized already, or is no decoder-only language model.
     """
-    path = Path(reference).expanduser()
-    if path.is_file():
+    path = _local(reference)
+    if path is not None and path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id")
-        folder = _convert_gguf(path, cache) if read_weights else _outline_gguf(path, cache)
-    elif path.is_dir():
+        if not read_weights:
+            return ModelFolder(_outline_gguf(path, cache), reference, "", _GGUF_DTYPE)
+        folder = _convert_gguf(path, cache)
+    elif path is not None:
         folder = path
     else:
         folder = _download(reference)
     config = _read_config(folder)
     _check_config(folder, config)
-    if (folder / _OUTLINE).is_file():
-        return ModelFolder(folder, reference, "", "float16")
     weights = _weight_files(folder)
     for file in weights:
         _check_weights(file, values=read_weights)
@@ -90,7 +90,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder.path, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
         )
-    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as err:
+    except Exception as err:
         raise ModelError(f"model {folder.name!r} cannot be loaded: {err}") from err
     missing = sorted(info["missing_keys"])
     if missing:
@@ -111,6 +111,15 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False)
     except (ValueError, KeyError, OSError, TypeError, ImportError) as err:
         raise ModelError(f"model {folder.name!r} has no usable tokenizer: {err}") from err
+
+
+def _local(reference: str) -> Path | None:
+    """Return the file or folder of this name, or None where there is none."""
+    try:
+        path = Path(reference).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):
+        return None  # no file system could hold such a name, or no user has it
 
 
 def _download(reference: str) -> Path:
@@ -145,7 +154,7 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if config.get("quantization_config"):
         raise ModelError(f"model in {str(folder)!r} is quantized already; give the original")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise ModelError(
                 f"model in {str(folder)!r} needs code of its own (auto_map, model_type {kind!r}); such code is never run. "
@@ -157,19 +166,12 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as err:
-            raise ModelError(f"{str(index)!r} is not a safetensors index: {err}") from err
-        missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"folder {str(folder)!r} lacks {missing[0]!r}, which its index names")
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
+    """Return the weight files that transformers would load: the single file before the shards of an index."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
+    if index.is_file():
+        return _shards(folder, index)
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
     if pickled:
         raise ModelError(
@@ -179,12 +181,26 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards")
 
 
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({Path(name).name for name in named if Path(name).name == name})
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as err:
+        raise ModelError(f"{str(index)!r} is not a safetensors index: {err}") from err
+    missing = [name for name in named if not (folder / Path(name).name).is_file() or Path(name).name != name]
+    if missing or not names:
+        raise ModelError(f"folder {str(folder)!r} lacks {missing[0] if missing else 'all shards'!r}, which its index names")
+    return [folder / name for name in names]
+
+
 def _check_weights(file: Path, *, values: bool) -> None:
     """Refuse a truncated file and, if `values` are to be read, one that holds any that are not finite."""
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys() if values else ():
                 tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and tensor.element_size() == 1:
+                    raise ModelError(f"tensor {name!r} in {str(file)!r} is stored in 8 bits; give the original in 16 bits or more")
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")
     except (SafetensorError, OSError) as err:
@@ -202,8 +218,10 @@ def _stored_dtype(config: dict[str, Any], weights: list[Path]) -> str:
     if isinstance(named, str) and isinstance(getattr(torch, named, None), torch.dtype):
         return named
     with safe_open(weights[0], framework="pt") as tensors:
-        first = tensors.get_tensor(next(iter(tensors.keys())))
-    return str(first.dtype).removeprefix("torch.")
+        names = list(tensors.keys())
+        if not names:
+            raise ModelError(f"weights {str(weights[0])!r} hold no tensors")
+        return str(tensors.get_tensor(names[0]).dtype).removeprefix("torch.")
 
 
 def _convert_gguf(file: Path, cache: Path) -> Path:
@@ -239,7 +257,7 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
 
 
 def _outline_gguf(file: Path, cache: Path) -> Path:
-    """Return a folder with the configuration of a GGUF file, marked as having no weights."""
+    """Return a folder with the configuration of a GGUF file, and no weights."""
     from transformers import AutoConfig  # noqa: PLC0415  see load_model
 
     try:
@@ -248,5 +266,4 @@ def _outline_gguf(file: Path, cache: Path) -> Path:
         raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
     folder = cache / f"outline-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
     config.save_pretrained(folder)
-    (folder / _OUTLINE).touch()
     return folder

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -51,15 +52,26 @@ def read_text(source: str) -> str:
     """
     if source in (BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION):
         text = _built_in(source)
-    elif Path(source).is_file():
+    elif _exists(source) and Path(source).is_file():
         text = _file_text(Path(source))
-    elif Path(source).exists():
+    elif _exists(source):
         raise TextError(f"text {source!r} is a folder; give a text file, a JSONL file, or a Hugging Face dataset id")
     else:
         text = _dataset_text(source)
     if not text.strip():
         raise TextError(f"text {source!r} is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise TextError(f"text {source!r} cannot be written as UTF-8: {err}") from err
     return text
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:
+        return False  # no file system could hold such a name
 
 
 def text_sha256(text: str) -> str:
@@ -105,8 +117,16 @@ def _built_in(source: str) -> str:
         from pydoc_data.topics import topics  # noqa: PLC0415  a missing standard module concerns only those who use it
     except ImportError as err:
         raise TextError(f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file") from err
-    turn = 0 if source == BUILT_IN_CALIBRATION else 1
-    return "\n\n".join(topics[name] for name in sorted(topics)[turn::2])
+    names = sorted(topics)
+    calibration = [part for name in names[::2] for part in _paragraphs(topics[name])]
+    if source == BUILT_IN_CALIBRATION:
+        return "\n\n".join(calibration)
+    known = set(calibration)  # topics quote each other
+    return "\n\n".join(part for name in names[1::2] for part in _paragraphs(topics[name]) if part not in known)
+
+
+def _paragraphs(text: str) -> list[str]:
+    return re.split(r"\n{2,}", text.strip("\n"))
 
 
 def _file_text(path: Path) -> str:
@@ -118,7 +138,7 @@ def _file_text(path: Path) -> str:
         raise TextError(f"text {str(path)!r} cannot be read: {err}") from err
     if path.suffix not in (".jsonl", ".ndjson"):
         return text
-    return "\n\n".join(_record_text(line, path, number) for number, line in enumerate(text.splitlines(), 1) if line.strip())
+    return "\n\n".join(_record_text(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip())
 
 
 def _record_text(line: str, path: Path, number: int) -> str:

@@ -45,13 +45,25 @@ def run_options(model: Path, cache: Path, out: Path, budget: str = "4bpw") -> li
     return ["run", str(model), "--budget", budget, "--out", str(out), "--cache", str(cache), "--evaluation-windows", "3", *SMALL]
 
 
+def heed_interrupts() -> None:
+    """Undo that a shell lets its background jobs ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.Signals) -> subprocess.CompletedProcess[str]:
     """Start `bitwright`, send it a signal as soon as the condition holds, and return how it ended.
 
     Raises:
         AssertionError: it ended before the condition held.
     """
-    process = subprocess.Popen([*PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        [*PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        preexec_fn=heed_interrupts,
+    )
     while not condition():
         assert process.poll() is None, f"ended before it could be stopped: {process.communicate()[1]}"
         time.sleep(0.002)

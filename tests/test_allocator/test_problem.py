@@ -154,9 +154,6 @@ def test_a_solution_says_who_found_it() -> None:
     assert solution.iterations > 0
 
 
-@pytest.mark.xfail(
-    reason="OSQP with an adaptive step size cycles on some small programs until its iterations are used up", strict=True
-)
 def test_small_programs_are_solved_to_the_end() -> None:
     for options in ({"coupling": 0.05}, {"coupling": 0.1, "rank": 1}, {"coupling": 0.1, "menu": 8}):
         for seed in range(15):

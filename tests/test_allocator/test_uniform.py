@@ -85,7 +85,6 @@ def test_at_most_one_step_of_one_layer_is_left_unused(layers: tuple[LayerSpec, .
 
 
 @pytest.mark.parametrize(("blocks", "hidden", "inner", "share"), [(8, 576, 1536, 108 / 149), (4, 80, 160, 0.95)])
-@pytest.mark.xfail(reason="layers that take a step at the same ratio take it together", strict=True)
 def test_layers_never_take_a_step_together(blocks: int, hidden: int, inner: int, share: float) -> None:
     layers = decoder(blocks, hidden, inner)
     budget = between(layers, (2, 4), share)

@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizer.source import ModelFolder, find_model
 
 Edit = Callable[[Path], object]
-FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FILE, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors"
 
 
 def find(folder: Path) -> ModelFolder:
@@ -42,8 +42,13 @@ def tensors(change: Callable[[dict[str, Tensor]], object]) -> Edit:
 
 
 def index(content: object) -> Edit:
-    """Add an index of shards."""
-    return lambda folder: (folder / INDEX).write_text(json.dumps(content))
+    """Make a shard of the single file, and add an index."""
+
+    def edit(folder: Path) -> None:
+        (folder / FILE).rename(folder / SHARD)
+        (folder / INDEX).write_text(json.dumps(content))
+
+    return edit
 
 
 def without(name: str) -> Edit:

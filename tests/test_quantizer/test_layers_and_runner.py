@@ -137,7 +137,6 @@ def test_the_first_call_of_a_runner_may_be_the_head(family: str, tiny_model: Tin
         assert torch.equal(runner.logits(TOKENS, head_input), _logits(model))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: blocks are taken to return bare states until one has run; these return tuples")
 @pytest.mark.parametrize("config", TUPLES, ids=lambda config: config.model_type)
 def test_the_first_call_of_a_runner_may_be_the_head_where_blocks_return_tuples(config: PreTrainedConfig) -> None:
     torch.manual_seed(0)

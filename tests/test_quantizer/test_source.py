@@ -8,7 +8,7 @@ import torch
 
 from quantizer.errors import ModelError
 from quantizer.source import find_model, load_model, load_tokenizer
-from tests.test_quantizer.edits import FILE, INDEX, Edit, code_of_its_own, config, find, index, pickled, tensors, without
+from tests.test_quantizer.edits import FILE, INDEX, SHARD, Edit, code_of_its_own, config, find, index, pickled, tensors, without
 from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 
 
@@ -66,6 +66,11 @@ def test_an_unknown_model_is_refused_by_name(reference: str, tmp_path: Path, mon
     assert repr(reference) in str(caught.value) or not reference
 
 
+def _shard_elsewhere(folder: Path) -> None:
+    (folder.parent / "secret.safetensors").write_bytes((folder / FILE).read_bytes())
+    index({"weight_map": {"a": "../secret.safetensors"}})(folder)
+
+
 REFUSED: dict[str, tuple[Edit, str]] = {
     "no config": (without("config.json"), r"no config\.json"),
     "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json.*cannot be read"),
@@ -87,11 +92,11 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("-inf"))),
         r"'model\.norm\.weight'.*NaN or infinite",
     ),
-    "missing shard": (index({"weight_map": {"a": FILE, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
-    "shard elsewhere": (index({"weight_map": {"a": "../secret.safetensors"}}), r"lacks '\.\./secret\.safetensors'"),
-    "index is no JSON": (lambda folder: (folder / INDEX).write_text("{"), "not a safetensors index"),
+    "missing shard": (index({"weight_map": {"a": SHARD, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
+    "shard elsewhere": (_shard_elsewhere, r"lacks '\.\./secret\.safetensors'"),
+    "index is no JSON": (lambda folder: (index(0)(folder), (folder / INDEX).write_text("{")), "not a safetensors index"),
     "index without map": (index({}), "not a safetensors index"),
-    "map is a list": (index({"weight_map": [FILE]}), "not a safetensors index"),
+    "map is a list": (index({"weight_map": [SHARD]}), "not a safetensors index"),
 }
 
 

