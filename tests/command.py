@@ -62,7 +62,7 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
-        preexec_fn=heed_interrupts,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509  no thread runs yet
     )
     while not condition():
         assert process.poll() is None, f"ended before it could be stopped: {process.communicate()[1]}"
