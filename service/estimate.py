@@ -12,7 +12,7 @@ from service.request import RunRequest
 from service.stages import WIDTH, Machine
 
 _FLOAT_BYTES = 4
-_BENCH_SIZE, _BENCH_RUNS = 1024, 4
+_BENCH_SIZE, _BENCH_RUNS = 1024, 12
 
 # Measured on SmolLM2-135M with two cores; see tests/benchmarks/LOG.md.
 _EFFICIENCY = 0.75
@@ -23,6 +23,10 @@ _SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
 """GPTQ's column loop and its arithmetic."""
 _TIMES_QUANTIZED = 5
 """Three fidelities for the profile, then the plan and the uniform plan."""
+_LIBRARY_BYTES = 900_000_000
+"""The interpreter with torch and transformers."""
+_METRIC_COPIES, _SCORE_COPIES = 9, 7
+"""Arrays of the size of all logits that are held at once, while the output metric is made and while models are scored."""
 _SECONDS_PER_LOAD_BYTE = 1.0e-8
 _LOADS = 6
 
@@ -32,7 +36,7 @@ class Estimate:
     """What a run would take.
 
     Attributes:
-        peak_memory_bytes: model in the compute dtype, hidden states, and the largest block's working set.
+        peak_memory_bytes: libraries, model in the compute dtype, hidden states, the largest block's working set, logits.
         cache_bytes: what the cache will hold at most while the run goes on.
         seconds: wall time, from a short measurement of this machine's matrix products.
     """
@@ -77,16 +81,19 @@ def _other_weights(task: Task) -> int:
 
 
 def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
+    """The most that is held at once: while effects are measured, or while three models are scored side by side."""
     effort = request.effort
     blocks = sorted({layer.block for layer in task.layers})
     block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
     widest = max(layer.in_features for layer in task.layers)
-    states = effort.calibration.windows * effort.calibration.tokens
-    states += effort.probe_windows * effort.probe_tokens * (len(blocks) + WIDTH + 2)
+    probes = effort.probe_windows * effort.probe_tokens
+    states = effort.calibration.windows * effort.calibration.tokens + probes * (len(blocks) + WIDTH + 2)
     model = (task.sizes.layer_weights + _other_weights(task)) * machine.dtype.itemsize
-    scored = model + 2 * (task.budget_bytes + task.sizes.unquantized_bytes)
-    working = (4 * block + 4 * widest**2 + states * widest) * _FLOAT_BYTES
-    return max(model + working, scored + working)
+    packed = task.budget_bytes + _other_weights(task) * machine.dtype.itemsize
+    logits = task.sizes.vocabulary * _FLOAT_BYTES
+    measuring = states * widest * _FLOAT_BYTES + (4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * probes * logits
+    scoring = 2 * packed + _SCORE_COPIES * effort.batch * effort.evaluation.tokens * logits
+    return _LIBRARY_BYTES + model + max(measuring, scoring)
 
 
 def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
@@ -104,11 +111,11 @@ def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
 
 
 def _flops_per_second(machine: Machine) -> float:
-    """Measure large matrix products for a moment."""
+    """Measure large matrix products for a moment; the fastest counts, as threads start slowly and other programs come and go."""
     left = torch.ones(_BENCH_SIZE, _BENCH_SIZE, dtype=machine.dtype, device=machine.device)
-    float((left @ left).sum())
-    start = time.perf_counter()
+    times = []
     for _ in range(_BENCH_RUNS):
-        product = left @ left
-    float(product.sum())
-    return _BENCH_RUNS * 2 * _BENCH_SIZE**3 / (time.perf_counter() - start)
+        start = time.perf_counter()
+        float((left @ left).sum())
+        times.append(time.perf_counter() - start)
+    return 2 * _BENCH_SIZE**3 / min(times)

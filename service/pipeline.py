@@ -66,7 +66,7 @@ def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True
     model = find_model(request.model, store.root / "models", read_weights=read_weights)
     skeleton = stages.skeleton(model)
     layers = find_layers(skeleton)
-    sizes = measure_sizes(model, layers, sum(parameter.numel() for parameter in skeleton.parameters()))
+    sizes = measure_sizes(model, skeleton, layers)
     budget_bytes = request.budget.weight_bytes(layers)
     if request.whole_file:
         budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)

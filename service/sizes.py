@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -25,22 +26,30 @@ class ModelSizes:
         layer_bytes: weights of the layers to quantize, without biases, in the stored dtype.
         unquantized_bytes: everything else in the files: embeddings, head, norms, biases, headers.
         layer_weights: number of weights in the layers to quantize.
+        vocabulary: tokens that the head tells apart.
     """
 
     file_bytes: int
     layer_bytes: int
     unquantized_bytes: int
     layer_weights: int
+    vocabulary: int
 
 
-def measure_sizes(model: ModelFolder, layers: Sequence[LayerSpec], parameters: int) -> ModelSizes:
+def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]) -> ModelSizes:
     """Count the bytes of a model's files, or of its parameters where there are no files yet.
 
     Layers count by their shapes, so names in the files need not equal those in the model.
+
+    Args:
+        model: where the files are.
+        skeleton: the model without storage for its weights.
+        layers: its layers.
     """
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     weights, item_bytes = sum(layer.weights for layer in layers), getattr(torch, model.dtype).itemsize
     total, layer_bytes = checkpoint_bytes(model.path) or parameters * item_bytes, weights * item_bytes
-    return ModelSizes(total, layer_bytes, total - layer_bytes, weights)
+    return ModelSizes(total, layer_bytes, total - layer_bytes, weights, skeleton.config.get_text_config().vocab_size)
 
 
 def rest_of_file(budget: Budget, file_bytes: int, sizes: ModelSizes, layers: Sequence[LayerSpec]) -> int:

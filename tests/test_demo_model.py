@@ -8,22 +8,29 @@ from pathlib import Path
 import pytest
 
 from service import demo
-from tests.command import PROGRAM
+from tests.command import PROGRAM, bitwright_json
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(tmp_path: Path) -> None:
-    """Exact bytes, and measured quality; the effort is too small for the plan to be sure to beat the uniform one."""
+    """Exact bytes, foreseen memory, measured quality; the effort is too small for the plan to be sure to beat the uniform one."""
     model = demo.fetch(Path(os.environ.get("BITWRIGHT_DEMO_MODEL", tmp_path / "model")))
     arguments = (
         *("run", str(model), "--budget", "2.5bpw", "--out", tmp_path / "out", "--cache", tmp_path / "cache"),
         *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--probe-tokens", "48"),
         *("--evaluation-windows", "8", "--json"),
     )
-    done = subprocess.run([*PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    expected = bitwright_json(*arguments[:-1], "--dry-run")
+    output = tmp_path / "stdout"
+    with output.open("wb") as file:
+        process = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=file)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # else it passes for running, as it was not waited for by itself
+    assert process.returncode == 0
+    report = json.loads(output.read_text())
+    peak_memory_bytes = usage.ru_maxrss * 1024
+    assert 0.5 * expected["peak_memory_bytes"] <= peak_memory_bytes <= 1.2 * expected["peak_memory_bytes"]
 
     assert 0.995 * report["budget_bytes"] <= report["plan_bytes"] <= report["budget_bytes"]
     assert abs(report["uniform_bytes"] - report["plan_bytes"]) <= 0.001 * report["plan_bytes"]

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+RESULTS = Path(__file__).parent / "results"
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return all stored runs."""
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()]
+def rows(name: str) -> list[dict[str, Any]]:
+    """Return the stored rows of `runs` or `commands`."""
+    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+
+
+def commands_table(commands: list[dict[str, Any]]) -> str:
+    """Return the table of what the two commands take, in Markdown."""
+    lines = ["| command | cores | minutes, environment included | peak memory |", "|---|---:|---:|---:|"]
+    for row in commands:
+        memory = row["peak_memory_bytes"]
+        gigabytes = f"{memory / 1e9:.1f} GB" if memory else ""
+        lines.append(f"| `{row['command']}` | {row['circumstances']['cores']} | {row['wall_seconds'] / 60:.1f} | {gigabytes} |")
+    return "\n".join(lines)
 
 
 def results_table(runs: list[dict[str, Any]]) -> str:
@@ -37,17 +46,19 @@ def _pair(quality: dict[str, Any], value: str, error: str, digits: int) -> str:
     return f"{quality[value]:.{digits}f} ± {quality[error]:.{digits}f}"
 
 
-def with_tables(readme: str, runs: list[dict[str, Any]]) -> str:
-    """Return the README with its table made anew."""
-    head, rest = readme.split(BEGIN)
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{results_table(runs)}\n{END}{tail}"
+def with_tables(readme: str) -> str:
+    """Return the README with its tables made anew from the stored rows."""
+    for name, table in (("commands", commands_table(rows("commands"))), ("results", results_table(rows("runs")))):
+        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        head, rest = readme.split(begin)
+        readme = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"
+    return readme
 
 
 def main() -> None:
     """Rewrite the README."""
     readme = ROOT / "README.md"
-    readme.write_text(with_tables(readme.read_text(), rows()))
+    readme.write_text(with_tables(readme.read_text()))
 
 
 if __name__ == "__main__":

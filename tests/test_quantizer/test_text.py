@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import datasets
 import pytest
 import torch
 from hypothesis import given
@@ -126,7 +127,6 @@ def test_a_name_that_no_file_can_have_is_refused() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_a_dataset_is_read_from_its_text_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, column in (("good", "text"), ("bad", "content")):
         (tmp_path / name).mkdir()

@@ -6,11 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.checkpoint import quantized_bytes
 from quantizer.plan import Plan
+from service.request import default_effort
 from tests.command import bitwright, bitwright_json, run_options
 from tests.tiny import save_tiny
 
@@ -109,9 +110,19 @@ def test_dry_run_says_sizes_and_stores_nothing(tiny_llama: Path, tmp_path: Path)
     assert estimate["layers"] == 21
     assert estimate["uniform_bytes"] <= estimate["budget_bytes"]
     assert estimate["seconds"] >= 0
-    assert estimate["peak_memory_bytes"] > estimate["original_bytes"]
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "cache" / "profile").exists()
+
+
+def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path: Path) -> None:
+    options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "out")
+    vocabulary = AutoConfig.from_pretrained(tiny_llama).vocab_size
+    short, long = (
+        bitwright_json(*options, "--tokens", tokens, "--dry-run")["peak_memory_bytes"] for tokens in ("64", "8192")
+    )  # fmt: skip
+
+    batch, float_bytes = default_effort().batch, 4
+    assert long - short >= batch * (8192 - 64) * vocabulary * float_bytes
 
 
 def test_budget_of_the_whole_file_is_kept_by_the_whole_file(tiny_llama: Path, tmp_path: Path) -> None:
