@@ -1,7 +1,7 @@
 """The one verb of the allocator: from a profile and a budget to a plan."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from allocator.menu import infeasible
 from allocator.problem import AllocationProblem
 from allocator.profile import Profile
 from allocator.rounding import round_shares
+from allocator.uniform import shares_of
 from quantizer.plan import Plan
 
 METHOD = "osqp-local-1"
@@ -49,6 +50,11 @@ class Allocation:
     def slack_bytes(self) -> int:
         """Bytes of the budget that the plan does not use."""
         return self.budget_bytes - self.plan.weight_bytes
+
+    def replaced_by(self, plan: Plan, profile: Profile) -> "Allocation":
+        """Return an allocation that delivers another plan for the same budget."""
+        loss = profile.loss_of_shares(shares_of(profile, plan))
+        return replace(self, plan=plan, predicted_loss=loss)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan's JSON with the solver's findings beside it; `Plan.from_json` reads the plan back."""
@@ -102,7 +108,9 @@ def _range_notes(profile: Profile, budget_bytes: int, largest: int) -> tuple[str
     if budget_bytes >= largest:
         notes.append(f"the budget holds the largest plan of the menu ({largest} bytes); the rest of it is not used")
     low, high = profile.budget_range
-    if not low <= budget_bytes <= high:
+    if profile.context is None:
+        notes.append("the profile was measured in the original model, where layers look more harmless than among quantized ones")
+    elif not low <= budget_bytes <= high:
         notes.append(
             f"the profile was measured around a plan of {int(profile.weight_bytes[:, profile.context].sum())} bytes and is trusted "
             f"from {low} to {high}; for this budget, profile the model anew"

@@ -2,6 +2,7 @@
 
 AllocatorError
 ├── ProfileError      the profile cannot be read, or its numbers make no sense
+├── SignalUnknown     no signal has this name
 ├── BudgetError       the budget is not a size
 ├── BudgetInfeasible  no plan of the menu fits the budget; the message names the feasible range
 ├── BudgetNotNeeded   the budget holds the layers as they are; there is nothing to do
@@ -16,6 +17,10 @@ class AllocatorError(Exception):
 
 class ProfileError(AllocatorError):
     """The profile is damaged, of another schema, or holds values that are not finite."""
+
+
+class SignalUnknown(AllocatorError):
+    """There is no signal of this name."""
 
 
 class BudgetError(AllocatorError):

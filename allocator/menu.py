@@ -1,20 +1,12 @@
 """Which fidelities a budget is spent on, and which uniform context a profile is measured in."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import log
 
 from allocator.errors import BudgetInfeasible, BudgetNotNeeded
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec, Plan
-
-RATIOS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
-"""Shares of high-impact columns on a menu, between none and all."""
-
-CONTEXT_RATIOS = (0.0625, 0.125, 0.25, 0.5)
-"""Shares at which a uniform plan may serve as the context of a profile."""
-
-WIDTHS = ((2, 4), (3, 4), (4, 8))
-"""Pairs of code widths, each serving budgets up to the middle of what the next pair can use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +14,7 @@ class Menu:
     """The fidelities that every layer may choose from, smallest first.
 
     Attributes:
-        fidelities: uniform at `bits_lo`, splits at rising ratios, uniform at `bits_hi`.
+        fidelities: ratios, code widths and group sizes together, by rising bits per weight.
         context: index of the fidelity that all layers have while one layer is measured.
     """
 
@@ -30,37 +22,78 @@ class Menu:
     context: int
 
 
-def make_menu(bits_lo: int, bits_hi: int, group_size: int, context_ratio: float) -> Menu:
-    """Return the menu of one pair of code widths with the context at `context_ratio`, one of `CONTEXT_RATIOS`."""
-    splits = tuple(Fidelity(bits_lo, bits_hi, ratio, group_size) for ratio in RATIOS)
-    ends = Fidelity.uniform(bits_lo, group_size), Fidelity.uniform(bits_hi, group_size)
-    return Menu((ends[0], *splits, ends[1]), 1 + RATIOS.index(context_ratio))
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Fidelities for a range of budgets, and the contexts that a profile of them may be measured in."""
+
+    contexts: tuple[Fidelity, ...]
+    fidelities: tuple[Fidelity, ...]
 
 
-def choose_menu(layers: Sequence[LayerSpec], budget_bytes: int, group_size: int) -> Menu:
-    """Return the menu for a budget: the lowest pair of widths that can use it well, and the context nearest to it.
+def _range(contexts: tuple[str, ...], *names: str) -> _Range:
+    return _Range(tuple(Fidelity.parse(name) for name in contexts), tuple(Fidelity.parse(name) for name in names))
 
-    A pair is left for the next one when the budget would put more than 5/8 of its columns at the high width, and the next pair's
-    smallest plan fits. So all budgets of a neighbourhood share one menu, and one profile.
+
+RANGES = (
+    _range(
+        ("int2+3r0.125g256",),
+        *("int2g256", "int2+4r0.0625g256", "int2+3r0.125g256", "int2+3r0.25g256", "int2+3r0.5g128"),
+    ),
+    _range(
+        ("int2+3r0.375g128", "int3+4r0.25g128"),
+        *("int2+4r0.0625g256", "int2+3r0.125g256", "int2+3r0.25g256", "int2+3r0.375g128", "int2+3r0.5g128", "int2+3r0.75g128"),
+        *("int3g128", "int3+4r0.125g256", "int3+4r0.25g128", "int3+4r0.5g128", "int4g128", "int4+8r0.125g128"),
+    ),
+    _range(
+        ("int4+8r0.125g128", "int4+8r0.5g128"),
+        *("int3g128", "int3+4r0.25g128", "int4g128", "int4+8r0.0625g128", "int4+8r0.125g128", "int4+8r0.25g128"),
+        *("int4+8r0.5g128", "int4+8r0.75g128", "int8g128"),
+    ),
+)
+"""For the lowest, for common, and for high budgets. Two bits without a high-impact part cost so much that only budgets that nothing
+else fits use them; tests/benchmarks/LOG.md has what was compared."""
+
+LOWEST_SPAN = 1.03
+"""The lowest range serves budgets up to this many times the smallest plan of the common range."""
+
+
+def choose_menu(layers: Sequence[LayerSpec], budget_bytes: int, group_size: int | None = None) -> Menu:
+    """Return the menu for a budget. All budgets of a wide range share one menu, and so one profile.
+
+    The common range serves budgets from `LOWEST_SPAN` times its smallest uniform plan up to 4 bits for all layers. The context is
+    the one whose uniform plan is nearest to the budget, by their quotient.
+
+    Args:
+        layers: the layers of the model.
+        budget_bytes: bytes of the quantized layers.
+        group_size: columns that share a scale, for all fidelities; None leaves each its own.
 
     Raises:
-        BudgetInfeasible: the budget is below the smallest plan of the lowest pair.
+        BudgetInfeasible: the budget is below the smallest plan of the lowest range.
     """
-    pair = WIDTHS[0]
-    for following in WIDTHS[1:]:
-        low, high = (uniform_bytes(layers, Fidelity.uniform(bits, group_size)) for bits in pair)
-        next_low = uniform_bytes(layers, Fidelity.uniform(following[0], group_size))
-        if budget_bytes < max(low + 5 * (high - low) // 8, next_low):
-            break
-        pair = following
-    smallest = uniform_bytes(layers, Fidelity.uniform(WIDTHS[0][0], group_size))
+    lowest, common, highest = (_regrouped(span, group_size) for span in RANGES)
+    smallest = uniform_bytes(layers, lowest.fidelities[0])
     if budget_bytes < smallest:
-        raise infeasible(layers, budget_bytes, smallest, uniform_bytes(layers, Fidelity.uniform(WIDTHS[-1][1], group_size)))
+        raise infeasible(layers, budget_bytes, smallest, uniform_bytes(layers, highest.fidelities[-1]))
+    chosen = common if budget_bytes < uniform_bytes(layers, common.fidelities[-2]) else highest
+    if budget_bytes < LOWEST_SPAN * uniform_bytes(layers, common.fidelities[0]):
+        chosen = lowest
 
-    def distance(ratio: float) -> int:
-        return abs(uniform_bytes(layers, Fidelity(*pair, ratio, group_size)) - budget_bytes)
+    def distance(context: Fidelity) -> float:
+        return abs(log(uniform_bytes(layers, context) / budget_bytes))
 
-    return make_menu(*pair, group_size, min(CONTEXT_RATIOS, key=distance))
+    return Menu(chosen.fidelities, chosen.fidelities.index(min(chosen.contexts, key=distance)))
+
+
+def _regrouped(span: _Range, group_size: int | None) -> _Range:
+    """Return the range with one group size for all its fidelities, each of them once."""
+    if group_size is None:
+        return span
+    contexts, fidelities = (
+        tuple(dict.fromkeys(replace(fidelity, group_size=group_size) for fidelity in several))
+        for several in (span.contexts, span.fidelities)
+    )
+    return _Range(contexts, fidelities)
 
 
 def check_budget(layers: Sequence[LayerSpec], budget_bytes: int, original_bytes: int) -> None:

@@ -62,15 +62,14 @@ class AllocationProblem:
         self._byte_unit = float(sizes.max())
         self._share = cp.Variable(sizes.shape, nonneg=True)
         self._budget = cp.Parameter(nonneg=True)
-        effect = cp.Variable(profile.factor.shape[0])
-        flat = cp.reshape(self._share, (sizes.size,), order="C")
         self._within = cp.sum(cp.multiply(sizes / self._byte_unit, self._share)) <= self._budget
-        objective = cp.sum(cp.multiply(profile.linear / self._loss_unit, self._share)) + cp.sum_squares(effect) / 2
-        constraints = [
-            effect == (profile.factor / self._loss_unit**0.5) @ flat,
-            cp.sum(self._share, axis=1) == 1,
-            self._within,
-        ]
+        objective = cp.sum(cp.multiply(profile.linear / self._loss_unit, self._share))
+        constraints = [cp.sum(self._share, axis=1) == 1, self._within]
+        if len(profile.factor):
+            effect = cp.Variable(len(profile.factor))
+            flat = cp.reshape(self._share, (sizes.size,), order="C")
+            objective += cp.sum_squares(effect) / 2
+            constraints.append(effect == (profile.factor / self._loss_unit**0.5) @ flat)
         self._problem = cp.Problem(cp.Minimize(objective), constraints)
         if not self._problem.is_dcp(dpp=True):
             raise FormulationError("the allocation program is not a disciplined parametrised convex program")

@@ -1,12 +1,12 @@
 """What was measured of a model: the effect of every layer at every fidelity, how effects add up, and exact bytes.
 
-The loss of a plan is modelled around a context, a uniform plan. With x[l, k] = 1 where layer l has fidelity k,
+The loss of a plan is modelled around a context: a uniform plan, or the original. With x[l, k] = 1 where layer l has fidelity k,
 
     loss(x) = context_loss + linear . x + 1/2 |factor x|^2      [nats/token]
 
 where the loss is the KL divergence from the original model on probe text. Column (l, k) of `factor` is the effect that this one
 change has on the model's output, so the Gram matrix factor' factor is the coupling of all pairs of layers, positive semidefinite
-by construction. The context's own columns are zero.
+by construction; a signal in which damages just add up leaves it empty. The context's own columns are zero.
 """
 
 import io
@@ -14,7 +14,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from quantizer.errors import QuantizerError
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec, Plan
 
-SCHEMA = "bitwright.profile/1"
-VALIDITY = 0.12
-"""A profile is trusted for plans within this share of its context's bytes; further away its context is another model."""
+SCHEMA = "bitwright.profile/2"
+VALIDITY = {"integral": (0.15, 0.45)}
+"""By signal, the shares of its context's bytes by which a plan may be smaller and larger; further away it is another model."""
+_VALIDITY = (0.12, 0.12)
+COUPLINGS = ("none", "block", "full")
 
 _UNREADABLE = (
     *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, QuantizerError),
@@ -43,9 +45,10 @@ class Profile:
     """Measured effects of L layers at K fidelities.
 
     Attributes:
+        signal: how effects were measured, a name in `allocator.signals.SIGNALS`.
         layers: the layers, in order.
         fidelities: the menu, in order.
-        context: index in the menu of the uniform plan that effects were measured in.
+        context: index in the menu of the uniform plan that effects were measured in; None for the original model.
         context_loss: KL of that plan, [nats/token].
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
@@ -58,9 +61,10 @@ class Profile:
         ProfileError: shapes disagree, or a value is not finite; names the layer.
     """
 
+    signal: str
     layers: tuple[LayerSpec, ...]
     fidelities: tuple[Fidelity, ...]
-    context: int
+    context: int | None
     context_loss: float
     linear: Array
     factor: Array
@@ -83,7 +87,7 @@ class Profile:
             raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
         if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
             raise ProfileError(f"context loss {self.context_loss!r} is not a finite number; profile the model anew")
-        if not 0 <= self.context < shape[1]:
+        if self.context is not None and not 0 <= self.context < shape[1]:
             raise ProfileError(f"context {self.context} is not on the menu of {shape[1]} fidelities")
 
     @property
@@ -99,9 +103,37 @@ class Profile:
 
     @property
     def budget_range(self) -> tuple[int, int]:
-        """Smallest and largest plan for which the context is near enough, in bytes."""
-        middle = int(self.weight_bytes[:, self.context].sum())
-        return int(middle * (1 - VALIDITY)), int(middle * (1 + VALIDITY))
+        """Smallest and largest plan for which the context is near enough, in bytes; none is for the original as the context."""
+        sizes = self.weight_bytes
+        if self.context is None:
+            return 0, 0
+        middle = int(sizes[:, self.context].sum())
+        below, above = VALIDITY.get(self.signal, _VALIDITY)
+        return int(middle * (1 - below)), int(middle * (1 + above))
+
+    def with_coupling(self, coupling: str) -> "Profile":
+        """Return the profile with less coupling: `none` keeps each layer's own effect, `block` also pairs within a block.
+
+        Single changes keep their damage. `full` is the profile itself.
+
+        Raises:
+            ProfileError: `coupling` is another word.
+        """
+        if coupling not in COUPLINGS:
+            raise ProfileError(f"coupling {coupling!r} does not exist; use one of {', '.join(COUPLINGS)}")
+        if coupling == "full" or not len(self.factor):
+            return self
+        if coupling == "none":
+            return replace(self, linear=self.damage(), factor=np.zeros((0, self.factor.shape[1])))
+        columns = self.factor.reshape(len(self.factor), *self.linear.shape)
+        parts = []
+        for block in sorted({layer.block for layer in self.layers}):
+            inside = np.array([layer.block == block for layer in self.layers])
+            triangle = np.linalg.qr(columns[:, inside].reshape(len(columns), -1)).R
+            part = np.zeros((len(triangle), *self.linear.shape))
+            part[:, inside] = triangle.reshape(len(triangle), int(inside.sum()), -1)
+            parts.append(part.reshape(len(triangle), -1))
+        return replace(self, factor=np.concatenate(parts))
 
     def damage(self) -> Array:
         """Return the loss change of each single change from the context, [L, K], [nats/token]."""
@@ -131,6 +163,7 @@ class Profile:
         """Return (JSON document, npz arrays); `loads` reads them back."""
         head = {
             "schema": SCHEMA,
+            "signal": self.signal,
             "model_sha256": self.model_sha256,
             "calibration_sha256": self.calibration_sha256,
             "fidelities": [fidelity.name for fidelity in self.fidelities],
@@ -161,6 +194,7 @@ class Profile:
             with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
                 linear, factor = stored["linear"], stored["factor"]
             return cls(
+                signal=values["signal"],
                 layers=tuple(LayerSpec(row["name"], row["block"], row["kind"], *row["shape"]) for row in values["layers"]),
                 fidelities=tuple(Fidelity.parse(name) for name in values["fidelities"]),
                 context=values["context"],

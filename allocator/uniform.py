@@ -3,12 +3,70 @@
 from collections.abc import Sequence
 from math import floor
 
+import numpy as np
+
 from allocator.errors import BudgetInfeasible
+from allocator.profile import Array, Profile
 from quantizer.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plan import LayerSpec, Plan
 
+UNUSED = 0.005
+"""Uniform plans that leave more of the budget unused are no match for a plan that uses it."""
+
 _GOLDEN = (5**0.5 - 1) / 2
 _BISECTIONS = 40
+
+
+def best_uniform_plan(profile: Profile, budget_bytes: int) -> Plan:
+    """Return the one of `uniform_plans` with the least modelled loss.
+
+    Raises:
+        BudgetInfeasible: no uniform plan fits.
+    """
+    plans = uniform_plans(profile.layers, profile.fidelities, budget_bytes)
+    return min(plans, key=lambda plan: profile.loss_of_shares(shares_of(profile, plan)))
+
+
+def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:
+    """Return a uniform plan for each pair of code widths and group size on a menu that can use the budget.
+
+    Plans that leave more than `UNUSED` of what the fullest one uses are left out.
+
+    Raises:
+        BudgetInfeasible: no uniform plan fits.
+    """
+    splits = [fidelity for fidelity in fidelities if fidelity.ratio > 0]
+    kinds = dict.fromkeys((split.bits_lo, split.bits_hi, split.group_size) for split in splits)
+    kinds |= dict.fromkeys((flat.bits_lo, flat.bits_lo, flat.group_size) for flat in fidelities if flat.ratio == 0)
+    plans = []
+    for kind in kinds:
+        try:
+            plans.append(uniform_plan(layers, *kind, budget_bytes))
+        except BudgetInfeasible:
+            continue
+    if not plans:
+        raise BudgetInfeasible(f"budget {budget_bytes} bytes is below every uniform plan of the menu; let layers differ")
+    fullest = max(plan.weight_bytes for plan in plans)
+    return [plan for plan in plans if plan.weight_bytes >= (1 - UNUSED) * fullest]
+
+
+def shares_of(profile: Profile, plan: Plan) -> Array:
+    """Return a plan as shares of the menu's fidelities, [L, K]; a fidelity between two of the menu is a mix of them by bytes."""
+    sizes = profile.weight_bytes
+    share = np.zeros(profile.linear.shape)
+    menu = {fidelity: at for at, fidelity in enumerate(profile.fidelities)}
+    for row, (size, fidelity) in enumerate(zip(plan.layer_bytes, plan.fidelities, strict=True)):
+        if fidelity in menu:
+            share[row, menu[fidelity]] = 1
+            continue
+        order = np.argsort(sizes[row], kind="stable")
+        above = int(np.searchsorted(sizes[row][order], size).clip(1, len(order) - 1))
+        low, high = int(order[above - 1]), int(order[above])
+        span = int(sizes[row, high] - sizes[row, low])
+        part = float(np.clip((size - int(sizes[row, low])) / span, 0, 1)) if span else 1.0
+        share[row, low] += 1 - part
+        share[row, high] += part
+    return share
 
 
 def uniform_plan(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_size: int, budget_bytes: int) -> Plan:

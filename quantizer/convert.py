@@ -16,10 +16,23 @@ from quantizer.runner import BlockRunner
 from quantizer.selection import column_impact
 from quantizer.weight import QuantizedWeight
 
-METHOD = "gptq-1"
+METHOD = "gptq-2"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
-_IMPACT = "impact"
+_ERRORS = "errors"
+
+
+@dataclass(frozen=True, slots=True)
+class FormError:
+    """How far a stored form of a layer is from the original weight W, with E = stored - W.
+
+    Attributes:
+        output: tr(E M E') with M the mean of x x' over calibration inputs x: the mean squared error of the layer's output.
+        weight: |E|^2 / |W|^2, both Frobenius norms.
+    """
+
+    output: float
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +41,11 @@ class QuantizedBlock:
 
     Attributes:
         weights: stored forms by layer name and fidelity name.
-        impact: score of each input column by layer name, float32 [in]; see `quantizer.selection.column_impact`.
+        errors: of every form that was made, kept or not, by layer name and fidelity name.
     """
 
     weights: dict[str, dict[str, QuantizedWeight]]
-    impact: dict[str, Tensor]
+    errors: dict[str, dict[str, FormError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +72,7 @@ def quantize_blocks(
     calibration: Calibration,
     parts: PartStore,
     on_progress: Progress,
+    scored: Sequence[Fidelity] = (),
 ) -> None:
     """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
 
@@ -74,6 +88,7 @@ def quantize_blocks(
         calibration: what the model is run on.
         parts: where finished blocks are kept.
         on_progress: told of each finished block.
+        scored: further fidelities for all layers, of which only the errors are kept.
     """
     batches = calibration.batches()
     hidden = [runner.enter(batch) for batch in batches]
@@ -82,7 +97,7 @@ def quantize_blocks(
         members = [layer for layer in layers if layer.block == index]
         stored = read_block(parts, members, choices, index)
         if stored is None:
-            stored = _quantize_block(runner, members, choices, batches, hidden, index)
+            stored = _quantize_block(runner, members, choices, scored, batches, hidden, index)
             parts.write(_part_name(index), _encode(stored))
         else:
             for layer in members:
@@ -119,11 +134,20 @@ def read_block(
             own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
             weights.setdefault(layer.name, {})[fidelity.name] = weight
-    return QuantizedBlock(weights, {layer.name: tensors[f"{layer.name}|{_IMPACT}"] for layer in layers})
+    errors: dict[str, dict[str, FormError]] = {layer.name: {} for layer in layers}
+    for key, tensor in tensors.items():
+        kind, name, fidelity_name = key.split("|")
+        if kind == _ERRORS and name in errors:
+            errors[name][fidelity_name] = FormError(*tensor.tolist())
+    return QuantizedBlock(weights, errors)
 
 
 def _encode(block: QuantizedBlock) -> bytes:
-    tensors = {f"{layer}|{_IMPACT}": impact for layer, impact in block.impact.items()}
+    tensors = {
+        f"{_ERRORS}|{layer}|{fidelity}": torch.tensor([error.output, error.weight], dtype=torch.float64)
+        for layer, by_fidelity in block.errors.items()
+        for fidelity, error in by_fidelity.items()
+    }
     for layer, by_fidelity in block.weights.items():
         for fidelity, weight in by_fidelity.items():
             tensors |= {f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()}
@@ -139,6 +163,7 @@ def _quantize_block(
     runner: BlockRunner,
     members: Sequence[LayerSpec],
     choices: Mapping[str, Sequence[Fidelity]],
+    scored: Sequence[Fidelity],
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
@@ -148,12 +173,31 @@ def _quantize_block(
         moments = input_moments(runner, group[0], batches, hidden, index)
         for layer in group:
             weight, options = get_linear(runner.model, layer.name).weight.data.float(), choices[layer.name]
-            lowest = min(options, key=lambda option: option.bits_lo)
-            impact = column_impact(weight, moments, lowest.bits_lo, lowest.group_size)
-            forms = {option.name: quantize_layer(weight, moments, option, impact) for option in options}
-            block.weights[layer.name], block.impact[layer.name] = forms, impact
-            install(runner.model, layer.name, forms[options[0].name])
+            block.weights[layer.name], block.errors[layer.name] = {}, {}
+            impact: dict[tuple[int, int], Tensor] = {}
+            for option in dict.fromkeys((*options, *scored)):
+                grid = option.bits_lo, option.group_size
+                if grid not in impact:
+                    impact[grid] = column_impact(weight, moments, *grid)  # layers without high-impact columns do not use it
+                form = quantize_layer(weight, moments, option, impact[grid])
+                block.errors[layer.name][option.name] = form_error(form, weight, moments)
+                if option in options:
+                    block.weights[layer.name][option.name] = form
+            install(runner.model, layer.name, block.weights[layer.name][options[0].name])
     return block
+
+
+def form_error(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> FormError:
+    """Return the errors of a stored form.
+
+    Args:
+        form: the stored form.
+        weight: what it stands for, [out, in].
+        moments: mean of x x' over the layer's inputs, [in, in].
+    """
+    error = form.dequantize() - weight
+    size = float(weight.square().sum())
+    return FormError(float(((error @ moments) * error).sum()), float(error.square().sum()) / size if size else 0.0)
 
 
 def input_groups(

@@ -42,7 +42,8 @@ class BlockRunner:
 
     def enter(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
-        return self._run(input_ids, stop_before=0)
+        with torch.no_grad():
+            return self._run(input_ids, stop_before=0)
 
     def blocks_between(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return the hidden states after blocks first .. last-1, when `hidden` enters block `first`; [batch, tokens, hidden].
@@ -51,14 +52,18 @@ class BlockRunner:
         """
         if first == last:
             return hidden
-        return self._run(input_ids, first=first, hidden=hidden, stop_after=last - 1)
+        with torch.no_grad():
+            return self._run(input_ids, first=first, hidden=hidden, stop_after=last - 1)
 
     def head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         """Return what enters the output head when `hidden` enters block `first`; [batch, tokens, hidden].
 
         With `first` the number of blocks, `hidden` is what leaves the last one.
         """
+        with torch.no_grad():
+            return self._head_input(input_ids, hidden, first)
 
+    def _head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Stop(args[0])
 
@@ -67,6 +72,12 @@ class BlockRunner:
             return self._run(input_ids, first=first, hidden=hidden)
         finally:
             handle.remove()
+
+    def head_input_with_gradient(self, input_ids: Tensor) -> Tensor:
+        """Return what enters the output head, [batch, tokens, hidden], differentiable in all that the blocks compute."""
+        hidden = self.enter(input_ids).requires_grad_()
+        with torch.enable_grad():
+            return self._head_input(input_ids, hidden, 0)
 
     def logits(self, input_ids: Tensor, head_input: Tensor) -> Tensor:
         """Return the logits [batch, tokens, vocabulary] when `head_input` enters the output head; differentiable in it."""
@@ -95,7 +106,7 @@ class BlockRunner:
         if first > 0:
             self._observe(input_ids)
         try:
-            with torch.no_grad(), self._blocks_replaced(first, hidden, stop_before, stop_after):
+            with self._blocks_replaced(first, hidden, stop_before, stop_after):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:
             return stop.value
@@ -104,7 +115,8 @@ class BlockRunner:
     def _observe(self, input_ids: Tensor) -> None:
         """Learn from one token, once, whether blocks return bare states or tuples."""
         if self._wraps_output is None:
-            self._run(input_ids[:1, :1], stop_after=0)
+            with torch.no_grad():
+                self._run(input_ids[:1, :1], stop_after=0)
 
     @contextmanager
     def _blocks_replaced(

@@ -28,9 +28,15 @@ Evaluation = Annotated[str, typer.Option(help="Held-out text, given like --calib
 CalibrationWindows = Annotated[int, typer.Option(help="Windows that layers are quantized on.")]
 EvaluationWindows = Annotated[int, typer.Option(help="Windows that are scored, from the start of the text; 0 for all.")]
 Tokens = Annotated[int, typer.Option(help="Tokens in a window.")]
-ProbeWindows = Annotated[int, typer.Option(help="Windows that the effects of layers are measured on.")]
-ProbeTokens = Annotated[int, typer.Option(help="Tokens in a probe window.")]
-GroupSize = Annotated[int, typer.Option(help="Columns that share a scale and a zero point.")]
+ProbeWindows = Annotated[int | None, typer.Option(help="Windows that effects are measured on; default: as the signal needs.")]
+ProbeTokens = Annotated[int | None, typer.Option(help="Tokens in a probe window; default: as the signal needs.")]
+GuardWindows = Annotated[int, typer.Option(help="Windows that finished plans are compared on before one is delivered.")]
+GroupSize = Annotated[int | None, typer.Option(help="Columns that share a scale, in all fidelities; default: by fidelity.")]
+SignalName = Annotated[
+    str, typer.Option("--signal", help="How effects are measured: integral, output, gradient, noise or hessian.")
+]
+Coupling = Annotated[str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")]
+Context = Annotated[str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Cache = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="BITWRIGHT_CACHE")]
@@ -56,9 +62,13 @@ def run(
     calibration_windows: CalibrationWindows = 8,
     evaluation_windows: EvaluationWindows = 16,
     tokens: Tokens = 512,
-    probe_windows: ProbeWindows = 8,
-    probe_tokens: ProbeTokens = 128,
-    group_size: GroupSize = 64,
+    probe_windows: ProbeWindows = None,
+    probe_tokens: ProbeTokens = None,
+    guard_windows: GuardWindows = 8,
+    group_size: GroupSize = None,
+    signal: SignalName = "integral",
+    coupling: Coupling = "full",
+    context: Context = "uniform",
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
@@ -74,7 +84,7 @@ def run(
 
         request = _request(
             model, budget, calibration, evaluation, calibration_windows, evaluation_windows, tokens, probe_windows, probe_tokens,
-            group_size, seed, device, whole_file=whole_file,
+            guard_windows, group_size, signal, coupling, context, seed, device, whole_file=whole_file,
         )  # fmt: skip
         store = StageStore(cache)
         if dry:
@@ -101,9 +111,11 @@ def profile(
     calibration: Calibration = "builtin:calibration",
     calibration_windows: CalibrationWindows = 8,
     tokens: Tokens = 512,
-    probe_windows: ProbeWindows = 8,
-    probe_tokens: ProbeTokens = 128,
-    group_size: GroupSize = 64,
+    probe_windows: ProbeWindows = None,
+    probe_tokens: ProbeTokens = None,
+    group_size: GroupSize = None,
+    signal: SignalName = "integral",
+    context: Context = "uniform",
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
@@ -117,14 +129,10 @@ def profile(
 
         request = _request(
             model, budget, calibration, "builtin:evaluation", calibration_windows, 1, tokens, probe_windows, probe_tokens,
-            group_size, seed, device,
+            1, group_size, signal, "full", context, seed, device,
         )  # fmt: skip
-        store, machine = StageStore(cache), stages.Machine.choose(device)
-        task = pipeline.prepare(request, store)
-        effort = request.effort
-        calibrating = stages.windows_of(store, task.model, effort.calibration)
-        probes = stages.windows_of(store, task.model, effort.probes, probe_tokens)
-        profiling = stages.ProfileTask(task.model, task.menu, calibrating, probes, effort.batch, seed, machine)
+        store = StageStore(cache)
+        profiling = pipeline.profile_task(request, pipeline.prepare(request, store), store)
         with reporting() as reporter:
             measured = stages.profile(store, profiling, reporter)
         deliver(out_folder, store.path(profiling.key), None)
@@ -133,7 +141,8 @@ def profile(
             "profile": str(out_folder.resolve()),
             "layers": len(measured.layers),
             "fidelities": [fidelity.name for fidelity in measured.fidelities],
-            "context": measured.fidelities[measured.context].name,
+            "signal": measured.signal,
+            "context": "original" if measured.context is None else measured.fidelities[measured.context].name,
             "context_kl_nats_per_token": measured.context_loss,
             "coupling_rank": measured.factor.shape[0],
             "budget_range_bytes": [low, high],
@@ -145,6 +154,7 @@ def profile(
 def plan(
     profile_folder: Annotated[Path, typer.Argument(metavar="PROFILE", help="Folder that `bitwright profile` wrote.")],
     budget: BudgetText,
+    coupling: Coupling = "full",
     out_file: Annotated[Path, typer.Option("--out", help="New file for the plan.")] = Path("plan.json"),
     as_json: AsJson = False,
 ) -> None:
@@ -163,7 +173,7 @@ def plan(
         except OSError as error:
             raise RequestError(f"profile {str(profile_folder)!r} cannot be read: {error}") from error
         measured = Profile.loads(head, arrays)
-        allocation = allocate(measured, Budget.parse(budget).weight_bytes(measured.layers))
+        allocation = allocate(measured.with_coupling(coupling), Budget.parse(budget).weight_bytes(measured.layers))
         with disk_errors(out_file):
             write_whole(out_file, allocation.dumps().encode())
         document = allocation.to_json()
@@ -272,20 +282,26 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _request(
     model: str, budget: str, calibration: str, evaluation: str, calibration_windows: int, evaluation_windows: int, tokens: int,
-    probe_windows: int, probe_tokens: int, group_size: int, seed: int, device: str, *, whole_file: bool = False,
+    probe_windows: int | None, probe_tokens: int | None, guard_windows: int, group_size: int | None, signal: str, coupling: str,
+    context: str, seed: int, device: str, *, whole_file: bool = False,
 ) -> "RunRequest":  # fmt: skip
     from allocator.budget import Budget  # noqa: PLC0415
     from quantizer.text import TextSpec  # noqa: PLC0415
-    from service.request import Effort, RunRequest, default_effort  # noqa: PLC0415
+    from service.request import PROBES, Effort, Method, RunRequest, default_effort  # noqa: PLC0415
 
+    if context not in ("uniform", "original"):
+        raise RequestError(f"context {context!r}: use uniform or original")
+    method = Method(signal, coupling, context == "original")
+    usual_windows, usual_tokens = PROBES[signal]
     effort = Effort(
         calibration=TextSpec(calibration, calibration_windows, tokens, seed),
         evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
-        probe_windows=probe_windows,
-        probe_tokens=probe_tokens,
+        probe_windows=usual_windows if probe_windows is None else probe_windows,
+        probe_tokens=min(usual_tokens, tokens) if probe_tokens is None else probe_tokens,
+        guard_windows=guard_windows,
         batch=default_effort().batch,
     )
-    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, seed, device)
+    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, method, seed, device)
 
 
 def _read(path: Path, what: str) -> str:

@@ -6,7 +6,7 @@ ServiceError
 └── StorageError   the disk is full, or a file cannot be written
 """
 
-from allocator.errors import AllocatorError, BudgetError, BudgetInfeasible, BudgetNotNeeded, ProfileError
+from allocator.errors import AllocatorError, BudgetError, BudgetInfeasible, BudgetNotNeeded, ProfileError, SignalUnknown
 from quantizer.errors import QuantizerError
 
 
@@ -35,7 +35,7 @@ EXIT_INTERRUPTED = 130
 KNOWN = (ServiceError, AllocatorError, QuantizerError)
 """Errors that are told in one sentence; any other is a bug and shows its traceback."""
 
-_BAD_INPUT = (RequestError, OutputError, QuantizerError, BudgetError, ProfileError)
+_BAD_INPUT = (RequestError, OutputError, QuantizerError, BudgetError, ProfileError, SignalUnknown)
 _IMPOSSIBLE = (BudgetInfeasible, BudgetNotNeeded, StorageError)
 
 

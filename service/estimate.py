@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 
-from allocator.uniform import uniform_plan
+from allocator.integral import NODES
+from allocator.noise import LEVELS
+from allocator.output import WIDTH
+from allocator.uniform import uniform_plans
 from service.pipeline import Task
 from service.request import RunRequest
-from service.stages import WIDTH, Machine
+from service.stages import PROBE_BATCH, Machine
 
 _FLOAT_BYTES = 4
 _BENCH_SIZE, _BENCH_RUNS = 1024, 12
@@ -21,8 +24,10 @@ _CALIBRATION_PASSES = 4.0
 """Forward passes over the calibration windows that quantizing once takes: second moments of each group of layers, and outputs."""
 _SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
 """GPTQ's column loop and its arithmetic."""
-_TIMES_QUANTIZED = 5
-"""Three fidelities for the profile, then the plan and the uniform plan."""
+_PLANS = 2
+"""Plans that are quantized and scored: the solver's and the uniform one."""
+_ACTIVATION_COPIES = 2.5
+"""What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
 _LIBRARY_BYTES = 900_000_000
 """The interpreter with torch and transformers."""
 _METRIC_COPIES, _SCORE_COPIES = 9, 7
@@ -56,8 +61,7 @@ def estimate(request: RunRequest, task: Task) -> Estimate:
 def dry_run(request: RunRequest, task: Task) -> dict[str, Any]:
     """Return what a run would do, as JSON values."""
     expected = estimate(request, task)
-    low, high = task.menu.fidelities[0].bits_lo, task.menu.fidelities[-1].bits_lo
-    uniform = uniform_plan(task.layers, low, high, request.group_size, task.budget_bytes)
+    uniform = max(uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes), key=lambda plan: plan.weight_bytes)
     return {
         "model": task.model.name,
         "layers": len(task.layers),
@@ -86,28 +90,45 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     blocks = sorted({layer.block for layer in task.layers})
     block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
     widest = max(layer.in_features for layer in task.layers)
+    batch = PROBE_BATCH * effort.probe_tokens
     probes = effort.probe_windows * effort.probe_tokens
-    states = effort.calibration.windows * effort.calibration.tokens + probes * (len(blocks) + WIDTH + 2)
+    kept = sum(layer.in_features + layer.out_features for layer in task.layers) * _ACTIVATION_COPIES * batch
+    states = effort.calibration.windows * effort.calibration.tokens + probes
+    if request.method.signal in ("output", "noise"):
+        kept, batch, states = 0, probes, states + probes * (len(blocks) + WIDTH)
     model = (task.sizes.layer_weights + _other_weights(task)) * machine.dtype.itemsize
     packed = task.budget_bytes + _other_weights(task) * machine.dtype.itemsize
     logits = task.sizes.vocabulary * _FLOAT_BYTES
-    measuring = states * widest * _FLOAT_BYTES + (4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * probes * logits
+    originals = task.sizes.layer_weights * machine.dtype.itemsize
+    measuring = originals + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * batch * logits
     scoring = 2 * packed + _SCORE_COPIES * effort.batch * effort.evaluation.tokens * logits
-    return _LIBRARY_BYTES + model + max(measuring, scoring)
+    return int(_LIBRARY_BYTES + model + max(measuring, scoring))
 
 
 def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
     effort, weights, others = request.effort, task.sizes.layer_weights, _other_weights(task)
     calibration = effort.calibration.windows * effort.calibration.tokens
     probes = effort.probe_windows * effort.probe_tokens
-    scored = effort.evaluation.windows * effort.evaluation.tokens
-    products: float = 2 * weights * probes * len(task.layers)  # two changes of each layer, half the blocks for each
-    products += 2 * others * probes * (WIDTH + 3)
-    products += 3 * 2 * weights * calibration * _CALIBRATION_PASSES
-    products += 3 * 2 * (weights + others) * scored
+    scored = effort.evaluation.windows * effort.evaluation.tokens + effort.guard_windows * effort.calibration.tokens
+    layer_passes, head_passes = _passes(request.method.signal, len(task.layers))
+    products: float = 2 * weights * probes * layer_passes + 2 * others * probes * head_passes
+    products += (1 + _PLANS) * 2 * weights * calibration * _CALIBRATION_PASSES
+    products += (1 + _PLANS) * 2 * (weights + others) * scored
     loop = sum(layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT for layer in task.layers)
     loads = _LOADS * task.sizes.file_bytes * _SECONDS_PER_LOAD_BYTE
-    return products / (_EFFICIENCY * _flops_per_second(machine)) + _TIMES_QUANTIZED * loop + loads
+    return products / (_EFFICIENCY * _flops_per_second(machine)) + (len(task.menu.fidelities) + _PLANS) * loop + loads
+
+
+def _passes(signal: str, layers: int) -> tuple[float, float]:
+    """Return how many products with all layers, and with all other weights, each probe token costs."""
+    half = layers / 2  # from the changed block on
+    return {
+        "integral": (3 * NODES + 1, 4 * NODES + 2),
+        "gradient": (5, 6),
+        "output": (2 * half, WIDTH + 3),
+        "noise": (len(LEVELS) * half, WIDTH + 3),
+        "hessian": (1, 2),
+    }[signal]
 
 
 def _flops_per_second(machine: Machine) -> float:

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from allocator.allocate import Allocation
-from allocator.profile import Array, Profile
+from allocator.profile import Profile
+from allocator.uniform import shares_of
 from quantizer.checkpoint import checkpoint_bytes
 from quantizer.evaluate import Quality
 from quantizer.plan import Plan
 from quantizer.source import ModelFolder
+from service.guard import Guard
 from service.report import SCHEMA, Report
 from service.request import RunRequest
 from service.sizes import ModelSizes
@@ -27,14 +28,16 @@ class Comparison:
 
     Attributes:
         profile: what the plan was chosen by.
-        allocation: the plan.
+        allocation: the plan that is delivered.
         uniform: the uniform plan.
+        guard: why this plan was delivered.
         quality: of `original`, `plan` and `uniform` on held-out text.
     """
 
     profile: Profile
     allocation: Allocation
     uniform: Plan
+    guard: Guard
     quality: dict[str, Quality]
 
 
@@ -66,6 +69,8 @@ def build_report(
             "text": request.effort.evaluation.source,
         },
         "calibration": {"text": request.effort.calibration.source, "sha256": comparison.profile.calibration_sha256},
+        "guard": {"text": request.effort.calibration.source} | comparison.guard.to_json(),
+        "profile": _profile(comparison.profile, request),
         "prediction": _prediction(comparison),
         "plan": allocation.to_json(),
         "uniform": {name: fidelity.name for name, fidelity in comparison.uniform.by_name.items()},
@@ -80,21 +85,6 @@ def build_report(
             **{package: version(package) for package in _PACKAGES},
         },
     }
-
-
-def shares_of(profile: Profile, plan: Plan) -> Array:
-    """Return a plan as shares of the menu's fidelities, [L, K]; a fidelity between two of the menu is a mix of them by bytes."""
-    sizes = profile.weight_bytes
-    share = np.zeros(profile.linear.shape)
-    for row, size in enumerate(plan.layer_bytes):
-        order = np.argsort(sizes[row], kind="stable")
-        above = int(np.searchsorted(sizes[row][order], size).clip(1, len(order) - 1))
-        low, high = int(order[above - 1]), int(order[above])
-        span = int(sizes[row, high] - sizes[row, low])
-        part = float(np.clip((size - int(sizes[row, low])) / span, 0, 1)) if span else 1.0
-        share[row, low] += 1 - part
-        share[row, high] += part
-    return share
 
 
 def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -114,6 +104,21 @@ def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
     }
 
 
+def _profile(profile: Profile, request: RunRequest) -> dict[str, Any]:
+    """Return how effects were measured."""
+    return {
+        "signal": profile.signal,
+        "coupling": request.method.coupling if len(profile.factor) else "none",
+        "coupling_rank": len(profile.factor),
+        "coupling_truncation": profile.truncation,
+        "context": "original" if profile.context is None else profile.fidelities[profile.context].name,
+        "context_kl_nats_per_token": profile.context_loss,
+        "budget_range_bytes": list(profile.budget_range),
+        "probe_tokens": profile.tokens,
+        "fidelities": [fidelity.name for fidelity in profile.fidelities],
+    }
+
+
 def _damage(profile: Profile) -> dict[str, dict[str, float]]:
     """Return by layer and fidelity how the loss changes when this layer alone leaves the context."""
     damage = profile.damage()
@@ -126,6 +131,13 @@ def _damage(profile: Profile) -> dict[str, dict[str, float]]:
 
 def _notes(comparison: Comparison) -> list[str]:
     notes = list(comparison.allocation.notes)
+    guard = comparison.guard
+    if guard.delivered != "plan":
+        kl = {name: f"{guard.quality[name].kl_nats_per_token:.4f}" for name in ("plan", guard.delivered)}
+        notes.append(
+            f"the guard delivers the {guard.delivered} plan: KL {kl[guard.delivered]} on text that no plan was fitted to, "
+            f"against {kl['plan']} of the solver's plan"
+        )
     plan, uniform = comparison.quality["plan"], comparison.quality["uniform"]
     change = 1 - plan.kl_nats_per_token / uniform.kl_nats_per_token if uniform.kl_nats_per_token > 0 else 0.0
     if change < 0:

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from allocator.allocate import Allocation
 from allocator.menu import Menu, check_budget, choose_menu
-from allocator.uniform import uniform_plan
+from allocator.profile import Profile
+from allocator.uniform import best_uniform_plan
+from quantizer.evaluate import Quality
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
 from service import stages
 from service.findings import Comparison, build_report
+from service.guard import Guard
 from service.progress import Reporter
 from service.report import Report
 from service.request import RunRequest
@@ -88,14 +92,13 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
     clock, machine, effort = Clock(), stages.Machine.choose(request.device), request.effort
     task = clock.time("prepare", lambda: prepare(request, store))
     calibration = stages.windows_of(store, task.model, effort.calibration)
-    probes = stages.windows_of(store, task.model, effort.probes, effort.probe_tokens)
+    guard_windows = stages.windows_of(store, task.model, effort.guard)
     held_out = stages.windows_of(store, task.model, effort.evaluation)
 
-    profiling = stages.ProfileTask(task.model, task.menu, calibration, probes, effort.batch, request.seed, machine)
+    profiling = profile_task(request, task, store)
     profile = clock.time("profile", lambda: stages.profile(store, profiling, reporter))
-    allocation = clock.time("plan", lambda: stages.plan(store, profile, task.budget_bytes))
-    ends = task.menu.fidelities[0], task.menu.fidelities[-1]
-    uniform = uniform_plan(task.layers, ends[0].bits_lo, ends[1].bits_lo, request.group_size, task.budget_bytes)
+    allocations = clock.time("plan", lambda: plans_of(profile, request.method.coupling, task.budget_bytes, store))
+    uniform = best_uniform_plan(profile, task.budget_bytes)
 
     def quantize(name: str, plan: Plan) -> Path:
         label = f"quantize: {name}"
@@ -103,10 +106,42 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
             label, lambda: stages.checkpoint(store, task.model, plan, calibration, effort.batch, machine, reporter, label)
         )
 
-    checkpoints = {"plan": quantize("plan", allocation.plan), "uniform": quantize("uniform", uniform)}
-    quality = clock.time(
-        "evaluate", lambda: stages.evaluation(store, task.model, checkpoints, held_out, effort.batch, machine, reporter)
+    def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows) -> dict[str, Quality]:
+        return clock.time(
+            label,
+            lambda: stages.evaluation(store, task.model, checkpoints, windows, effort.batch, machine, reporter, label),
+        )
+
+    candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
+    candidates["uniform"] = quantize("uniform", uniform)
+    guard = Guard.judge(score("guard", candidates, guard_windows))
+    chosen = {"plan": candidates[guard.delivered], "uniform": candidates["uniform"]}
+    quality = score("evaluate", chosen, held_out)
+
+    delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniform, profile)
+    comparison = Comparison(profile, delivered, uniform, guard, quality)
+    report = build_report(request, task.model, task.sizes, comparison, chosen["plan"], clock.seconds)
+    return report, chosen["plan"]
+
+
+def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:
+    """Return all that decides the profile of a request."""
+    effort, machine = request.effort, stages.Machine.choose(request.device)
+    return stages.ProfileTask(
+        model=task.model,
+        menu=task.menu,
+        calibration=stages.windows_of(store, task.model, effort.calibration),
+        probes=stages.windows_of(store, task.model, effort.probes, effort.probe_tokens),
+        signal=request.method.signal,
+        in_original=request.method.in_original,
+        batch=effort.batch,
+        seed=request.seed,
+        machine=machine,
     )
-    comparison = Comparison(profile, allocation, uniform, quality)
-    report = build_report(request, task.model, task.sizes, comparison, checkpoints["plan"], clock.seconds)
-    return report, checkpoints["plan"]
+
+
+def plans_of(profile: Profile, coupling: str, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:
+    """Return the plan with the coupling that was asked for and, where it differs, the additive plan."""
+    found = {"plan": stages.plan(store, profile.with_coupling(coupling), budget_bytes)}
+    additive = stages.plan(store, profile.with_coupling("none"), budget_bytes)
+    return found if additive.plan == found["plan"].plan else found | {"additive": additive}

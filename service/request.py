@@ -3,9 +3,13 @@
 from dataclasses import dataclass, replace
 
 from allocator.budget import Budget
+from allocator.profile import COUPLINGS
 from quantizer.fidelity import COLUMN_STEP
 from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.errors import RequestError
+
+PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noise": (8, 128), "hessian": (8, 512)}
+"""Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,7 @@ class Effort:
         evaluation: text that results are scored on; not the calibration text.
         probe_windows: windows that the effects of layers are measured on: further windows of the calibration text.
         probe_tokens: tokens that are used of each such window, from its start.
+        guard_windows: still further windows of the calibration text, on which finished plans are compared.
         batch: calibration windows that are run at once.
     """
 
@@ -24,6 +29,7 @@ class Effort:
     evaluation: TextSpec
     probe_windows: int
     probe_tokens: int
+    guard_windows: int
     batch: int
 
     def __post_init__(self) -> None:
@@ -38,6 +44,7 @@ class Effort:
             "evaluation tokens": self.evaluation.tokens - 1,
             "probe windows": self.probe_windows,
             "probe tokens": self.probe_tokens,
+            "guard windows": self.guard_windows,
             "batch": self.batch,
         }
         for name, count in counts.items():
@@ -53,16 +60,49 @@ class Effort:
         """The windows that effects are measured on: drawn after the calibration windows, so none is in both."""
         return replace(self.calibration, windows=self.probe_windows, skip=self.calibration.windows)
 
+    @property
+    def guard(self) -> TextSpec:
+        """The windows that finished plans are compared on: no plan was fitted to them."""
+        return replace(self.calibration, windows=self.guard_windows, skip=self.calibration.windows + self.probe_windows)
+
 
 def default_effort() -> Effort:
     """Return the effort of the command line's defaults: minutes for a model of 135 million parameters on two cores."""
     return Effort(
         calibration=TextSpec(BUILT_IN_CALIBRATION, windows=8, tokens=512, seed=0),
         evaluation=TextSpec(BUILT_IN_EVALUATION, windows=16, tokens=512, seed=None),
-        probe_windows=8,
-        probe_tokens=128,
+        probe_windows=PROBES["integral"][0],
+        probe_tokens=PROBES["integral"][1],
+        guard_windows=8,
         batch=4,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How effects are measured and modelled.
+
+    Attributes:
+        signal: see `allocator.signals.SIGNALS`.
+        coupling: one of `allocator.profile.COUPLINGS`.
+        in_original: whether the `output` signal measures in the original model instead of in a uniform context.
+
+    Raises:
+        RequestError: a field is out of range, or the signal has no such choice.
+    """
+
+    signal: str = "integral"
+    coupling: str = "full"
+    in_original: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no signal could do."""
+        if self.signal not in PROBES:
+            raise RequestError(f"signal {self.signal!r} does not exist; use one of {', '.join(PROBES)}")
+        if self.coupling not in COUPLINGS:
+            raise RequestError(f"coupling {self.coupling!r} does not exist; use one of {', '.join(COUPLINGS)}")
+        if self.in_original and self.signal != "output":
+            raise RequestError(f"signal {self.signal!r} cannot be measured in the original model; use output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +113,9 @@ class RunRequest:
         model: a folder, a GGUF file, or a Hugging Face id.
         budget: size of the quantized layers, or of the whole checkpoint.
         whole_file: whether the budget includes what is not quantized: embeddings, norms, head, biases.
-        group_size: columns that share a scale.
+        group_size: columns that share a scale, in all fidelities; None leaves the choice to the menu.
         effort: how much is measured.
+        method: how it is measured and modelled.
         seed: of everything random.
         device: `cpu`, `cuda`, or `auto`.
 
@@ -85,14 +126,15 @@ class RunRequest:
     model: str
     budget: Budget
     whole_file: bool
-    group_size: int
+    group_size: int | None
     effort: Effort
+    method: Method
     seed: int
     device: str
 
     def __post_init__(self) -> None:
         """Refuse what no stage could use."""
-        if self.group_size <= 0 or self.group_size % COLUMN_STEP:
+        if self.group_size is not None and (self.group_size <= 0 or self.group_size % COLUMN_STEP):
             raise RequestError(f"group size {self.group_size}: use a multiple of {COLUMN_STEP}, such as 64 or 128")
         if self.device not in ("auto", "cpu", "cuda"):
             raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")

@@ -21,7 +21,8 @@ from allocator import profiler
 from allocator.allocate import Allocation
 from allocator.menu import Menu
 from allocator.profile import Profile
-from allocator.profiler import ProfileProgress, ProfileSpec
+from allocator.profiler import ProfileProgress
+from allocator.scene import ProfileSpec
 from quantizer import convert
 from quantizer.checkpoint import pack_model, save_checkpoint
 from quantizer.convert import Calibration, quantize_blocks, read_block
@@ -37,8 +38,8 @@ from quantizer.weight import QuantizedWeight
 from service.progress import Reporter
 from service.store import StageKey, StageStore
 
-WIDTH = 16
-"""Numbers kept for each token's output change; more change the coupling by less than other probe windows do."""
+PROBE_BATCH = 2
+"""Probe windows that are run at once; a backward pass keeps what all blocks compute on them in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,8 @@ class ProfileTask:
         menu: fidelities and context; the budget enters through it only, so near budgets share a profile.
         calibration: windows that layers are quantized on.
         probes: windows that effects are measured on.
+        signal: how they are measured.
+        in_original: whether they are measured in the original model, see `allocator.scene.ProfileSpec`.
         batch: windows that are run at once.
         seed: of everything random.
         machine: where it is measured.
@@ -118,6 +121,8 @@ class ProfileTask:
     menu: Menu
     calibration: Windows
     probes: Windows
+    signal: str
+    in_original: bool
     batch: int
     seed: int
     machine: Machine
@@ -133,7 +138,8 @@ class ProfileTask:
             "context": self.menu.context,
             "batch": self.batch,
             "seed": self.seed,
-            "width": WIDTH,
+            "signal": self.signal,
+            "in_original": self.in_original,
             "method": [profiler.METHOD, convert.METHOD],
             "machine": self.machine.inputs(),
         }
@@ -151,9 +157,9 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
             find_layers(loaded),
             task.menu,
             Calibration(task.calibration.tokens.to(machine.device), task.batch),
-            ProfileSpec(task.probes.tokens.to(machine.device), WIDTH, task.seed),
+            ProfileSpec(task.signal, task.probes.tokens.to(machine.device), PROBE_BATCH, task.seed, task.in_original),
             parts,
-            ProfileProgress(reporter.step("profile: context"), reporter.step("profile: effects")),
+            ProfileProgress(reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")),
             model_sha256=task.model.sha256,
             calibration_sha256=task.calibration.sha256,
         )
@@ -246,6 +252,7 @@ def evaluation(
     batch: int,
     machine: Machine,
     reporter: Reporter,
+    label: str = "evaluate",
 ) -> dict[str, Quality]:
     """Score the original and the saved checkpoints on the same windows, side by side."""
     inputs = {
@@ -259,7 +266,7 @@ def evaluation(
     def make(folder: Path, parts: PartStore) -> None:
         models = {"original": load_model(model, machine.dtype, machine.device)}
         models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
-        scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step("evaluate"))
+        scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step(label))
         _write(folder / "evaluation.json", json.dumps({name: score.to_json() for name, score in scores.items()}))
         models.clear()
         gc.collect()

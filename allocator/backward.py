@@ -1,0 +1,67 @@
+"""Inner products of a loss gradient with weight changes, without holding a gradient of the weights."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from quantizer.linear import get_linear
+from quantizer.plan import LayerSpec
+from quantizer.runner import BlockRunner
+
+HeadGradient = Callable[[Tensor], Tensor]
+"""From what enters the head, [windows, tokens, hidden], to the gradient of the loss there, of the same shape."""
+
+Changes = Callable[[str], Sequence[Tensor]]
+"""From a layer's name to changes of its weight, [out, in] each; called when the layer's turn comes, so that none need be kept."""
+
+
+def inner_products(
+    runner: BlockRunner, input_ids: Tensor, head_gradient: HeadGradient, layers: Sequence[LayerSpec], count: int, changes: Changes
+) -> Tensor:
+    """Return <gradient of the loss, change> for each window and each change of a layer's weight.
+
+    With x_t the inputs of a linear layer and d_t the gradient at its outputs, the product is sum_t d_t . (change x_t). So one
+    forward and one backward pass serve all layers, and a layer's products cost one multiplication by each change.
+
+    Args:
+        runner: the model; no weight needs a gradient.
+        input_ids: int64 [windows, tokens].
+        head_gradient: the loss, given by its gradient at the head's input.
+        layers: the L layers.
+        count: how many changes each layer has.
+        changes: the changes.
+
+    Returns:
+        float64 [windows, L, count]; zeros for a layer that is not called. Experts, which see the tokens of all windows in one
+        heap, have the mean over windows in each row.
+    """
+    windows = len(input_ids)
+    products = torch.zeros(windows, len(layers), count, dtype=torch.float64)
+
+    def watch(row: int, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def on_forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            states = args[0].detach()
+            output.register_hook(lambda gradient: add(row, name, states, gradient))  # type: ignore[no-untyped-call]
+
+        return on_forward
+
+    def add(row: int, name: str, states: Tensor, gradient: Tensor) -> None:
+        for at, change in enumerate(changes(name)):
+            each = nn.functional.linear(states, change.to(states.dtype)).float() * gradient.float()
+            if len(each) == windows:
+                products[:, row, at] += each.flatten(1).sum(1).double().cpu()
+            else:  # an expert sees tokens of all windows in one heap
+                products[:, row, at] += float(each.sum()) / windows
+
+    handles = [
+        get_linear(runner.model, layer.name).register_forward_hook(watch(row, layer.name)) for row, layer in enumerate(layers)
+    ]
+    try:
+        with torch.enable_grad():
+            states = runner.head_input_with_gradient(input_ids)
+            torch.autograd.backward(states, head_gradient(states.detach()).to(states.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return products

@@ -1,0 +1,145 @@
+"""What a signal has to work with, and what it gives: the one small interface between measuring and modelling."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from safetensors.torch import load, save
+from torch import Tensor
+
+from allocator.menu import Menu
+from allocator.profile import Array
+from quantizer.convert import QuantizedBlock, install, read_block
+from quantizer.durable import PartStore, Progress
+from quantizer.fidelity import Fidelity
+from quantizer.linear import get_linear
+from quantizer.plan import LayerSpec
+from quantizer.runner import BlockRunner
+from quantizer.weight import QuantizedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileSpec:
+    """How effects are measured.
+
+    Attributes:
+        signal: a name in `allocator.signals.SIGNALS`.
+        probes: token windows that the model is run on, int64 [windows, tokens]; text that layers were not quantized on, since their
+            errors are smaller there than anywhere else.
+        batch: windows that are run at once.
+        seed: of everything random.
+        in_original: whether the other layers are as they were while one is measured, instead of in the context.
+    """
+
+    signal: str
+    probes: Tensor
+    batch: int
+    seed: int
+    in_original: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LossModel:
+    """What a signal gives: the loss around the context, see `allocator.profile`.
+
+    Attributes:
+        context_loss: KL divergence of the context from the original, [nats/token]; 0 where the original is the context.
+        linear: float64 [L, K], [nats/token].
+        factor: float64 [rank, L * K], [sqrt(nats/token)]; rank 0 where damages just add up.
+        truncation: share of the coupling's trace that the rank leaves out.
+        tokens: probe tokens that were used.
+    """
+
+    context_loss: float
+    linear: Array
+    factor: Array
+    truncation: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A model whose layers were quantized in a uniform context, ready to be measured.
+
+    The model is in the context; a signal that changes weights puts them back.
+
+    Attributes:
+        runner: the model.
+        layers: its L layers.
+        menu: the K fidelities and the context.
+        spec: how effects are measured.
+        output_error: mean squared output error of each layer at each fidelity, float64 [L, K].
+        weight_error: relative squared weight error, float64 [L, K].
+        originals: weights of the layers before they were quantized, by name.
+        original_states: what enters the head of the original model on the probes, [windows, tokens, hidden].
+        parts: where finished work is kept.
+        on_progress: told of finished work.
+    """
+
+    runner: BlockRunner
+    layers: tuple[LayerSpec, ...]
+    menu: Menu
+    spec: ProfileSpec
+    output_error: Array
+    weight_error: Array
+    originals: Mapping[str, Tensor]
+    original_states: Tensor
+    parts: PartStore
+    on_progress: Progress
+
+    @property
+    def forms(self) -> tuple[Fidelity, ...]:
+        """Fidelities whose stored forms are at hand: the context and the two ends of the menu, each once."""
+        return stored_forms(self.menu)
+
+    def block(self, index: int) -> QuantizedBlock:
+        """Return the stored forms of a block."""
+        members = [layer for layer in self.layers if layer.block == index]
+        stored = read_block(self.parts, members, {layer.name: self.forms for layer in members}, index)
+        if stored is None:
+            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
+        return stored
+
+    def put(self, layer: LayerSpec, form: QuantizedWeight | None) -> None:
+        """Give a layer a stored form, or its original weight."""
+        if form is None:
+            get_linear(self.runner.model, layer.name).weight.data = self.originals[layer.name].clone()
+        else:
+            install(self.runner.model, layer.name, form)
+
+    def put_all(self, fidelity: Fidelity | None) -> None:
+        """Give all layers one of `forms`, or their original weights."""
+        for index in range(len(self.runner.blocks)):
+            stored = self.block(index)
+            for layer in self.layers:
+                if layer.block == index:
+                    self.put(layer, stored.weights[layer.name][fidelity.name] if fidelity else None)
+
+
+class Signal(Protocol):
+    """A way to tell what each layer costs at each fidelity."""
+
+    def __call__(self, scene: Scene) -> LossModel:
+        """Measure, taking up what `scene.parts` holds of an earlier, interrupted run."""
+        ...
+
+
+def stored_forms(menu: Menu) -> tuple[Fidelity, ...]:
+    """Return the fidelities whose forms a profile keeps while it is measured, the context first."""
+    return tuple(dict.fromkeys((menu.fidelities[menu.context], menu.fidelities[0], menu.fidelities[-1])))
+
+
+def kept(parts: PartStore, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return tensors out of `parts`, making and keeping them first unless they are there."""
+    data = parts.read(name)
+    if data is None:
+        data = save({key: tensor.contiguous().cpu() for key, tensor in make().items()})
+        parts.write(name, data)
+    tensors: dict[str, Tensor] = load(data)
+    return tensors
+
+
+def additive(context_loss: float, linear: Array, tokens: int) -> LossModel:
+    """Return the model in which damages just add up."""
+    return LossModel(context_loss, linear, np.zeros((0, linear.size)), 0.0, tokens)
