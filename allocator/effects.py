@@ -72,11 +72,13 @@ def interpolation(error: Array, context: int | None) -> Array:
         shares[:, :, side] = np.divide(error - here[:, None], span, out=np.zeros_like(error), where=span != 0).clip(0, 1)
     if context is None:
         shares[:, :, 1] = 0  # both ends lie on the same side of the original
-    else:
+    wrong_side = shares.min(axis=2) > 0  # by noise, both ends are worse than the context, or both better
+    worse = error > here[:, None]
+    shares[wrong_side & worse, 1] = 0
+    shares[wrong_side & ~worse, 0] = 0
+    shares[:, 0], shares[:, -1] = np.eye(2)
+    if context is not None:
         shares[:, context] = 0
-        both = shares.min(axis=2) > 0  # an end on the wrong side of the context, by noise: the other one is used
-        shares[:, :, 1][both] = 0
-    shares[:, 0], shares[:, -1] = (1, 0), ((0, 1) if context is not None else shares[:, -1].T)
     return shares
 
 

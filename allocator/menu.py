@@ -37,11 +37,11 @@ def _range(contexts: tuple[str, ...], *names: str) -> _Range:
 RANGES = (
     _range(
         ("int2+3r0.125g256",),
-        *("int2g256", "int2+4r0.0625g256", "int2+3r0.125g256", "int2+3r0.25g256", "int2+3r0.5g128"),
+        *("int2g256", "int2+3r0.125g256", "int2+4r0.0625g256", "int2+3r0.25g256", "int2+3r0.5g128"),
     ),
     _range(
         ("int2+3r0.375g128", "int3+4r0.25g128"),
-        *("int2+4r0.0625g256", "int2+3r0.125g256", "int2+3r0.25g256", "int2+3r0.375g128", "int2+3r0.5g128", "int2+3r0.75g128"),
+        *("int2+3r0.125g256", "int2+4r0.0625g256", "int2+3r0.25g256", "int2+3r0.375g128", "int2+3r0.5g128", "int2+3r0.75g128"),
         *("int3g128", "int3+4r0.125g256", "int3+4r0.25g128", "int3+4r0.5g128", "int4g128", "int4+8r0.125g128"),
     ),
     _range(

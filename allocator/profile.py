@@ -87,6 +87,8 @@ class Profile:
             raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
         if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
             raise ProfileError(f"context loss {self.context_loss!r} is not a finite number; profile the model anew")
+        if not isinstance(self.signal, str) or not isinstance(self.context, int | None):
+            raise ProfileError(f"signal {self.signal!r} in context {self.context!r}: a name and an index, or no index, are needed")
         if self.context is not None and not 0 <= self.context < shape[1]:
             raise ProfileError(f"context {self.context} is not on the menu of {shape[1]} fidelities")
 

@@ -39,11 +39,11 @@ def profile_model(
     *,
     model_sha256: str,
     calibration_sha256: str,
+    forms: PartStore | None = None,
 ) -> Profile:
     """Return the profile of a model; its weights are left in the context.
 
-    Every fidelity of the menu is made of every layer and its error measured; the forms of the context and of the ends of the menu
-    are kept while the signal measures. The layers' original weights are held in memory beside the model.
+    The layers' original weights are held in memory beside the model.
 
     Args:
         runner: the model, unquantized.
@@ -55,6 +55,7 @@ def profile_model(
         progress: told of finished work.
         model_sha256: recorded in the profile.
         calibration_sha256: recorded in the profile.
+        forms: where `make_forms` keeps, or kept, the quantized forms; None is for `parts`.
 
     Raises:
         SignalUnknown: `spec` names no signal.
@@ -65,10 +66,10 @@ def profile_model(
         parts, "original", lambda: {"states": torch.cat([runner.head_input(batch, runner.enter(batch), 0) for batch in probes])}
     )["states"].to(spec.probes.device)
     originals = {layer.name: get_linear(runner.model, layer.name).weight.data.clone() for layer in layers}
-    forms = dict.fromkeys((layer.name for layer in layers), stored_forms(menu))
-    quantize_blocks(runner, layers, forms, calibration, parts, progress.quantize, scored=menu.fidelities)
-    output_error, weight_error = _errors(layers, menu, parts)
-    scene = Scene(runner, tuple(layers), menu, spec, output_error, weight_error, originals, states, parts, progress.measure)
+    forms = forms or parts
+    make_forms(runner, layers, menu, calibration, forms, progress.quantize)
+    errors = _errors(layers, menu, forms)
+    scene = Scene(runner, tuple(layers), menu, spec, *errors, originals, states, forms, parts, progress.measure)
     model = signal(scene)
     return Profile(
         signal=spec.signal,
@@ -83,6 +84,26 @@ def profile_model(
         model_sha256=model_sha256,
         calibration_sha256=calibration_sha256,
     )
+
+
+def make_forms(
+    runner: BlockRunner,
+    layers: Sequence[LayerSpec],
+    menu: Menu,
+    calibration: Calibration,
+    forms: PartStore,
+    on_progress: Progress,
+    *,
+    keep_all: bool = False,
+) -> None:
+    """Make every fidelity of the menu of every layer, in the menu's context, and leave the model in it.
+
+    Errors of all are kept in `forms`, and the stored forms of the context and of the ends of the menu, or with `keep_all` of all
+    fidelities. What is there is not made again.
+    """
+    stored = tuple(dict.fromkeys((*stored_forms(menu), *menu.fidelities))) if keep_all else stored_forms(menu)
+    choices = dict.fromkeys((layer.name for layer in layers), stored)
+    quantize_blocks(runner, layers, choices, calibration, forms, on_progress, scored=menu.fidelities)
 
 
 def _errors(layers: Sequence[LayerSpec], menu: Menu, parts: PartStore) -> tuple[Array, Array]:

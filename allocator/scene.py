@@ -73,6 +73,7 @@ class Scene:
         weight_error: relative squared weight error, float64 [L, K].
         originals: weights of the layers before they were quantized, by name.
         original_states: what enters the head of the original model on the probes, [windows, tokens, hidden].
+        stored: quantized forms.
         parts: where finished work is kept.
         on_progress: told of finished work.
     """
@@ -85,6 +86,7 @@ class Scene:
     weight_error: Array
     originals: Mapping[str, Tensor]
     original_states: Tensor
+    stored: PartStore
     parts: PartStore
     on_progress: Progress
 
@@ -96,7 +98,7 @@ class Scene:
     def block(self, index: int) -> QuantizedBlock:
         """Return the stored forms of a block."""
         members = [layer for layer in self.layers if layer.block == index]
-        stored = read_block(self.parts, members, {layer.name: self.forms for layer in members}, index)
+        stored = read_block(self.stored, members, {layer.name: self.forms for layer in members}, index)
         if stored is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
         return stored

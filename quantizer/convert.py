@@ -1,7 +1,9 @@
 """Quantize a model block by block, each block seeing the inputs that the already quantized blocks give it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load, save
@@ -20,6 +22,8 @@ METHOD = "gptq-2"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
 _ERRORS = "errors"
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,20 +175,39 @@ def _quantize_block(
     block = QuantizedBlock({}, {})
     for group in input_groups(runner, members, batches[0], hidden[0], index):
         moments = input_moments(runner, group[0], batches, hidden, index)
+        weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
+        pairs = [(layer, option) for layer in group for option in dict.fromkeys((*choices[layer.name], *scored))]
+        made = _in_parallel(_make_form, [(weights[layer.name], moments, option) for layer, option in pairs])
+        for (layer, option), (form, error) in zip(pairs, made, strict=True):
+            block.errors.setdefault(layer.name, {})[option.name] = error
+            if option in choices[layer.name]:
+                block.weights.setdefault(layer.name, {})[option.name] = form
         for layer in group:
-            weight, options = get_linear(runner.model, layer.name).weight.data.float(), choices[layer.name]
-            block.weights[layer.name], block.errors[layer.name] = {}, {}
-            impact: dict[tuple[int, int], Tensor] = {}
-            for option in dict.fromkeys((*options, *scored)):
-                grid = option.bits_lo, option.group_size
-                if grid not in impact:
-                    impact[grid] = column_impact(weight, moments, *grid)  # layers without high-impact columns do not use it
-                form = quantize_layer(weight, moments, option, impact[grid])
-                block.errors[layer.name][option.name] = form_error(form, weight, moments)
-                if option in options:
-                    block.weights[layer.name][option.name] = form
-            install(runner.model, layer.name, block.weights[layer.name][options[0].name])
+            install(runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name])
     return block
+
+
+def _make_form(weight: Tensor, moments: Tensor, fidelity: Fidelity) -> tuple[QuantizedWeight, FormError]:
+    impact = column_impact(weight, moments, fidelity.bits_lo, fidelity.group_size)
+    form = quantize_layer(weight, moments, fidelity, impact)
+    return form, form_error(form, weight, moments)
+
+
+def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity], R], items: Sequence[tuple[Tensor, Tensor, Fidelity]]) -> list[R]:
+    """Return `work` of each item; on a CPU one item a core, each on one thread.
+
+    Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another
+    program has one of the cores.
+    """
+    threads = torch.get_num_threads()
+    if items[0][0].device.type != "cpu" or threads == 1:
+        return [work(*item) for item in items]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, *zip(*items, strict=True)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def form_error(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> FormError:

@@ -65,6 +65,10 @@ class PartStore:
             return None
         return data
 
+    def paths(self) -> list[Path]:
+        """Return the files of all parts, by name."""
+        return sorted(self._folder.glob("*.part"))
+
     def write(self, name: str, data: bytes) -> None:
         """Keep `data` as the part called `name`."""
         write_whole(self._folder / f"{name}.part", hashlib.sha256(data).digest() + data)

@@ -30,6 +30,7 @@ EvaluationWindows = Annotated[int, typer.Option(help="Windows that are scored, f
 Tokens = Annotated[int, typer.Option(help="Tokens in a window.")]
 ProbeWindows = Annotated[int | None, typer.Option(help="Windows that effects are measured on; default: as the signal needs.")]
 ProbeTokens = Annotated[int | None, typer.Option(help="Tokens in a probe window; default: as the signal needs.")]
+CheckPlans = Annotated[int, typer.Option(help="Random plans to measure, to check the profile's predictions.")]
 GuardWindows = Annotated[int, typer.Option(help="Windows that finished plans are compared on before one is delivered.")]
 GroupSize = Annotated[int | None, typer.Option(help="Columns that share a scale, in all fidelities; default: by fidelity.")]
 SignalName = Annotated[
@@ -64,6 +65,7 @@ def run(
     tokens: Tokens = 512,
     probe_windows: ProbeWindows = None,
     probe_tokens: ProbeTokens = None,
+    check_plans: CheckPlans = 0,
     guard_windows: GuardWindows = 8,
     group_size: GroupSize = None,
     signal: SignalName = "integral",
@@ -84,7 +86,7 @@ def run(
 
         request = _request(
             model, budget, calibration, evaluation, calibration_windows, evaluation_windows, tokens, probe_windows, probe_tokens,
-            guard_windows, group_size, signal, coupling, context, seed, device, whole_file=whole_file,
+            check_plans, guard_windows, group_size, signal, coupling, context, seed, device, whole_file=whole_file,
         )  # fmt: skip
         store = StageStore(cache)
         if dry:
@@ -129,7 +131,7 @@ def profile(
 
         request = _request(
             model, budget, calibration, "builtin:evaluation", calibration_windows, 1, tokens, probe_windows, probe_tokens,
-            1, group_size, signal, "full", context, seed, device,
+            0, 1, group_size, signal, "full", context, seed, device,
         )  # fmt: skip
         store = StageStore(cache)
         profiling = pipeline.profile_task(request, pipeline.prepare(request, store), store)
@@ -282,8 +284,8 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _request(
     model: str, budget: str, calibration: str, evaluation: str, calibration_windows: int, evaluation_windows: int, tokens: int,
-    probe_windows: int | None, probe_tokens: int | None, guard_windows: int, group_size: int | None, signal: str, coupling: str,
-    context: str, seed: int, device: str, *, whole_file: bool = False,
+    probe_windows: int | None, probe_tokens: int | None, check_plans: int, guard_windows: int, group_size: int | None, signal: str,
+    coupling: str, context: str, seed: int, device: str, *, whole_file: bool = False,
 ) -> "RunRequest":  # fmt: skip
     from allocator.budget import Budget  # noqa: PLC0415
     from quantizer.text import TextSpec  # noqa: PLC0415
@@ -298,6 +300,7 @@ def _request(
         evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
         probe_windows=usual_windows if probe_windows is None else probe_windows,
         probe_tokens=min(usual_tokens, tokens) if probe_tokens is None else probe_tokens,
+        check_plans=check_plans,
         guard_windows=guard_windows,
         batch=default_effort().batch,
     )

@@ -14,6 +14,7 @@ from quantizer.checkpoint import checkpoint_bytes
 from quantizer.evaluate import Quality
 from quantizer.plan import Plan
 from quantizer.source import ModelFolder
+from service.checks import Check, summary
 from service.guard import Guard
 from service.report import SCHEMA, Report
 from service.request import RunRequest
@@ -32,6 +33,7 @@ class Comparison:
         uniform: the uniform plan.
         guard: why this plan was delivered.
         quality: of `original`, `plan` and `uniform` on held-out text.
+        checks: random plans, predicted and measured; empty if none were asked for.
     """
 
     profile: Profile
@@ -39,6 +41,7 @@ class Comparison:
     uniform: Plan
     guard: Guard
     quality: dict[str, Quality]
+    checks: list[Check]
 
 
 def build_report(
@@ -72,6 +75,7 @@ def build_report(
         "guard": {"text": request.effort.calibration.source} | comparison.guard.to_json(),
         "profile": _profile(comparison.profile, request),
         "prediction": _prediction(comparison),
+        "checks": summary(comparison.checks) if comparison.checks else None,
         "plan": allocation.to_json(),
         "uniform": {name: fidelity.name for name, fidelity in comparison.uniform.by_name.items()},
         "damage_nats_per_token": _damage(comparison.profile),

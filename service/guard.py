@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any
 
 from quantizer.evaluate import Quality
@@ -23,7 +24,12 @@ class Guard:
     def judge(cls, quality: Mapping[str, Quality]) -> "Guard":
         """Return the finding for the qualities of `original` and of all candidates, `uniform` among them."""
         candidates = [name for name in quality if name != "original"]
-        return cls(min(candidates, key=lambda name: quality[name].kl_nats_per_token), quality)
+
+        def loss(name: str) -> float:
+            found = quality[name].kl_nats_per_token
+            return found if isfinite(found) else inf
+
+        return cls(min(candidates, key=loss), quality)
 
     @property
     def lead(self) -> float:

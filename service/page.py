@@ -16,6 +16,8 @@ def render_page(report: Report) -> str:
         "prediction": pictures.prediction_chart(report),
         "blocks": pictures.block_chart(report),
     }
+    if report["checks"]:
+        charts["checks"] = pictures.check_chart(report)
     return environment.get_template("report.html.j2").render(
         report=report,
         summary=summary_rows(report),

@@ -54,6 +54,20 @@ def prediction_chart(report: Report) -> str:
     return _svg(figure)
 
 
+def check_chart(report: Report) -> str:
+    """Return measured against predicted loss of the random plans, with the line on which both are equal."""
+    figure, axes = _figure(5.2, 4.0)
+    plans = report["checks"]["plans"]
+    predicted = [row["predicted_kl_nats_per_token"] for row in plans]
+    measured = [row["measured_kl_nats_per_token"] for row in plans]
+    span = [min(predicted + measured), max(predicted + measured)]
+    axes.plot(span, span, color=_UNIFORM, linewidth=1.2)
+    axes.scatter(predicted, measured, s=18, color=_PLAN)
+    axes.set_xlabel("predicted KL [nats/token]")
+    axes.set_ylabel("measured KL [nats/token]")
+    return _svg(figure)
+
+
 def block_chart(report: Report) -> str:
     """Return average bits of each block under the plan and under the uniform plan's average."""
     layers = report["plan"]["layers"]

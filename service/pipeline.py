@@ -15,6 +15,7 @@ from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
 from service import stages
+from service.checks import Check
 from service.findings import Comparison, build_report
 from service.guard import Guard
 from service.progress import Reporter
@@ -118,8 +119,9 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
     chosen = {"plan": candidates[guard.delivered], "uniform": candidates["uniform"]}
     quality = score("evaluate", chosen, held_out)
 
+    found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniform, profile)
-    comparison = Comparison(profile, delivered, uniform, guard, quality)
+    comparison = Comparison(profile, delivered, uniform, guard, quality, found)
     report = build_report(request, task.model, task.sizes, comparison, chosen["plan"], clock.seconds)
     return report, chosen["plan"]
 
@@ -134,10 +136,25 @@ def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.P
         probes=stages.windows_of(store, task.model, effort.probes, effort.probe_tokens),
         signal=request.method.signal,
         in_original=request.method.in_original,
+        keep_all=effort.check_plans > 0,
         batch=effort.batch,
         seed=request.seed,
         machine=machine,
     )
+
+
+def checks_of(
+    request: RunRequest,
+    task: Task,
+    profiling: stages.ProfileTask,
+    profile: Profile,
+    windows: stages.Windows,
+    store: StageStore,
+    reporter: Reporter,
+) -> list[Check]:
+    """Return the random plans that were measured, as many as the request wants."""
+    count = request.effort.check_plans
+    return stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter) if count else []
 
 
 def plans_of(profile: Profile, coupling: str, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:

@@ -8,6 +8,9 @@ from quantizer.fidelity import COLUMN_STEP
 from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.errors import RequestError
 
+FEWEST_CHECKS = 3
+"""Fewer points have no rank correlation to speak of."""
+
 PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noise": (8, 128), "hessian": (8, 512)}
 """Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
@@ -21,6 +24,7 @@ class Effort:
         evaluation: text that results are scored on; not the calibration text.
         probe_windows: windows that the effects of layers are measured on: further windows of the calibration text.
         probe_tokens: tokens that are used of each such window, from its start.
+        check_plans: random plans that are measured to check the profile's predictions.
         guard_windows: still further windows of the calibration text, on which finished plans are compared.
         batch: calibration windows that are run at once.
     """
@@ -29,6 +33,7 @@ class Effort:
     evaluation: TextSpec
     probe_windows: int
     probe_tokens: int
+    check_plans: int
     guard_windows: int
     batch: int
 
@@ -50,6 +55,8 @@ class Effort:
         for name, count in counts.items():
             if count < 1:
                 raise RequestError(f"{name} {count}: give a larger number")
+        if self.check_plans and self.check_plans < FEWEST_CHECKS:
+            raise RequestError(f"{self.check_plans} plans to check: give 0, or at least {FEWEST_CHECKS}")
         if self.evaluation.windows < 0:
             raise RequestError(f"evaluation windows {self.evaluation.windows}: give a number, or 0 for the whole text")
         if self.probe_tokens > self.calibration.tokens:
@@ -73,6 +80,7 @@ def default_effort() -> Effort:
         evaluation=TextSpec(BUILT_IN_EVALUATION, windows=16, tokens=512, seed=None),
         probe_windows=PROBES["integral"][0],
         probe_tokens=PROBES["integral"][1],
+        check_plans=0,
         guard_windows=8,
         batch=4,
     )

@@ -35,8 +35,9 @@ from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, load_model, load_tokenizer
 from quantizer.text import TextSpec, make_windows, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
+from service.checks import Check, check_plans
 from service.progress import Reporter
-from service.store import StageKey, StageStore
+from service.store import StageKey, StageStore, link_or_copy
 
 PROBE_BATCH = 2
 """Probe windows that are run at once; a backward pass keeps what all blocks compute on them in memory."""
@@ -112,6 +113,7 @@ class ProfileTask:
         probes: windows that effects are measured on.
         signal: how they are measured.
         in_original: whether they are measured in the original model, see `allocator.scene.ProfileSpec`.
+        keep_all: whether all quantized forms are kept, so that any plan can be assembled from them.
         batch: windows that are run at once.
         seed: of everything random.
         machine: where it is measured.
@@ -123,27 +125,52 @@ class ProfileTask:
     probes: Windows
     signal: str
     in_original: bool
+    keep_all: bool
     batch: int
     seed: int
     machine: Machine
 
     @property
-    def key(self) -> StageKey:
-        """What the profile is kept under."""
+    def forms_key(self) -> StageKey:
+        """What the quantized forms are kept under, which all signals share."""
         inputs = {
             "model": self.model.sha256,
             "calibration": self.calibration.sha256,
-            "probes": self.probes.sha256,
             "menu": [fidelity.name for fidelity in self.menu.fidelities],
             "context": self.menu.context,
+            "keep_all": self.keep_all,
             "batch": self.batch,
-            "seed": self.seed,
-            "signal": self.signal,
-            "in_original": self.in_original,
-            "method": [profiler.METHOD, convert.METHOD],
+            "method": convert.METHOD,
             "machine": self.machine.inputs(),
         }
+        return StageKey("forms", inputs)
+
+    @property
+    def key(self) -> StageKey:
+        """What the profile is kept under."""
+        inputs = {
+            "forms": self.forms_key.digest,
+            "probes": self.probes.sha256,
+            "signal": self.signal,
+            "in_original": self.in_original,
+            "seed": self.seed,
+            "method": profiler.METHOD,
+        }
         return StageKey("profile", inputs)
+
+
+def forms(store: StageStore, task: ProfileTask, reporter: Reporter) -> Path:
+    """Quantize every layer at every fidelity of the menu, or go on where it was left; return the folder of the parts."""
+
+    def make(folder: Path, parts: PartStore) -> None:
+        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
+        calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
+        told = reporter.step("profile: quantize")
+        profiler.make_forms(BlockRunner(loaded), find_layers(loaded), task.menu, calibration, parts, told, keep_all=task.keep_all)
+        for part in parts.paths():
+            link_or_copy(part, folder / part.name)
+
+    return store.get(task.forms_key, make)
 
 
 def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile:
@@ -151,8 +178,9 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
     machine = task.machine
 
     def make(folder: Path, parts: PartStore) -> None:
+        made = PartStore(forms(store, task, reporter))
         loaded = load_model(task.model, machine.dtype, machine.device)
-        made = profiler.profile_model(
+        measured = profiler.profile_model(
             BlockRunner(loaded),
             find_layers(loaded),
             task.menu,
@@ -162,12 +190,30 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
             ProfileProgress(reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")),
             model_sha256=task.model.sha256,
             calibration_sha256=task.calibration.sha256,
+            forms=made,
         )
-        head, arrays = made.dumps()
+        head, arrays = measured.dumps()
         (folder / "profile.json").write_bytes(head)
         (folder / "profile.npz").write_bytes(arrays)
 
     return read_profile(store.get(task.key, make))
+
+
+def checks(
+    store: StageStore, task: ProfileTask, measured: Profile, budget_bytes: int, count: int, windows: Windows, reporter: Reporter
+) -> list[Check]:
+    """Measure random plans that the profile never saw; `task` must keep all forms."""
+    inputs = {"profile": task.key.digest, "budget_bytes": budget_bytes, "count": count, "windows": windows.sha256}
+
+    def make(folder: Path, parts: PartStore) -> None:
+        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
+        tokens, made = windows.tokens.to(task.machine.device), PartStore(forms(store, task, reporter))
+        told = reporter.step("check")
+        found = check_plans(BlockRunner(loaded), measured, budget_bytes, count, tokens, made, parts, told)
+        _write(folder / "checks.json", json.dumps([asdict(check) for check in found]))
+
+    folder = store.get(StageKey("checks", inputs), make)
+    return [Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))]
 
 
 def read_profile(folder: Path) -> Profile:

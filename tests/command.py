@@ -19,6 +19,7 @@ SMALL = [
     *("--tokens", "64"),
     *("--probe-windows", "3"),
     *("--probe-tokens", "32"),
+    *("--guard-windows", "2"),
 ]
 """Options that make a tiny model's run take seconds."""
 

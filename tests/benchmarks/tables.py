@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs` or `commands`."""
+    """Return the stored rows of `runs`, `commands` or `plans`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -46,9 +46,45 @@ def _pair(quality: dict[str, Any], value: str, error: str, digits: int) -> str:
     return f"{quality[value]:.{digits}f} ± {quality[error]:.{digits}f}"
 
 
+def plans_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of ways to plan, one row for each model and method, in Markdown; later rows replace earlier ones."""
+    latest = {
+        (row["model"], row["method"].partition(" ")[0] if _is_uniform(row) else row["method"], row["budget_bpw"]): row
+        for row in rows
+    }
+    budgets = sorted({budget for _, _, budget in latest})
+    head = " | ".join(f"{budget} bpw" for budget in budgets)
+    lines = [f"| model | plan | {head} | profile [s] |", "|---|---|" + "---:|" * (len(budgets) + 1)]
+    for model, method in dict.fromkeys((model, method) for model, method, _ in latest):
+        found = [latest.get((model, method, budget)) for budget in budgets]
+        seconds = [row["profile_seconds"] for row in found if row and row["profile_seconds"]]
+        cells = [_cell(row) if row else "" for row in found]
+        lines.append(
+            f"| {model} | {method} | {' | '.join(cells)} | {max(seconds):.0f} |"
+            if seconds
+            else f"| {model} | {method} | {' | '.join(cells)} | |"
+        )
+    return "\n".join(lines)
+
+
+def _is_uniform(row: dict[str, Any]) -> bool:
+    return str(row["method"]).startswith("uniform")
+
+
+def _cell(row: dict[str, Any]) -> str:
+    quality = row["quality"]
+    ratio = "" if _is_uniform(row) else f"; x {row['kl_to_uniform']:.2f}"
+    return f"{quality['kl_nats_per_token']:.3f} ± {quality['kl_stderr']:.3f} ({quality['perplexity']:.1f}{ratio})"
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
-    for name, table in (("commands", commands_table(rows("commands"))), ("results", results_table(rows("runs")))):
+    tables = {
+        "commands": commands_table(rows("commands")),
+        "results": results_table(rows("runs")),
+        "plans": plans_table(rows("plans")),
+    }
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
         head, rest = readme.split(begin)
         readme = f"{head}{begin}\n{table}\n{end}{rest.split(end)[1]}"

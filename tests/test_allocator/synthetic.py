@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import settings
 
-from allocator.menu import RATIOS
 from allocator.profile import Profile
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec
 
 GROUP = 64
+RATIOS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
+"""Shares of high-impact columns of made-up menus."""
+
 SHAPES = ((512, 512), (768, 512), (512, 1024), (384, 768))
 """Rows and columns of made-up layers; every fidelity of a menu has another size on each of them."""
 
@@ -47,6 +49,8 @@ def make_profile(
     duplicated: bool = False,
     silent: int = 0,
     rising: bool = False,
+    signal: str = "output",
+    in_original: bool = False,
 ) -> Profile:
     """Return a profile of a made-up model; its larger fidelities do less damage, as measured ones do.
 
@@ -54,23 +58,27 @@ def make_profile(
         seed: of everything random.
         layers: how many.
         menu: how many fidelities, 1 to 8.
-        rank: directions in which layers couple.
+        rank: directions in which layers couple; with 0, damages just add up.
         coupling: second-order share of a single damage; the larger, the more depends on which layers change together.
         spread: orders of magnitude between the effects of the least and the most sensitive layer.
         duplicated: every layer is the same as the first, in shape and effects.
         silent: so many layers at the end have no effect at all.
         rising: effects have random signs, so that larger fidelities may do more damage than smaller ones.
+        signal: how the effects are said to have been measured.
+        in_original: the context is the original model, in which every change does damage.
     """
     rng = np.random.default_rng(seed)
-    specs, fidelities, context = make_layers(layers, seed), make_fidelities(menu), menu // 2
+    specs, fidelities, context = make_layers(layers, seed), make_fidelities(menu), None if in_original else menu // 2
     scale = 10 ** np.linspace(0, -spread, layers)[rng.permutation(layers), None] * rng.uniform(0.5, 2, (layers, 1))
     steps = rng.uniform(0.2, 1, (layers, menu)) * np.geomspace(1, 0.2, menu)
     damage = np.flip(np.flip(steps, 1).cumsum(1), 1) * scale
-    damage -= damage[:, [context]]
+    if context is not None:
+        damage -= damage[:, [context]]
     if rising:
         damage *= rng.choice((-1, 1), damage.shape)
-    sides = rng.normal(size=(rank, layers, 2)) / rank**0.5
-    direction = np.where(np.arange(menu) < context, sides[:, :, :1], sides[:, :, 1:])
+    sides = rng.normal(size=(rank, layers, 2)) / max(rank, 1) ** 0.5
+    smaller = np.arange(menu) < (menu if context is None else context)
+    direction = np.where(smaller, sides[:, :, :1], sides[:, :, 1:])
     factor = direction * np.sqrt(2 * coupling * np.abs(damage))
     linear = damage - np.square(factor).sum(0) / 2
     if duplicated:
@@ -78,8 +86,9 @@ def make_profile(
         linear, factor = np.repeat(linear[:1], layers, 0), np.repeat(factor[:, :1], layers, 1)
     if silent:
         linear[-silent:], factor[:, -silent:] = 0, 0
-    flat = np.ascontiguousarray(factor.reshape(rank, -1))
-    return Profile(specs, fidelities, context, 2.0, linear, flat, 0.0, 4096, "a" * 64, "b" * 64)
+    flat = np.ascontiguousarray(factor.reshape(rank, layers * menu))
+    context_loss = 0.0 if in_original else 2.0
+    return Profile(signal, specs, fidelities, context, context_loss, linear, flat, 0.0, 4096, "a" * 64, "b" * 64)
 
 
 def permuted(profile: Profile, order: Sequence[int]) -> Profile:

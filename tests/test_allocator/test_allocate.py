@@ -14,8 +14,9 @@ from allocator.errors import BudgetInfeasible
 from allocator.exhaustive import best_plan
 from allocator.profile import Profile
 from allocator.rounding import FILLED
+from quantizer.fidelity import Fidelity
 from quantizer.plan import Plan
-from tests.test_allocator.synthetic import PROPERTY, budget_at, byte_ends, make_profile, permuted
+from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, byte_ends, make_profile, permuted
 
 SHARES = (0.2, 0.5, 0.8)
 KINDS: list[dict[str, Any]] = [
@@ -28,6 +29,9 @@ KINDS: list[dict[str, Any]] = [
     {"duplicated": True},
     {"silent": 2},
     {"menu": 2, "layers": 6},
+    {"rank": 0},
+    {"rank": 0, "layers": 6, "spread": 4.0},
+    {"in_original": True},
 ]
 """Profiles in which larger fidelities do less damage."""
 
@@ -61,7 +65,9 @@ def test_loss_is_within_a_percent_of_the_best_plan(kind: dict[str, Any]) -> None
     assert (found < 0.001).mean() > 0.7
 
 
-@pytest.mark.parametrize("kind", [*KINDS, {"rising": True}, {"rising": True, "coupling": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "kind", [*KINDS, {"rising": True}, {"rising": True, "coupling": 0.3}, {"rising": True, "rank": 0}], ids=str
+)
 def test_the_best_plan_is_found_where_it_uses_up_the_budget(kind: dict[str, Any]) -> None:
     found = shortfalls(kind, tight=True)
     assert found.mean() < 0.001
@@ -87,7 +93,7 @@ def test_budget_is_never_exceeded(seed: int, kind: dict[str, Any], share: float)
 
 
 @PROPERTY
-@given(seed=ANY_SEED, kind=st.sampled_from([{}, {"layers": 30, "menu": 8}, {"rising": True}]), share=st.floats(0, 1))
+@given(seed=ANY_SEED, kind=st.sampled_from([{}, {"layers": 30, "menu": 8}, {"rising": True}, {"rank": 0}]), share=st.floats(0, 1))
 def test_what_is_unused_is_next_to_nothing_or_holds_no_change(seed: int, kind: dict[str, Any], share: float) -> None:
     profile = make_profile(seed, **kind)
     budget = budget_at(profile, share)
@@ -101,9 +107,9 @@ def test_what_is_unused_is_next_to_nothing_or_holds_no_change(seed: int, kind: d
 
 
 @PROPERTY
-@given(seed=ANY_SEED, share=st.floats(0, 1))
-def test_predicted_loss_is_that_of_the_plan_and_not_below_the_relaxed_one(seed: int, share: float) -> None:
-    profile = make_profile(seed)
+@given(seed=ANY_SEED, share=st.floats(0, 1), rank=st.sampled_from([0, 3]))
+def test_predicted_loss_is_that_of_the_plan_and_not_below_the_relaxed_one(seed: int, share: float, rank: int) -> None:
+    profile = make_profile(seed, rank=rank)
     allocation = allocate(profile, budget_at(profile, share))
     assert allocation.predicted_loss == profile.loss(choice_of(profile, allocation))
     assert allocation.relaxed_loss <= allocation.predicted_loss + 1e-4
@@ -181,6 +187,17 @@ def test_a_budget_far_from_the_context_is_noted() -> None:
         assert "profile the model anew" in note
 
 
+def test_the_original_as_the_context_is_noted_at_any_budget() -> None:
+    profile = make_profile(0, in_original=True)
+    low, high = byte_ends(profile)
+    for budget in (low, (low + high) // 2, high - 1):
+        (note,) = allocate(profile, budget).notes
+        assert "measured in the original model" in note
+    full, original = allocate(profile, high).notes
+    assert "holds the largest plan" in full
+    assert "measured in the original model" in original
+
+
 def test_layers_without_effect_pay_for_the_others() -> None:
     profile = make_profile(2, layers=6, silent=3)
     context = Plan.uniform(profile.layers, profile.fidelities[profile.context])
@@ -204,6 +221,26 @@ def test_fidelities_of_one_size_are_chosen_by_their_loss() -> None:
     split = profile.plan([1] * 5).weight_bytes
     assert split == profile.plan([2] * 5).weight_bytes
     assert choice_of(profile, allocate(profile, split)) == [2] * 5
+
+
+@PROPERTY
+@given(seed=ANY_SEED, share=st.floats(0, 1), choice=st.lists(st.integers(0, 3), min_size=5, max_size=5))
+def test_another_plan_can_be_delivered_at_its_own_loss_and_bytes(seed: int, share: float, choice: list[int]) -> None:
+    profile = make_profile(seed)
+    allocation = allocate(profile, budget_at(profile, share))
+    other = allocation.replaced_by(profile.plan(choice), profile)
+    assert other.plan == profile.plan(choice)
+    assert other.predicted_loss == pytest.approx(profile.loss(choice), rel=1e-12)
+    assert other.slack_bytes == allocation.budget_bytes - profile.plan(choice).weight_bytes
+    assert other.gap == pytest.approx((other.predicted_loss - allocation.relaxed_loss) / abs(other.predicted_loss))
+    assert replace(other, plan=allocation.plan, predicted_loss=allocation.predicted_loss) == allocation
+
+
+def test_a_delivered_plan_with_fidelities_off_the_menu_is_priced_between_those_on_it() -> None:
+    profile = make_profile(0, menu=2)
+    split = Plan.uniform(profile.layers, Fidelity(2, 4, 0.5, GROUP))
+    other = allocate(profile, budget_at(profile, 0.8)).replaced_by(split, profile)
+    assert profile.loss([1] * 5) < other.predicted_loss < profile.loss([0] * 5)
 
 
 def test_the_same_question_has_the_same_answer() -> None:

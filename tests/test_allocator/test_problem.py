@@ -27,6 +27,12 @@ CASES: list[dict[str, Any]] = [
     {"seed": 8, "menu": 1},
     {"seed": 4, "rank": 1},  # this one and the next are hard for OSQP
     {"seed": 12, "menu": 8},
+    {"seed": 0, "rank": 0},
+    {"seed": 1, "rank": 0, "layers": 12, "menu": 8},
+    {"seed": 3, "rank": 0, "spread": 6.0},
+    {"seed": 4, "rank": 0, "duplicated": True},
+    {"seed": 6, "rank": 0, "rising": True},
+    {"seed": 2, "in_original": True},
 ]
 SHARES = (0.15, 0.5, 0.85)
 
@@ -46,6 +52,27 @@ def reference_loss(profile: Profile, budget_bytes: int) -> float:
     return float(problem.value) * unit + profile.context_loss
 
 
+def hull_loss(profile: Profile, budget_bytes: int) -> float:
+    """Return the relaxed optimum where damages just add up: bytes are bought at the best rate on each layer's convex hull first."""
+    loss, left, offers = profile.context_loss, float(budget_bytes), []
+    for sizes, damages in zip(profile.weight_bytes.tolist(), profile.linear.tolist(), strict=True):
+        size, damage = min(zip(sizes, damages, strict=True))
+        loss, left = loss + damage, left - size
+        while True:
+            rates = [
+                ((damage - less) / (more - size), more, less) for more, less in zip(sizes, damages, strict=True) if more > size
+            ]
+            rate, more, less = max(rates, default=(0.0, size, damage))
+            if rate <= 0:
+                break
+            offers.append((rate, more - size))
+            size, damage = more, less
+    for rate, size in sorted(offers, reverse=True):
+        bought = min(size, left)
+        loss, left = loss - rate * bought, left - bought
+    return loss
+
+
 def largest_damage(profile: Profile) -> float:
     return float(np.abs(profile.damage()).max()) or 1.0
 
@@ -59,6 +86,14 @@ def test_the_relaxed_optimum_is_that_of_another_solver(case: dict[str, Any]) -> 
     profile = make_profile(**case)
     for share in SHARES:
         found, expected = solve(profile, share).loss, reference_loss(profile, budget_at(profile, share))
+        assert found == pytest.approx(expected, abs=ACCURACY * largest_damage(profile), rel=0)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.get("rank") == 0], ids=str)
+def test_where_damages_just_add_up_bytes_are_bought_at_the_best_rate_first(case: dict[str, Any]) -> None:
+    profile = make_profile(**case)
+    for share in (0.0, *SHARES, 1.0, 1.2):
+        found, expected = solve(profile, share).loss, hull_loss(profile, budget_at(profile, share))
         assert found == pytest.approx(expected, abs=ACCURACY * largest_damage(profile), rel=0)
 
 
@@ -140,8 +175,9 @@ def test_a_model_that_nothing_harms_keeps_the_loss_of_its_context() -> None:
     assert solution.price * budget_at(profile, 0.5) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_unit_of_the_effects_does_not_matter() -> None:
-    profile = make_profile(2)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_the_unit_of_the_effects_does_not_matter(rank: int) -> None:
+    profile = make_profile(2, rank=rank)
     tiny = replace(profile, linear=profile.linear * 1e-9, factor=profile.factor * 1e-9**0.5, context_loss=0.0)
     for share in SHARES:
         large, small = solve(profile, share), solve(tiny, share)
@@ -157,7 +193,7 @@ def test_a_solution_says_who_found_it() -> None:
 
 
 def test_small_programs_are_solved_to_the_end() -> None:
-    for options in ({"coupling": 0.05}, {"coupling": 0.1, "rank": 1}, {"coupling": 0.1, "menu": 8}):
+    for options in ({"coupling": 0.05}, {"coupling": 0.1, "rank": 1}, {"coupling": 0.1, "menu": 8}, {"rank": 0}):
         for seed in range(15):
             profile = make_profile(seed, **options)
             for share in SHARES:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import ProfileError
-from allocator.profile import VALIDITY, Profile
-from tests.test_allocator.synthetic import PROPERTY, make_profile
+from allocator.profile import COUPLINGS, VALIDITY, Profile
+from tests.test_allocator.synthetic import PROPERTY, make_profile, permuted
 
 PROFILE = make_profile(1, layers=4, menu=5, rank=3)
 
@@ -41,7 +41,9 @@ def arrays(**named: Any) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("options", [{}, {"menu": 1}, {"layers": 1, "rank": 7}, {"spread": 12.0}, {"silent": 5}])
+@pytest.mark.parametrize(
+    "options", [{}, {"menu": 1}, {"layers": 1, "rank": 7}, {"spread": 12.0}, {"silent": 5}, {"rank": 0}, {"in_original": True}]
+)
 def test_reading_returns_exactly_what_was_written(options: dict[str, Any]) -> None:
     profile = make_profile(3, **options)
     again = Profile.loads(*profile.dumps())
@@ -53,6 +55,8 @@ def test_reading_returns_exactly_what_was_written(options: dict[str, Any]) -> No
 
 def test_the_document_says_what_was_measured() -> None:
     head = json.loads(PROFILE.dumps()[0])
+    assert head["schema"] == "bitwright.profile/2"
+    assert (head["signal"], head["context"]) == ("output", 2)
     assert head["model_sha256"] == PROFILE.model_sha256
     assert head["fidelities"] == [fidelity.name for fidelity in PROFILE.fidelities]
     assert [row["name"] for row in head["layers"]] == [layer.name for layer in PROFILE.layers]
@@ -68,6 +72,14 @@ def test_loss_is_the_sum_over_all_pairs_of_changes(seed: int, choice: list[int])
 
 @PROPERTY
 @given(seed=st.integers(0, 100), choice=st.lists(st.integers(0, 4), min_size=4, max_size=4))
+def test_without_a_factor_damages_just_add_up(seed: int, choice: list[int]) -> None:
+    profile = make_profile(seed, layers=4, menu=5, rank=0)
+    expected = profile.context_loss + sum(profile.damage()[layer, option] for layer, option in enumerate(choice))
+    assert profile.loss(choice) == pytest.approx(expected, rel=1e-12)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), choice=st.lists(st.integers(0, 4), min_size=4, max_size=4))
 def test_a_mix_of_one_fidelity_each_is_a_plan(seed: int, choice: list[int]) -> None:
     profile = make_profile(seed, layers=4, menu=5)
     assert profile.loss_of_shares(np.eye(5)[choice]) == profile.loss(choice)
@@ -75,15 +87,15 @@ def test_a_mix_of_one_fidelity_each_is_a_plan(seed: int, choice: list[int]) -> N
 
 def test_the_context_does_no_damage() -> None:
     damage = PROFILE.damage()
-    assert np.array_equal(damage[:, PROFILE.context], np.zeros(4))
-    assert np.abs(np.delete(damage, PROFILE.context, 1)).min() > 0
-    assert PROFILE.loss([PROFILE.context] * 4) == PROFILE.context_loss
+    assert np.array_equal(damage[:, 2], np.zeros(4))
+    assert np.abs(np.delete(damage, 2, 1)).min() > 0
+    assert PROFILE.loss([2] * 4) == PROFILE.context_loss
 
 
 def test_damage_is_the_loss_of_each_single_change() -> None:
     for layer in range(4):
         for option in range(5):
-            choice = [PROFILE.context] * 4
+            choice = [2] * 4
             choice[layer] = option
             assert PROFILE.damage()[layer, option] == pytest.approx(PROFILE.loss(choice) - PROFILE.context_loss, abs=1e-14)
 
@@ -95,11 +107,108 @@ def test_bytes_are_those_of_the_plan() -> None:
     assert plan.layer_bytes == tuple(int(PROFILE.weight_bytes[layer, at]) for layer, at in enumerate(choice))
 
 
-def test_budgets_are_trusted_within_a_share_of_the_context() -> None:
-    middle = PROFILE.plan([PROFILE.context] * 4).weight_bytes
-    low, high = PROFILE.budget_range
+@pytest.mark.parametrize(("signal", "below", "above"), [("integral", *VALIDITY["integral"]), ("output", 0.12, 0.12)])
+def test_budgets_are_trusted_within_shares_of_the_context_that_the_signal_has(signal: str, below: float, above: float) -> None:
+    middle = PROFILE.plan([2] * 4).weight_bytes
+    low, high = replace(PROFILE, signal=signal).budget_range
     assert low < middle < high
-    assert (low, high) == (pytest.approx(middle * (1 - VALIDITY), abs=1), pytest.approx(middle * (1 + VALIDITY), abs=1))
+    assert (low, high) == (pytest.approx(middle * (1 - below), abs=1), pytest.approx(middle * (1 + above), abs=1))
+
+
+def test_no_budget_is_near_the_original() -> None:
+    profile = make_profile(1, layers=4, menu=5, in_original=True)
+    assert profile.budget_range == (0, 0)
+    assert profile.weight_bytes.min() > 0
+
+
+def test_every_change_of_the_original_does_damage_from_nothing_on() -> None:
+    profile = make_profile(1, layers=4, menu=5, in_original=True)
+    for layer, option in np.ndindex(4, 5):
+        share = np.zeros((4, 5))
+        share[layer, option] = 1  # the other layers stay as they were
+        assert profile.loss_of_shares(share) == pytest.approx(profile.damage()[layer, option])
+    assert profile.damage().min() > 0
+
+
+def in_blocks(profile: Profile, choice: list[int], blocks: set[int]) -> list[int]:
+    """Return the choice with the context in all layers outside of some blocks."""
+    assert profile.context is not None
+    return [at if layer.block in blocks else profile.context for layer, at in zip(profile.layers, choice, strict=True)]
+
+
+def scattered(seed: int, rank: int) -> Profile:
+    """Return a profile of three blocks of two layers each, none beside the other layer of its block."""
+    return permuted(make_profile(seed, layers=6, menu=5, rank=rank, coupling=0.5), [0, 2, 4, 3, 1, 5])
+
+
+RANKS = st.sampled_from([0, 1, 3, 40])
+"""Below and above the ten columns of a block."""
+
+CHOICES = st.lists(st.integers(0, 4), min_size=6, max_size=6)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), rank=RANKS, coupling=st.sampled_from(COUPLINGS))
+def test_single_changes_keep_their_damage_whatever_the_coupling(seed: int, rank: int, coupling: str) -> None:
+    profile = scattered(seed, rank)
+    np.testing.assert_allclose(profile.with_coupling(coupling).damage(), profile.damage(), rtol=1e-9, atol=1e-12)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), rank=RANKS, choice=CHOICES)
+def test_no_coupling_adds_up_single_damages(seed: int, rank: int, choice: list[int]) -> None:
+    profile = scattered(seed, rank)
+    expected = profile.context_loss + profile.damage()[np.arange(6), choice].sum()
+    assert profile.with_coupling("none").loss(choice) == pytest.approx(expected, rel=1e-9)
+    assert profile.with_coupling("none").factor.shape == (0, 30)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), rank=RANKS, choice=CHOICES, block=st.integers(0, 2))
+def test_coupling_of_blocks_prices_changes_of_one_block_in_full(seed: int, rank: int, choice: list[int], block: int) -> None:
+    profile = scattered(seed, rank)
+    inside = in_blocks(profile, choice, {block})
+    assert profile.with_coupling("block").loss(inside) == pytest.approx(profile.loss(inside), rel=1e-9)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), rank=RANKS, choice=CHOICES)
+def test_coupling_of_blocks_adds_up_across_blocks(seed: int, rank: int, choice: list[int]) -> None:
+    profile = scattered(seed, rank)
+    extra = [profile.loss(in_blocks(profile, choice, {block})) - profile.context_loss for block in range(3)]
+    assert profile.with_coupling("block").loss(choice) == pytest.approx(profile.context_loss + sum(extra), rel=1e-9)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 100), rank=RANKS)
+def test_coupling_of_blocks_is_the_block_diagonal_part_of_the_full_one(seed: int, rank: int) -> None:
+    profile = scattered(seed, rank)
+    blocks = np.repeat([layer.block for layer in profile.layers], 5)
+    expected = np.where(blocks[:, None] == blocks, profile.factor.T @ profile.factor, 0)
+    factor = profile.with_coupling("block").factor
+    np.testing.assert_allclose(factor.T @ factor, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_couplings_differ_where_layers_couple() -> None:
+    profile, choice = scattered(0, 3), [0, 0, 4, 4, 0, 4]
+    losses = {round(profile.with_coupling(coupling).loss(choice), 6) for coupling in COUPLINGS}
+    assert len(losses) == 3
+
+
+def test_full_coupling_is_the_profile_itself() -> None:
+    assert PROFILE.with_coupling("full") is PROFILE
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_coupling_changes_nothing_but_the_model_of_the_loss(coupling: str) -> None:
+    changed = PROFILE.with_coupling(coupling)
+    assert replace(changed, linear=PROFILE.linear, factor=PROFILE.factor) == PROFILE
+
+
+@pytest.mark.parametrize("coupling", ["", "Full", "blocks", "layer"])
+def test_an_unknown_coupling_is_named_with_those_that_exist(coupling: str) -> None:
+    with pytest.raises(ProfileError, match=f"coupling {coupling!r} .* none, block, full"):
+        PROFILE.with_coupling(coupling)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -139,7 +248,7 @@ def test_shapes_that_disagree_are_refused(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"{", b"\xff\xfe", b"null", b"[]", b"3", b'"text"', b"{}", edited(schema="bitwright.profile/0"), edited(layers=None)],
+    [b"", b"{", b"\xff\xfe", b"null", b"[]", b"3", b'"text"', b"{}", edited(schema="bitwright.profile/1"), edited(layers=None)],
 )
 def test_a_damaged_document_is_refused(head: bytes) -> None:
     with pytest.raises(ProfileError):
@@ -152,6 +261,16 @@ def test_a_missing_field_is_refused(name: str) -> None:
     del head[name]
     with pytest.raises(ProfileError):
         Profile.loads(json.dumps(head).encode(), PROFILE.dumps()[1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"signal": 3}, {"signal": None}, {"signal": ["integral"]}, {"context": 1.5}, {"context": "2"}, {"context": [2]}],
+    ids=str,
+)
+def test_a_signal_that_is_no_name_or_a_context_that_is_no_index_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProfileError):
+        Profile.loads(edited(**changes), PROFILE.dumps()[1])
 
 
 @pytest.mark.parametrize("fidelities", [["int3"] * 5, ["int2+4r0.5g63"] * 5, [3] * 5, "int3g64"])

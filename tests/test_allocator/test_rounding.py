@@ -21,6 +21,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"duplicated": True},
     {"silent": 3},
     {"rising": True},
+    {"rank": 0},
+    {"rank": 0, "rising": True, "spread": 12.0},
+    {"in_original": True},
     {"menu": 1},
     {"layers": 1, "menu": 8},
 ]
@@ -77,19 +80,21 @@ def test_what_is_left_of_the_budget_is_next_to_nothing_or_holds_no_change(seed: 
     assert slack <= FILLED * budget or not ((more > 0) & (more <= slack)).any()
 
 
+@pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_one_or_two_changes_improve_the_plan(seed: int) -> None:
-    profile = make_profile(seed, layers=6, menu=6, coupling=0.05)
+def test_no_one_or_two_changes_improve_the_plan(seed: int, rank: int) -> None:
+    profile = make_profile(seed, layers=6, menu=6, coupling=0.05, rank=rank)
     budget = budget_at(profile, 0.5)
     choice = round_shares(profile, random_shares(seed, profile), 1e-6, budget)
     assert improvements(profile, choice, budget, 1) == []
     assert improvements(profile, choice, budget, 2) == []
 
 
-def test_most_bad_starts_end_at_the_best_plan() -> None:
+@pytest.mark.parametrize("rank", [0, 3])
+def test_most_bad_starts_end_at_the_best_plan(rank: int) -> None:
     found = []
     for seed in range(40):
-        profile = make_profile(seed)
+        profile = make_profile(seed, rank=rank)
         best, loss = best_plan(profile, budget_at(profile, 0.5))
         budget = used(profile, best)  # nothing is left to fill up
         choice = round_shares(profile, random_shares(seed, profile), 0.0, budget)

@@ -1,9 +1,10 @@
 """First-order terms are shrunk by what of them is noise."""
 
 import numpy as np
+import pytest
 import torch
 
-from allocator.profiler import Effects, shrink_noise
+from allocator.effects import Effects, shrink_noise
 
 LAYERS, TOKENS, WIDTH = 200, 64, 8
 
@@ -40,3 +41,27 @@ def test_few_layers_are_left_alone() -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
     few = Effects(noisy.first[:8], noisy.sketch[:8], 1.0)
     assert (shrink_noise(few).first == few.first).all()
+
+
+def test_one_sample_has_no_halves_and_is_left_alone() -> None:
+    noisy, _ = effects(signal=0.0, noise=20.0)
+    single = Effects(noisy.first[:, :1], noisy.sketch[:, :WIDTH], 1.0)
+    assert (shrink_noise(single).first == single.first).all()
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_an_end_that_changes_nothing_is_left_alone(end: int) -> None:
+    noisy, _ = effects(signal=0.0, noise=20.0)
+    sketch = noisy.sketch.clone()
+    sketch[end::2] = 0
+    shrunk = shrink_noise(Effects(noisy.first, sketch, 1.0)).first
+    assert (shrunk[end::2] == noisy.first[end::2]).all()
+    assert (shrunk[1 - end :: 2] == shrink_noise(noisy).first[1 - end :: 2]).all()
+
+
+def test_only_first_order_terms_change() -> None:
+    noisy, _ = effects(signal=0.0, noise=20.0)
+    shrunk = shrink_noise(noisy)
+    assert (shrunk.first != noisy.first).any()
+    assert torch.equal(shrunk.sketch, noisy.sketch)
+    assert shrunk.context_loss == noisy.context_loss

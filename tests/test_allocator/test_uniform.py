@@ -1,17 +1,20 @@
-"""The uniform plan gives every layer the same share, and wastes at most one step of one layer."""
+"""The uniform plan gives every layer the same share and wastes at most one step of one layer; the best of a menu's is the rival."""
 
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import BudgetInfeasible
-from allocator.menu import uniform_bytes
-from allocator.uniform import uniform_plan
+from allocator.menu import RANGES, uniform_bytes
+from allocator.profile import Profile
+from allocator.uniform import UNUSED, best_uniform_plan, shares_of, uniform_plan, uniform_plans
 from quantizer.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plan import LayerSpec, Plan
-from tests.test_allocator.synthetic import GROUP, PROPERTY
+from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, make_fidelities, make_profile
 
 WIDTHS = st.sampled_from([(2, 4), (3, 4), (4, 8), (2, 8)])
 SHARES = st.floats(0, 1)
@@ -133,3 +136,148 @@ def test_a_budget_below_the_low_width_is_refused_with_the_least_that_would_do() 
     low, _ = ends(LAYERS, (3, 4))
     with pytest.raises(BudgetInfeasible, match=f"{low - 1} bytes is below {low} bytes"):
         uniform_plan(LAYERS, 3, 4, GROUP, low - 1)
+
+
+MENUS = [*(span.fidelities for span in RANGES), make_fidelities(6), make_fidelities(1)]
+"""Mixed menus, one of a single pair of widths, and one of a single fidelity."""
+
+Kind = tuple[int, int, int]
+
+
+def kinds_of(fidelities: tuple[Fidelity, ...]) -> set[Kind]:
+    """Return the pairs of code widths and the group sizes on a menu."""
+    return {(fidelity.bits_lo, fidelity.bits_hi, fidelity.group_size) for fidelity in fidelities}
+
+
+def is_of_kind(plan: Plan, kind: Kind) -> bool:
+    """Return whether all layers have the widths and the group size of one kind."""
+    bits_lo, bits_hi, group_size = kind
+    return kinds_of(plan.fidelities) <= {kind, (bits_lo, bits_lo, group_size), (bits_hi, bits_hi, group_size)}
+
+
+def menu_budget(menu: tuple[Fidelity, ...], share: float) -> int:
+    """Return the budget at a share of the way from the smallest uniform plan to the largest."""
+    sizes = [uniform_bytes(LAYERS, fidelity) for fidelity in menu]
+    return min(sizes) + round(share * (max(sizes) - min(sizes)))
+
+
+@PROPERTY
+@given(menu=st.sampled_from(MENUS), share=st.floats(0, 1.2))
+def test_each_uniform_plan_fits_and_is_of_one_kind_on_the_menu(menu: tuple[Fidelity, ...], share: float) -> None:
+    budget = menu_budget(menu, share)
+    plans = uniform_plans(LAYERS, menu, budget)
+    assert plans
+    for plan in plans:
+        assert plan.layers == LAYERS
+        assert plan.weight_bytes <= budget
+        assert any(is_of_kind(plan, kind) for kind in kinds_of(menu))
+
+
+@PROPERTY
+@given(menu=st.sampled_from(MENUS), share=st.floats(0, 1.2))
+def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(menu: tuple[Fidelity, ...], share: float) -> None:
+    budget = menu_budget(menu, share)
+    fitting = [kind for kind in kinds_of(menu) if uniform_bytes(LAYERS, Fidelity.uniform(kind[0], kind[2])) <= budget]
+    every = [uniform_plan(LAYERS, *kind, budget) for kind in fitting]
+    fullest = max(plan.weight_bytes for plan in every)
+    expected = {plan.fidelities for plan in every if plan.weight_bytes >= (1 - UNUSED) * fullest}
+    assert {plan.fidelities for plan in uniform_plans(LAYERS, menu, budget)} == expected
+
+
+def test_a_mixed_menu_has_rivals_of_several_widths() -> None:
+    layers = decoder(4, 1024, 2048)
+    plans = uniform_plans(layers, RANGES[0].fidelities, uniform_bytes(layers, Fidelity(2, 3, 0.25, 256)))
+    assert {max(fidelity.bits_hi for fidelity in plan.fidelities) for plan in plans} == {3, 4}
+
+
+def test_a_menu_of_uniform_fidelities_has_the_largest_that_fits_as_its_plan() -> None:
+    menu = tuple(Fidelity.uniform(bits, GROUP) for bits in (2, 3, 4))
+    three = uniform_bytes(LAYERS, menu[1])
+    assert uniform_plans(LAYERS, menu, three) == [Plan.uniform(LAYERS, menu[1])]
+    assert uniform_plans(LAYERS, menu, three - 1) == [Plan.uniform(LAYERS, menu[0])]
+
+
+def test_plans_that_leave_more_unused_than_allowed_are_left_out() -> None:
+    layers = decoder(2, 4096, 4096)
+    menu = tuple(Fidelity.uniform(3, group_size) for group_size in (256, 224, 192))
+    least, near, fullest = (uniform_bytes(layers, fidelity) for fidelity in menu)
+    assert least < (1 - UNUSED) * fullest < near < fullest
+    assert least > (1 - 2 * UNUSED) * fullest
+    assert set(uniform_plans(layers, menu, fullest)) == {Plan.uniform(layers, fidelity) for fidelity in menu[1:]}
+
+
+def test_a_budget_below_every_uniform_plan_is_refused() -> None:
+    menu = RANGES[2].fidelities
+    low = uniform_bytes(LAYERS, Fidelity.uniform(3, 128))
+    assert uniform_plans(LAYERS, menu, low)
+    with pytest.raises(BudgetInfeasible, match=f"budget {low - 1} bytes"):
+        uniform_plans(LAYERS, menu, low - 1)
+
+
+def mixed_profile(seed: int) -> Profile:
+    """Return a profile of the menu of common budgets."""
+    return replace(make_profile(seed, menu=8, layers=6), fidelities=RANGES[1].fidelities[:8])
+
+
+@PROPERTY
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+def test_the_best_uniform_plan_has_the_least_modelled_loss_of_all(seed: int, share: float) -> None:
+    profile = mixed_profile(seed)
+    budget = budget_at(profile, share)
+    plans = uniform_plans(profile.layers, profile.fidelities, budget)
+    best = best_uniform_plan(profile, budget)
+    assert best in plans
+    losses = [profile.loss_of_shares(shares_of(profile, plan)) for plan in plans]
+    assert profile.loss_of_shares(shares_of(profile, best)) == min(losses)
+
+
+@pytest.mark.parametrize("favoured", ["int2+3r0.125g256", "int2+4r0.0625g256"])
+def test_the_best_uniform_plan_takes_the_widths_that_do_least_damage(favoured: str) -> None:
+    fidelities = tuple(Fidelity.parse(name) for name in ("int2+4r0.0625g256", "int2+3r0.125g256"))
+    layers = decoder(2, 1024, 2048)  # both fidelities take the same bytes, but for zero points
+    linear = np.array([[float(fidelity.name != favoured) for fidelity in fidelities]] * len(layers))
+    factor = np.zeros((0, linear.size))
+    profile = Profile("integral", layers, fidelities, 0, 1.0, linear, factor, 0.0, 1, "a", "b")
+    best = best_uniform_plan(profile, max(uniform_bytes(layers, fidelity) for fidelity in fidelities))
+    assert {fidelity.bits_hi for fidelity in best.fidelities if fidelity.ratio} == {Fidelity.parse(favoured).bits_hi}
+
+
+def test_a_budget_below_every_uniform_plan_has_no_best_one() -> None:
+    profile = make_profile(0)
+    with pytest.raises(BudgetInfeasible):
+        best_uniform_plan(profile, budget_at(profile, 0) - 1)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 10**6), choice=st.lists(st.integers(0, 7), min_size=6, max_size=6))
+def test_a_plan_of_fidelities_on_the_menu_is_those_alone(seed: int, choice: list[int]) -> None:
+    profile = mixed_profile(seed)
+    assert np.array_equal(shares_of(profile, profile.plan(choice)), np.eye(8)[choice])
+
+
+@PROPERTY
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1), kind=st.sampled_from(sorted(kinds_of(RANGES[1].fidelities))))
+def test_a_plan_is_a_mix_of_the_same_bytes_as_far_as_the_menu_reaches(seed: int, share: float, kind: Kind) -> None:
+    profile = mixed_profile(seed)
+    ends = [uniform_bytes(profile.layers, Fidelity.uniform(bits, kind[2])) for bits in kind[:2]]
+    plan = uniform_plan(profile.layers, *kind, ends[0] + round(share * (ends[1] - ends[0])))
+    mix, sizes = shares_of(profile, plan), profile.weight_bytes
+    assert (mix >= 0).all()
+    np.testing.assert_allclose(mix.sum(axis=1), 1)
+    assert ((mix > 0).sum(axis=1) <= 2).all()
+    expected = np.clip(plan.layer_bytes, sizes.min(axis=1), sizes.max(axis=1))
+    np.testing.assert_allclose((mix * sizes).sum(axis=1), expected, rtol=1e-12)
+
+
+def test_a_mix_is_made_of_the_next_smaller_and_the_next_larger_fidelity() -> None:
+    profile = make_profile(0, menu=8)
+    between = (profile.fidelities[4].ratio + profile.fidelities[5].ratio) / 2
+    mix = shares_of(profile, Plan.uniform(profile.layers, Fidelity(2, 4, between, GROUP)))
+    assert (mix[:, [0, 1, 2, 3, 6, 7]] == 0).all()
+    assert (mix[:, [4, 5]] > 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_a_menu_of_one_fidelity_is_all_that_a_mix_can_be(bits: int) -> None:
+    profile = make_profile(0, menu=1)
+    assert (shares_of(profile, Plan.uniform(profile.layers, Fidelity.uniform(bits, GROUP))) == 1).all()

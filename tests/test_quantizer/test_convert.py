@@ -1,7 +1,7 @@
 """Promises of quantizer.convert: blocks are quantized on what quantized blocks give them, once, and can be taken up again."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizer.convert import Calibration, QuantizedBlock, input_groups, input_moments, install, quantize_blocks, read_block
+from quantizer.convert import (
+    Calibration,
+    FormError,
+    QuantizedBlock,
+    form_error,
+    input_groups,
+    input_moments,
+    install,
+    quantize_blocks,
+    read_block,
+)
 from quantizer.durable import PartStore
 from quantizer.fidelity import Fidelity
 from quantizer.gptq import quantize_layer
@@ -17,20 +27,28 @@ from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec
 from quantizer.runner import BlockRunner
 from quantizer.selection import column_impact
-from tests.test_quantizer.helpers import TinyModel, token_windows
+from quantizer.weight import QuantizedWeight
+from tests.test_quantizer.helpers import TinyModel, correlated_inputs, normal, random_weight, token_windows
 
 CALIBRATION = Calibration(token_windows(5, 40), 2)
 CHOICES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 32))
+SCORED = (Fidelity.uniform(2, 32), CHOICES[1], Fidelity(3, 8, 0.4, 64))
+"""Some kept as well, some not; with other low widths and group sizes, and so other high-impact columns."""
 
 
 class _Interrupted(Exception):
     """Stands for whatever ends a run."""
 
 
-def _quantize(model: nn.Module, folder: Path, on_progress: Callable[[int, int], None] = lambda _done, _count: None) -> None:
+def _quantize(
+    model: nn.Module,
+    folder: Path,
+    on_progress: Callable[[int, int], None] = lambda _done, _count: None,
+    scored: Sequence[Fidelity] = (),
+) -> None:
     layers = find_layers(model)
     choices = {layer.name: CHOICES for layer in layers}
-    quantize_blocks(BlockRunner(model), layers, choices, CALIBRATION, PartStore(folder), on_progress)
+    quantize_blocks(BlockRunner(model), layers, choices, CALIBRATION, PartStore(folder), on_progress, scored)
 
 
 def _blocks(model: nn.Module, folder: Path) -> list[QuantizedBlock]:
@@ -135,13 +153,97 @@ def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
     blocks = _blocks(model, folder)
     for layer in find_layers(model):
         moments = _moments_by_hook(model, layer).float()  # the finished model gives a layer the same inputs as it had then
-        impact = column_impact(originals[layer.name], moments, 2, 32)
-        assert torch.allclose(blocks[layer.block].impact[layer.name], impact, rtol=1e-3)
         for choice in CHOICES:
             stored = blocks[layer.block].weights[layer.name][choice.name].dequantize()
+            impact = column_impact(originals[layer.name], moments, choice.bits_lo, choice.group_size)
             expected = quantize_layer(originals[layer.name], moments, choice, impact).dequantize()
             equal_rows = int(((stored - expected).abs().amax(1) < 1e-5).sum())
             assert equal_rows >= 0.9 * layer.out_features
+
+
+@pytest.mark.parametrize("scored", [(), SCORED], ids=["kept alone", "some only scored"])
+def test_every_form_made_has_its_errors_and_only_choices_are_kept(
+    scored: tuple[Fidelity, ...], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    originals = _weights(model)
+    _quantize(model, tmp_path, scored=scored)
+    for block in _blocks(model, tmp_path):
+        for name, errors in block.errors.items():
+            assert set(errors) == {fidelity.name for fidelity in (*CHOICES, *scored)}
+            assert set(block.weights[name]) == {choice.name for choice in CHOICES}
+            for choice in CHOICES:
+                off = block.weights[name][choice.name].dequantize() - originals[name]
+                assert errors[choice.name].weight == pytest.approx(float(off.norm() / originals[name].norm()) ** 2, rel=1e-4)
+
+
+def test_scored_fidelities_leave_only_their_errors(finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    _quantize(model, tmp_path, scored=SCORED)
+    expected = _weights(finished[1])
+    assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
+    for block, alone in zip(_blocks(model, tmp_path), _blocks(model, finished[0]), strict=True):
+        for name, forms in alone.weights.items():
+            assert all(_same_form(block.weights[name][fidelity], form) for fidelity, form in forms.items())
+            assert alone.errors[name].items() <= block.errors[name].items()
+    size = sum(len(content) for content in _files(tmp_path).values()) - sum(
+        len(content) for content in _files(finished[0]).values()
+    )
+    numbers = 2 * 8 * len(find_layers(model)) * (len(SCORED) - 1)  # one of them was kept already
+    assert numbers < size < 12 * numbers  # the rest is names; a single form of a single layer takes more than all numbers
+
+
+def test_a_form_made_beside_others_equals_the_form_made_alone(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    first = [layer for layer in find_layers(model) if layer.kind == "self_attn.q_proj" and layer.block == 0]
+    several = tuple(dict.fromkeys((*CHOICES, *SCORED)))
+
+    def made(*fidelities: Fidelity) -> QuantizedBlock:
+        parts = PartStore(tmp_path / "-".join(fidelity.name for fidelity in fidelities))
+        choices = {first[0].name: fidelities}
+        quantize_blocks(BlockRunner(tiny_model("llama")), first, choices, CALIBRATION, parts, lambda *_: None)
+        block = read_block(parts, first, choices, 0)
+        assert block is not None
+        return block
+
+    beside = made(*several)
+    for fidelity in several:
+        alone = made(fidelity)
+        assert _same_form(beside.weights[first[0].name][fidelity.name], alone.weights[first[0].name][fidelity.name]), fidelity.name
+        assert beside.errors[first[0].name][fidelity.name] == alone.errors[first[0].name][fidelity.name]
+
+
+def _same_form(form: QuantizedWeight, other: QuantizedWeight) -> bool:
+    return form.fidelity == other.fidelity and all(torch.equal(form.tensors[name], other.tensors[name]) for name in other.tensors)
+
+
+@pytest.mark.parametrize(
+    "fidelity", [Fidelity.uniform(2, 32), Fidelity(2, 4, 0.4, 32), Fidelity.uniform(8, 64)], ids=lambda fidelity: fidelity.name
+)
+def test_form_error_is_the_mean_squared_error_of_the_outputs_and_the_relative_one_of_the_weights(fidelity: Fidelity) -> None:
+    inputs, weight = correlated_inputs(200, 96), normal(24, 96, seed=1)
+    form = random_weight(fidelity, 24, 96, seed=2)
+    found = form_error(form, weight, inputs.t() @ inputs / len(inputs))
+    dense = form.dequantize()
+    outputs = [float((dense.double() @ x - weight.double() @ x).square().sum()) for x in inputs.double()]
+    assert found.output == pytest.approx(sum(outputs) / len(outputs), rel=1e-4)
+    changed = sum((a - b) ** 2 for a, b in zip(dense.flatten().tolist(), weight.flatten().tolist(), strict=True))
+    assert found.weight == pytest.approx(changed / sum(b**2 for b in weight.flatten().tolist()), rel=1e-4)
+
+
+def test_errors_are_those_on_the_inputs_that_quantized_layers_give(finished: tuple[Path, Any], tiny_model: TinyModel) -> None:
+    folder, model = finished
+    originals, blocks = _weights(tiny_model("llama")), _blocks(model, folder)
+    for layer in find_layers(model):
+        off = (_weights(model)[layer.name] - originals[layer.name]).double()
+        exact = float((off @ _moments_by_hook(model, layer)).mul(off).sum())
+        assert blocks[layer.block].errors[layer.name][CHOICES[0].name].output == pytest.approx(exact, rel=1e-3)
+
+
+def test_an_exact_form_and_a_layer_of_zeros_have_no_error() -> None:
+    form = random_weight(Fidelity.uniform(4, 32), 8, 64)
+    assert form_error(form, form.dequantize(), torch.eye(64)) == FormError(0.0, 0.0)
+    assert form_error(form, torch.zeros(8, 64), torch.eye(64)).weight == 0  # there is nothing to be relative to
 
 
 def test_read_block_returns_nothing_before_the_block_is_done(tmp_path: Path, tiny_model: TinyModel) -> None:
@@ -203,7 +305,10 @@ def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(tiny_mod
     _quantize(model, tmp_path)
     name = "model.layers.2.idle"
     expected = quantize_layer(originals[name], torch.eye(64), CHOICES[1], torch.ones(64)).dequantize()
-    assert torch.equal(_blocks(model, tmp_path)[2].weights[name][CHOICES[1].name].dequantize(), expected)
+    block = _blocks(model, tmp_path)[2]
+    assert torch.equal(block.weights[name][CHOICES[1].name].dequantize(), expected)
+    assert block.errors[name][CHOICES[1].name].output == 0
+    assert block.errors[name][CHOICES[1].name].weight > 0
 
 
 def test_batches_cover_the_windows_in_order() -> None:

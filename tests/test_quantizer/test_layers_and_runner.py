@@ -1,5 +1,6 @@
 """Promises of quantizer.layers and quantizer.runner: what is found, and that parts of a model add up to the model."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -106,6 +107,43 @@ def test_head_input_runs_the_blocks_that_are_left(family: str, first: int, tiny_
 
 
 @families
+def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyModel) -> None:
+    runner = BlockRunner(tiny_model(family))
+    states = runner.head_input_with_gradient(TOKENS)
+    assert torch.equal(states, runner.head_input(TOKENS, runner.enter(TOKENS), 0))
+    assert not runner.head_input(TOKENS, runner.enter(TOKENS), 0).requires_grad
+
+
+@families
+def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(family: str, tiny_model: TinyModel) -> None:
+    """The slow twin lets every layer's weight require a gradient, which is then made of the gradients at the layer's outputs."""
+    model, cotangent = tiny_model(family), normal(2, 48, 64)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    layers, inputs, gradients = find_layers(model), {}, {}
+
+    def watch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
+        inputs[name] = args[0].detach()
+        output.register_hook(lambda gradient: gradients.update({name: gradient}))
+
+    handles = [model.get_submodule(layer.name).register_forward_hook(partial(watch, name=layer.name)) for layer in layers]
+    (BlockRunner(model).head_input_with_gradient(TOKENS) * cotangent).sum().backward()
+    for handle in handles:
+        handle.remove()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    seen: list[Tensor] = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for layer in layers:
+        model.get_submodule(layer.name).weight.requires_grad_()
+    model(input_ids=TOKENS, use_cache=False)
+    (seen[0] * cotangent).sum().backward()
+    handle.remove()
+    for layer in layers:
+        found = gradients[layer.name].reshape(-1, layer.out_features).t() @ inputs[layer.name].reshape(-1, layer.in_features)
+        exact = model.get_submodule(layer.name).weight.grad
+        assert float((found - exact).norm()) < 1e-4 * float(exact.norm()), layer.name
+
+
+@families
 def test_hidden_states_are_those_that_the_model_itself_passes_on(family: str, tiny_model: TinyModel) -> None:
     model = tiny_model(family)
     with torch.no_grad():
@@ -175,6 +213,7 @@ def test_the_model_is_unchanged_afterwards(family: str, tiny_model: TinyModel) -
     runner = BlockRunner(model)
     hidden = runner.blocks_between(TOKENS, runner.enter(TOKENS), 0, 2)
     runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 2))
+    runner.head_input_with_gradient(TOKENS)
     _assert_untouched(model, runner, attributes)
     assert torch.equal(_logits(model), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

@@ -136,6 +136,24 @@ def test_plan_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", [("--probe-tokens", "0"), ("--group-size", "50"), ("--device", "tpu"), ("--tokens", "1")])
-def test_options_out_of_range(tiny_llama: Path, tmp_path: Path, option: tuple[str, str]) -> None:
-    assert refuse(tiny_llama, tmp_path, *option)[0] == 2
+OUT_OF_RANGE = {
+    "--probe-tokens": "0",
+    "--guard-windows": "0",
+    "--group-size": "50",
+    "--device": "tpu",
+    "--tokens": "0",
+    "--signal": "magic",
+    "--coupling": "some",
+    "--context": "empty",
+}
+
+
+@pytest.mark.parametrize(("option", "value"), OUT_OF_RANGE.items())
+def test_options_out_of_range(tiny_llama: Path, tmp_path: Path, option: str, value: str) -> None:
+    code, message = refuse(tiny_llama, tmp_path, option, value)
+    assert (code, value in message) == (2, True)
+
+
+def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(tiny_llama: Path, tmp_path: Path) -> None:
+    code, message = refuse(tiny_llama, tmp_path, "--context", "original")
+    assert (code, "use output" in message) == (2, True)

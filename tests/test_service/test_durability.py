@@ -31,8 +31,8 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize(
     ("stage", "part"),
     [
-        ("profile", "block-0001.part"),
-        ("profile", "effects-0001.part"),
+        ("forms", "block-0001.part"),
+        ("profile", "shares-1-0001.part"),
         ("checkpoint", "block-0001.part"),
         ("evaluation", "batch-000000.part"),
     ],
@@ -57,7 +57,7 @@ def test_killed_run_goes_on_to_the_same_bytes(tiny_llama: Path, tmp_path: Path, 
 def test_interrupt_says_how_to_go_on_and_exits_with_130(tiny_llama: Path, tmp_path: Path, undisturbed: Path) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
     options = run_options(tiny_llama, cache, out)
-    stopped = stop_when(options, lambda: any(cache.glob("profile/*.work/block-0000.part")), signal.SIGINT)
+    stopped = stop_when(options, lambda: any(cache.glob("forms/*.work/block-0000.part")), signal.SIGINT)
 
     assert stopped.returncode == 130
     assert "run the same command again" in stopped.stderr

@@ -67,6 +67,48 @@ def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path
     assert "uniform" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    "method", [("output",), ("output", "--context", "original"), ("gradient",), ("noise",), ("hessian",)], ids=str
+)
+def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
+    tiny_llama: Path, tmp_path: Path, method: tuple[str, ...]
+) -> None:
+    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--signal", *method)
+
+    guard = report["guard"]
+    loss = {name: found["kl_nats_per_token"] for name, found in guard["candidates"].items()}
+    assert {"plan", "uniform"} <= set(loss) <= {"plan", "uniform", "additive"}
+    assert loss[guard["delivered"]] == min(loss.values())
+    assert guard["lead_over_uniform"] == pytest.approx(1 - loss[guard["delivered"]] / loss["uniform"])
+    assert any("the guard delivers" in note for note in report["notes"]) == (guard["delivered"] != "plan")
+    assert report["profile"]["signal"] == method[0]
+    plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan.weight_bytes == report["plan_bytes"] == quantized_bytes(tmp_path / "out", plan)
+    delivered = {name: fidelity.name for name, fidelity in plan.by_name.items()}
+    assert delivered == {name: row["fidelity"] for name, row in report["plan"]["layers"].items()}
+    assert (guard["delivered"] == "uniform") <= (delivered == report["uniform"])
+
+
+def test_random_plans_check_the_predictions(tiny_llama: Path, tmp_path: Path) -> None:
+    options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "out")
+    checks = bitwright_json(*options, "--check-plans", "12")["checks"]
+
+    assert len(checks["plans"]) == 12
+    assert len({row["measured_kl_nats_per_token"] for row in checks["plans"]}) == 12
+    predicted = pd.Series([row["predicted_kl_nats_per_token"] for row in checks["plans"]])
+    measured = pd.Series([row["measured_kl_nats_per_token"] for row in checks["plans"]])
+    assert checks["spearman"] == pytest.approx(predicted.corr(measured, method="spearman"))
+    assert checks["spearman"] > 0.5
+    assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 5
+
+
+def test_group_size_holds_for_all_layers(tiny_llama: Path, tmp_path: Path) -> None:
+    bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--group-size", "32")
+    plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
+
+    assert {fidelity.group_size for fidelity in plan.fidelities} == {32}
+
+
 def test_second_budget_near_by_reuses_the_profile(tiny_llama: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "one", "4bpw"))

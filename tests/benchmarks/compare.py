@@ -1,0 +1,141 @@
+"""Compare ways to profile and plan with the best uniform plan, at equal bytes, each plan quantized in full, scored from its files.
+
+    python -m tests.benchmarks.compare MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
+
+Appends one row for each budget and method to results/plans.jsonl. Finished stages are kept in the cache, so it can be stopped and
+started again. `uniform` is the best of the uniform plans of the menu by its measured KL on the evaluation text itself: a line that
+is harder to beat than any that could be chosen beforehand.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from allocator.allocate import allocate
+from allocator.budget import Budget
+from allocator.uniform import uniform_plans
+from quantizer.plan import Plan
+from quantizer.text import TextSpec
+from service import pipeline, stages
+from service.console import Lines
+from service.request import PROBES, Method, RunRequest, default_effort
+from service.store import StageStore
+from tests.benchmarks.record import circumstances
+
+RESULTS = Path(__file__).parent / "results" / "plans.jsonl"
+
+METHODS = {
+    "additive, original context": Method("output", "none", in_original=True),
+    "additive, quantized context": Method("output", "none"),
+    "block coupling": Method("output", "block"),
+    "full coupling": Method("output", "full"),
+    "gradient": Method("gradient", "full"),
+    "noise": Method("noise", "none"),
+    "hessian": Method("hessian", "none"),
+    "integral": Method("integral", "none"),
+}
+
+
+def request_of(arguments: argparse.Namespace, budget: str, method: Method) -> RunRequest:
+    """Return the request of one budget and method."""
+    effort = default_effort()
+    tokens = arguments.tokens
+    probe_windows, probe_tokens = PROBES[method.signal]
+    effort = replace(
+        effort,
+        calibration=TextSpec(arguments.calibration, effort.calibration.windows, tokens, arguments.seed),
+        evaluation=TextSpec(arguments.evaluation, arguments.windows, tokens, None),
+        probe_windows=probe_windows,
+        probe_tokens=min(probe_tokens, tokens),
+    )
+    return RunRequest(
+        arguments.model, Budget.parse(f"{budget}bpw"), False, arguments.group_size, effort, method, arguments.seed, "cpu"
+    )
+
+
+def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> dict[str, dict[str, Any]]:
+    """Return by name the plan of each method, with its prediction and the seconds its profile took, and the uniform plans."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in arguments.methods:
+        request = request_of(arguments, budget, METHODS[name])
+        task = pipeline.prepare(request, store)
+        start = time.monotonic()
+        profile = stages.profile(store, pipeline.profile_task(request, task, store), Lines())
+        seconds = time.monotonic() - start
+        allocation = allocate(profile.with_coupling(METHODS[name].coupling), task.budget_bytes)
+        found[name] = {
+            "plan": allocation.plan,
+            "predicted": allocation.predicted_loss,
+            "seconds": seconds,
+            "tokens": profile.tokens,
+        }
+    for plan in uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes):
+        widest = max(plan.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
+        found[f"uniform {widest.bits_lo}+{widest.bits_hi} g{widest.group_size}"] = {"plan": plan}
+    return found
+
+
+def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:
+    """Return the rows of one budget, the best uniform plan first."""
+    plans = plans_at(arguments, store, budget)
+    request = request_of(arguments, budget, METHODS["integral"])
+    model, machine = pipeline.prepare(request, store).model, stages.Machine.choose("cpu")
+    calibration = stages.windows_of(store, model, request.effort.calibration)
+    windows = stages.windows_of(store, model, request.effort.evaluation)
+
+    def checkpoint(name: str, plan: Plan) -> Path:
+        return stages.checkpoint(store, model, plan, calibration, request.effort.batch, machine, Lines(), f"{budget} {name}")
+
+    folders = {name: checkpoint(name, found["plan"]) for name, found in plans.items()}
+    quality = stages.evaluation(store, model, folders, windows, request.effort.batch, machine, Lines())
+    uniform = min((name for name in plans if name.startswith("uniform")), key=lambda name: quality[name].kl_nats_per_token)
+    names = [uniform, *(name for name in plans if not name.startswith("uniform"))]
+    return [
+        {
+            "model": arguments.label,
+            "budget_bpw": float(budget),
+            "method": name,
+            "plan_bytes": plans[name]["plan"].weight_bytes,
+            "bits_per_weight": plans[name]["plan"].bits_per_weight,
+            "quality": quality[name].to_json(),
+            "kl_to_uniform": quality[name].kl_nats_per_token / quality[uniform].kl_nats_per_token,
+            "predicted_kl": plans[name].get("predicted"),
+            "profile_seconds": plans[name].get("seconds"),
+            "probe_tokens": plans[name].get("tokens"),
+            "uniform_plans": {n: quality[n].kl_nats_per_token for n in plans if n.startswith("uniform")},
+            "seed": arguments.seed,
+            "circumstances": circumstances(),
+        }
+        for name in names
+    ]
+
+
+def main() -> None:
+    """Measure and store the rows."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--label", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--budgets", nargs="+", default=["2.3", "2.5", "3.0", "3.5"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--group-size", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    store = StageStore(arguments.cache)
+    for budget in arguments.budgets:
+        rows = rows_at(arguments, store, budget)
+        with RESULTS.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            print(f"{budget} {row['method']:32} KL {row['quality']['kl_nats_per_token']:.4f}  x uniform {row['kl_to_uniform']:.3f}")
+
+
+if __name__ == "__main__":
+    main()
