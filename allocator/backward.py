@@ -49,8 +49,8 @@ def inner_products(
     def add(row: int, name: str, states: Tensor, gradient: Tensor) -> None:
         for at, change in enumerate(changes(name)):
             each = nn.functional.linear(states, change.to(states.dtype)).float() * gradient.float()
-            if len(each) == windows:
-                products[:, row, at] += each.flatten(1).sum(1).double().cpu()
+            if each.shape[:-1].numel() == input_ids.numel():  # some models flatten windows and tokens into one dimension
+                products[:, row, at] += each.reshape(windows, -1).sum(1).double().cpu()
             else:  # an expert sees tokens of all windows in one heap
                 products[:, row, at] += float(each.sum()) / windows
 
