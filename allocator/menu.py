@@ -24,7 +24,7 @@ class Menu:
 
 @dataclass(frozen=True, slots=True)
 class _Range:
-    """Fidelities for a range of budgets, and the contexts that a profile of them may be measured in."""
+    """Fidelities for a range of budgets, and the contexts that a profile of them may be measured in, the smaller first."""
 
     contexts: tuple[Fidelity, ...]
     fidelities: tuple[Fidelity, ...]
@@ -57,16 +57,17 @@ LOWEST_SPAN = 1.03
 """The lowest range serves budgets up to this many times the smallest plan of the common range."""
 
 
-def choose_menu(layers: Sequence[LayerSpec], budget_bytes: int, group_size: int | None = None) -> Menu:
+def choose_menu(layers: Sequence[LayerSpec], budget_bytes: int, group_size: int | None = None, reach: float | None = None) -> Menu:
     """Return the menu for a budget. All budgets of a wide range share one menu, and so one profile.
 
     The common range serves budgets from `LOWEST_SPAN` times its smallest uniform plan up to 4 bits for all layers. The context is
-    the one whose uniform plan is nearest to the budget, by their quotient.
+    the smallest one that reaches the budget or, if none does or `reach` is None, the nearest one by the quotient of their bytes.
 
     Args:
         layers: the layers of the model.
         budget_bytes: bytes of the quantized layers.
         group_size: columns that share a scale, for all fidelities; None leaves each its own.
+        reach: how many times as large as its context a plan may be.
 
     Raises:
         BudgetInfeasible: the budget is below the smallest plan of the lowest range.
@@ -82,7 +83,8 @@ def choose_menu(layers: Sequence[LayerSpec], budget_bytes: int, group_size: int 
     def distance(context: Fidelity) -> float:
         return abs(log(uniform_bytes(layers, context) / budget_bytes))
 
-    return Menu(chosen.fidelities, chosen.fidelities.index(min(chosen.contexts, key=distance)))
+    reaching = [context for context in chosen.contexts if reach and reach * uniform_bytes(layers, context) >= budget_bytes]
+    return Menu(chosen.fidelities, chosen.fidelities.index(reaching[0] if reaching else min(chosen.contexts, key=distance)))
 
 
 def _regrouped(span: _Range, group_size: int | None) -> _Range:

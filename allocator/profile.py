@@ -40,6 +40,11 @@ _UNREADABLE = (
 Array = NDArray[np.float64]
 
 
+def reach_of(signal: str) -> float | None:
+    """Return how many times as large as its context a plan may be, for a signal whose profiles reach far; None for others."""
+    return 1 + VALIDITY[signal][1] if signal in VALIDITY else None
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Measured effects of L layers at K fidelities.

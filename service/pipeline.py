@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from allocator.allocate import Allocation
 from allocator.menu import Menu, check_budget, choose_menu
-from allocator.profile import Profile
+from allocator.profile import Profile, reach_of
 from allocator.uniform import best_uniform_plan
 from quantizer.evaluate import Quality
 from quantizer.layers import find_layers
@@ -76,7 +76,8 @@ def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True
     if request.whole_file:
         budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)
     check_budget(layers, budget_bytes, sizes.layer_bytes)
-    return Task(model, layers, sizes, budget_bytes, choose_menu(layers, budget_bytes, request.group_size))
+    menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
+    return Task(model, layers, sizes, budget_bytes, menu)
 
 
 def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Report, Path]:

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from service import demo
-from tests.command import PROGRAM, bitwright_json
+from tests.command import PROGRAM, bitwright_json, environment
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(tmp_path: Path) -> None:
-    """Exact bytes, foreseen memory, measured quality; the effort is too small for the plan to be sure to beat the uniform one."""
+    """Exact bytes, foreseen memory, and a plan that is clearly better than the uniform one on text that neither was made with."""
     model = demo.fetch(Path(os.environ.get("BITWRIGHT_DEMO_MODEL", tmp_path / "model")))
     arguments = (
         *("run", str(model), "--budget", "2.5bpw", "--out", tmp_path / "out", "--cache", tmp_path / "cache"),
-        *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--probe-tokens", "48"),
+        *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--guard-windows", "4"),
         *("--evaluation-windows", "8", "--json"),
     )
     expected = bitwright_json(*arguments[:-1], "--dry-run")
     output = tmp_path / "stdout"
     with output.open("wb") as file:
-        process = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=file)
+        process = subprocess.Popen([*PROGRAM, *map(str, arguments)], stdout=file, env=environment())
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)  # else it passes for running, as it was not waited for by itself
     assert process.returncode == 0
@@ -36,5 +36,4 @@ def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(tmp_path: Path) -> No
     assert abs(report["uniform_bytes"] - report["plan_bytes"]) <= 0.001 * report["plan_bytes"]
     quality = report["evaluation"]
     assert quality["original"]["perplexity"] < quality["plan"]["perplexity"]
-    assert 0 < quality["plan"]["kl_nats_per_token"] < 2.5
-    assert 0 < quality["uniform"]["kl_nats_per_token"] < 2.5
+    assert 0 < quality["plan"]["kl_nats_per_token"] < 0.9 * quality["uniform"]["kl_nats_per_token"] < 2.5

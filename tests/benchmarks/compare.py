@@ -17,6 +17,7 @@ from typing import Any
 from allocator.allocate import allocate
 from allocator.budget import Budget
 from allocator.uniform import uniform_plans
+from quantizer.evaluate import Quality
 from quantizer.plan import Plan
 from quantizer.text import TextSpec
 from service import pipeline, stages
@@ -78,9 +79,8 @@ def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> d
     return found
 
 
-def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:
-    """Return the rows of one budget, the best uniform plan first."""
-    plans = plans_at(arguments, store, budget)
+def score(arguments: argparse.Namespace, store: StageStore, budget: str, plans: dict[str, Plan]) -> dict[str, Quality]:
+    """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
     model, machine = pipeline.prepare(request, store).model, stages.Machine.choose("cpu")
     calibration = stages.windows_of(store, model, request.effort.calibration)
@@ -89,8 +89,14 @@ def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> li
     def checkpoint(name: str, plan: Plan) -> Path:
         return stages.checkpoint(store, model, plan, calibration, request.effort.batch, machine, Lines(), f"{budget} {name}")
 
-    folders = {name: checkpoint(name, found["plan"]) for name, found in plans.items()}
-    quality = stages.evaluation(store, model, folders, windows, request.effort.batch, machine, Lines())
+    folders = {name: checkpoint(name, plan) for name, plan in plans.items()}
+    return stages.evaluation(store, model, folders, windows, request.effort.batch, machine, Lines())
+
+
+def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:
+    """Return the rows of one budget, the best uniform plan first."""
+    plans = plans_at(arguments, store, budget)
+    quality = score(arguments, store, budget, {name: found["plan"] for name, found in plans.items()})
     uniform = min((name for name in plans if name.startswith("uniform")), key=lambda name: quality[name].kl_nats_per_token)
     names = [uniform, *(name for name in plans if not name.startswith("uniform"))]
     return [

@@ -145,6 +145,15 @@ def test_contexts_change_at_their_geometric_mean(index: int) -> None:
     assert [context_bytes(choose(budget)) for budget in (turn - 1, turn + 2)] == [less, more]
 
 
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("reach", [1.2, 1.45])
+def test_the_smaller_context_is_used_as_far_as_it_reaches(index: int, reach: float) -> None:
+    less, more = (bytes_of(context) for context in RANGES[index].contexts)
+    turn = min(int(reach * less), HIGHEST)
+    found = [context_bytes(choose_menu(LAYERS, budget, reach=reach)) for budget in (turn - 1, turn + 1)]
+    assert found == [less, more]
+
+
 def test_near_budgets_share_a_menu() -> None:
     steps = [choose(LOWEST + (HIGHEST - LOWEST) * step // 1000) for step in range(1001)]
     assert sum(left != right for left, right in pairwise(steps)) == sum(len(span.contexts) for span in RANGES) - 1
