@@ -17,14 +17,20 @@ _GOLDEN = (5**0.5 - 1) / 2
 _BISECTIONS = 40
 
 
-def best_uniform_plan(profile: Profile, budget_bytes: int) -> Plan:
-    """Return the one of `uniform_plans` with the least modelled loss.
+CLOSE = 0.1
+"""Uniform plans whose modelled loss is above the least one by no more than this share may be the best in truth."""
+
+
+def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
+    """Return those of `uniform_plans` that may be the best one, see `CLOSE`, by rising modelled loss.
 
     Raises:
         BudgetInfeasible: no uniform plan fits.
     """
     plans = uniform_plans(profile.layers, profile.fidelities, budget_bytes)
-    return min(plans, key=lambda plan: profile.loss_of_shares(shares_of(profile, plan)))
+    losses = [profile.loss_of_shares(shares_of(profile, plan)) for plan in plans]
+    limit = min(losses) + CLOSE * abs(min(losses))
+    return [plans[at] for at in np.argsort(losses, kind="stable") if losses[at] <= limit]
 
 
 def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:

@@ -139,7 +139,7 @@ def _notes(comparison: Comparison) -> list[str]:
     if guard.delivered != "plan":
         kl = {name: f"{guard.quality[name].kl_nats_per_token:.4f}" for name in ("plan", guard.delivered)}
         notes.append(
-            f"the guard delivers the {guard.delivered} plan: KL {kl[guard.delivered]} on text that no plan was fitted to, "
+            f"the guard delivers {guard.delivered!r}: KL {kl[guard.delivered]} on text that no plan was fitted to, "
             f"against {kl['plan']} of the solver's plan"
         )
     plan, uniform = comparison.quality["plan"], comparison.quality["uniform"]

@@ -7,6 +7,8 @@ from typing import Any
 
 from quantizer.evaluate import Quality
 
+UNIFORM = "uniform"
+
 
 @dataclass(frozen=True, slots=True)
 class Guard:
@@ -14,33 +16,37 @@ class Guard:
 
     Attributes:
         delivered: name of the plan with the least KL divergence; of equals, the first.
+        uniform: name of the best uniform plan.
         quality: of every candidate, and of the original.
     """
 
     delivered: str
+    uniform: str
     quality: Mapping[str, Quality]
 
     @classmethod
     def judge(cls, quality: Mapping[str, Quality]) -> "Guard":
-        """Return the finding for the qualities of `original` and of all candidates, `uniform` among them."""
+        """Return the finding for the qualities of `original` and of all candidates; names of uniform plans begin with `uniform`."""
         candidates = [name for name in quality if name != "original"]
 
         def loss(name: str) -> float:
             found = quality[name].kl_nats_per_token
             return found if isfinite(found) else inf
 
-        return cls(min(candidates, key=loss), quality)
+        uniforms = [name for name in candidates if name.startswith(UNIFORM)]
+        return cls(min(candidates, key=loss), min(uniforms, key=loss), quality)
 
     @property
     def lead(self) -> float:
-        """By how much the delivered plan's KL is below the uniform plan's, as a share of the latter."""
-        uniform = self.quality["uniform"].kl_nats_per_token
+        """By how much the delivered plan's KL is below the best uniform plan's, as a share of the latter."""
+        uniform = self.quality[self.uniform].kl_nats_per_token
         return 1 - self.quality[self.delivered].kl_nats_per_token / uniform if uniform > 0 else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON values."""
         return {
             "delivered": self.delivered,
+            "uniform": self.uniform,
             "lead_over_uniform": self.lead,
             "candidates": {name: found.to_json() for name, found in self.quality.items() if name != "original"},
         }

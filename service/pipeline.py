@@ -9,7 +9,7 @@ from typing import TypeVar
 from allocator.allocate import Allocation
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
-from allocator.uniform import best_uniform_plan
+from allocator.uniform import likely_uniform_plans
 from quantizer.evaluate import Quality
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
@@ -17,7 +17,7 @@ from quantizer.source import ModelFolder, find_model
 from service import stages
 from service.checks import Check
 from service.findings import Comparison, build_report
-from service.guard import Guard
+from service.guard import UNIFORM, Guard
 from service.progress import Reporter
 from service.report import Report
 from service.request import RunRequest
@@ -100,7 +100,7 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
     profiling = profile_task(request, task, store)
     profile = clock.time("profile", lambda: stages.profile(store, profiling, reporter))
     allocations = clock.time("plan", lambda: plans_of(profile, request.method.coupling, task.budget_bytes, store))
-    uniform = best_uniform_plan(profile, task.budget_bytes)
+    uniforms = {label_of(plan): plan for plan in likely_uniform_plans(profile, task.budget_bytes)}
 
     def quantize(name: str, plan: Plan) -> Path:
         label = f"quantize: {name}"
@@ -115,16 +115,22 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
         )
 
     candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
-    candidates["uniform"] = quantize("uniform", uniform)
+    candidates |= {name: quantize(name, plan) for name, plan in uniforms.items()}
     guard = Guard.judge(score("guard", candidates, guard_windows))
-    chosen = {"plan": candidates[guard.delivered], "uniform": candidates["uniform"]}
+    chosen = {"plan": candidates[guard.delivered], "uniform": candidates[guard.uniform]}
     quality = score("evaluate", chosen, held_out)
 
     found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
-    delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniform, profile)
-    comparison = Comparison(profile, delivered, uniform, guard, quality, found)
+    delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
+    comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, quality, found)
     report = build_report(request, task.model, task.sizes, comparison, chosen["plan"], clock.seconds)
     return report, chosen["plan"]
+
+
+def label_of(uniform: Plan) -> str:
+    """Return a name for a uniform plan: its code widths and group size."""
+    widest = max(uniform.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
+    return f"{UNIFORM} {min(fidelity.bits_lo for fidelity in uniform.fidelities)}+{widest.bits_hi} g{widest.group_size}"
 
 
 def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:

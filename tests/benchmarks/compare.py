@@ -74,8 +74,7 @@ def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> d
             "tokens": profile.tokens,
         }
     for plan in uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes):
-        widest = max(plan.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
-        found[f"uniform {widest.bits_lo}+{widest.bits_hi} g{widest.group_size}"] = {"plan": plan}
+        found[pipeline.label_of(plan)] = {"plan": plan}
     return found
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from allocator.errors import BudgetInfeasible
 from allocator.menu import RANGES, uniform_bytes
 from allocator.profile import Profile
-from allocator.uniform import UNUSED, best_uniform_plan, shares_of, uniform_plan, uniform_plans
+from allocator.uniform import CLOSE, UNUSED, likely_uniform_plans, shares_of, uniform_plan, uniform_plans
 from quantizer.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, make_fidelities, make_profile
@@ -221,14 +221,17 @@ def mixed_profile(seed: int) -> Profile:
 
 @PROPERTY
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
-def test_the_best_uniform_plan_has_the_least_modelled_loss_of_all(seed: int, share: float) -> None:
+def test_uniform_plans_of_nearly_the_least_modelled_loss_are_likely_to_be_best(seed: int, share: float) -> None:
     profile = mixed_profile(seed)
     budget = budget_at(profile, share)
     plans = uniform_plans(profile.layers, profile.fidelities, budget)
-    best = best_uniform_plan(profile, budget)
-    assert best in plans
-    losses = [profile.loss_of_shares(shares_of(profile, plan)) for plan in plans]
-    assert profile.loss_of_shares(shares_of(profile, best)) == min(losses)
+    likely = likely_uniform_plans(profile, budget)
+    losses = {plan: profile.loss_of_shares(shares_of(profile, plan)) for plan in plans}
+    found = [losses[plan] for plan in likely]
+    assert found == sorted(found)
+    assert found[0] == min(losses.values())
+    limit = found[0] + CLOSE * abs(found[0])
+    assert set(likely) == {plan for plan, loss in losses.items() if loss <= limit}
 
 
 @pytest.mark.parametrize("favoured", ["int2+3r0.125g256", "int2+4r0.0625g256"])
@@ -238,14 +241,14 @@ def test_the_best_uniform_plan_takes_the_widths_that_do_least_damage(favoured: s
     linear = np.array([[float(fidelity.name != favoured) for fidelity in fidelities]] * len(layers))
     factor = np.zeros((0, linear.size))
     profile = Profile("integral", layers, fidelities, 0, 1.0, linear, factor, 0.0, 1, "a", "b")
-    best = best_uniform_plan(profile, max(uniform_bytes(layers, fidelity) for fidelity in fidelities))
+    best, *_ = likely_uniform_plans(profile, max(uniform_bytes(layers, fidelity) for fidelity in fidelities))
     assert {fidelity.bits_hi for fidelity in best.fidelities if fidelity.ratio} == {Fidelity.parse(favoured).bits_hi}
 
 
 def test_a_budget_below_every_uniform_plan_has_no_best_one() -> None:
     profile = make_profile(0)
     with pytest.raises(BudgetInfeasible):
-        best_uniform_plan(profile, budget_at(profile, 0) - 1)
+        likely_uniform_plans(profile, budget_at(profile, 0) - 1)
 
 
 @PROPERTY

@@ -65,6 +65,14 @@ def test_the_lead_is_the_share_of_the_uniform_plans_divergence_that_is_saved(pla
     assert judge(plan=plan, uniform=uniform).lead == pytest.approx(lead, abs=1e-12)
 
 
+@pytest.mark.parametrize("best", ["uniform 2+3 g128", "uniform 2+4 g256"])
+def test_the_lead_is_over_the_best_of_several_uniform_plans(best: str) -> None:
+    divergences = {"plan": 0.3, "uniform 2+3 g128": 0.5, "uniform 2+4 g256": 0.5} | {best: 0.4}
+    found = judge(**divergences)
+    assert (found.delivered, found.uniform) == ("plan", best)
+    assert found.lead == pytest.approx(0.25)
+
+
 @PROPERTY
 @given(plan=DIVERGENCES, additive=DIVERGENCES, uniform=DIVERGENCES)
 def test_the_lead_is_never_negative_and_at_most_all(plan: float, additive: float, uniform: float) -> None:
@@ -76,6 +84,7 @@ def test_the_finding_is_json_of_all_candidates_without_the_original() -> None:
     document = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert document == {
         "delivered": "plan",
+        "uniform": "uniform",
         "lead_over_uniform": pytest.approx(0.25),
         "candidates": {"plan": quality(0.15).to_json(), "additive": quality(0.3).to_json(), "uniform": quality(0.2).to_json()},
     }
