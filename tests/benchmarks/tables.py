@@ -57,7 +57,7 @@ def plans_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| model | plan | {head} | profile [s] |", "|---|---|" + "---:|" * (len(budgets) + 1)]
     for model, method in dict.fromkeys((model, method) for model, method, _ in latest):
         found = [latest.get((model, method, budget)) for budget in budgets]
-        seconds = [row["profile_seconds"] for row in found if row and row["profile_seconds"]]
+        seconds = [row["profile_seconds"] for row in found if row and (row["profile_seconds"] or 0) > 1]
         cells = [_cell(row) if row else "" for row in found]
         lines.append(
             f"| {model} | {method} | {' | '.join(cells)} | {max(seconds):.0f} |"
