@@ -13,6 +13,11 @@ quiet_libraries()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and a killed run must compute in the same order as one that was not
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the slowest tests first, so that one process does not wait for the other at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama model."""
