@@ -24,8 +24,8 @@ _CALIBRATION_PASSES = 4.0
 """Forward passes over the calibration windows that quantizing once takes: second moments of each group of layers, and outputs."""
 _SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
 """GPTQ's column loop and its arithmetic."""
-_PLANS = 2
-"""Plans that are quantized and scored: the solver's and the uniform one."""
+_PLANS = 3
+"""Plans that are quantized and scored: the solver's, and most often two uniform ones that may be best."""
 _ACTIVATION_COPIES = 2.5
 """What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
 _LIBRARY_BYTES = 900_000_000
@@ -85,7 +85,7 @@ def _other_weights(task: Task) -> int:
 
 
 def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
-    """The most that is held at once: while effects are measured, or while three models are scored side by side."""
+    """The most that is held at once: while effects are measured, or while all plans are scored beside the original."""
     effort = request.effort
     blocks = sorted({layer.block for layer in task.layers})
     block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
@@ -101,7 +101,7 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     logits = task.sizes.vocabulary * _FLOAT_BYTES
     originals = task.sizes.layer_weights * machine.dtype.itemsize
     measuring = originals + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * batch * logits
-    scoring = 2 * packed + _SCORE_COPIES * effort.batch * effort.evaluation.tokens * logits
+    scoring = _PLANS * packed + _SCORE_COPIES * effort.batch * effort.evaluation.tokens * logits
     return int(_LIBRARY_BYTES + model + max(measuring, scoring))
 
 
