@@ -26,7 +26,7 @@ def row_of(report: dict[str, Any], label: str) -> dict[str, Any]:
     """Return what is kept of a report."""
     kept = (
         "budget", "budget_bytes", "plan_bytes", "uniform_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes",
-        "original_layer_bytes", "evaluation", "prediction", "seconds", "provenance",
+        "original_layer_bytes", "evaluation", "guard", "profile", "prediction", "checks", "seconds", "provenance",
     )  # fmt: skip
     return {"label": label, "circumstances": circumstances(), **{name: report[name] for name in kept}}
 
@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--label", required=True)
     arguments = parser.parse_args()
     row = row_of(json.loads(arguments.report.read_text()), arguments.label)
-    row["evaluation"]["text"] = Path(row["evaluation"]["text"]).name
+    for part in ("evaluation", "guard"):
+        row[part]["text"] = Path(row[part]["text"]).name
     with RESULTS.open("a") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -19,7 +19,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 def commands_table(commands: list[dict[str, Any]]) -> str:
     """Return the table of what the two commands take, in Markdown."""
     lines = ["| command | cores | minutes, environment included | peak memory |", "|---|---:|---:|---:|"]
-    for row in commands:
+    for row in {row["command"]: row for row in commands}.values():
         memory = row["peak_memory_bytes"]
         gigabytes = f"{memory / 1e9:.1f} GB" if memory else ""
         lines.append(f"| `{row['command']}` | {row['circumstances']['cores']} | {row['wall_seconds'] / 60:.1f} | {gigabytes} |")
@@ -30,7 +30,7 @@ def results_table(runs: list[dict[str, Any]]) -> str:
     """Return the table of quality at equal bytes, in Markdown."""
     heads = ("run", "model", "bits per weight", "layer bytes", "perplexity", "KL [nats/token]")
     lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|"]
-    for run in runs:
+    for run in {run["label"]: run for run in runs}.values():  # later rows replace earlier ones
         sizes = {"original": run["original_layer_bytes"], "uniform": run["uniform_bytes"], "plan": run["plan_bytes"]}
         for name, size in sizes.items():
             bits = run["bits_per_weight"] * size / run["plan_bytes"]
