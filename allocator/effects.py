@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
+from allocator.coupling import between_layers
 from allocator.profile import Array
 
 _FEWEST_LAYERS = 8
 """With fewer layers, there is too little to tell noise from signal by."""
-
-KEPT_TRACE = 0.999
-"""Share of the coupling's trace that the stored factor keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +91,10 @@ def assemble(effects: Effects, shares: Array) -> tuple[Array, Array, float]:
     """
     samples = effects.first.shape[1]
     gram = (effects.sketch @ effects.sketch.t()).double().numpy() / samples  # [2 L, 2 L]
-    values, vectors = np.linalg.eigh(gram)
-    values, vectors = values[::-1].clip(min=0), vectors[:, ::-1]
-    trace = values.sum()
-    rank = int(np.searchsorted(np.cumsum(values), KEPT_TRACE * trace) + 1) if trace > 0 else 1
-    base = (vectors[:, :rank] * np.sqrt(values[:rank])).T.reshape(rank, -1, 2)
+    base, left_out = between_layers(gram, 2)
+    base = base.reshape(len(base), len(gram) // 2, 2)
     own, kept = np.diag(gram).reshape(-1, 1, 2), np.square(base).sum(axis=0)[:, None]
     first = effects.first.mean(axis=1).reshape(-1, 1, 2)
     factor = np.einsum("rle,lke->rlk", base, shares)
     linear = (shares * first + (shares * own - shares**2 * kept) / 2).sum(axis=2)
-    return linear, factor.reshape(rank, -1), float(1 - values[:rank].sum() / trace) if trace > 0 else 0.0
+    return linear, factor.reshape(len(base), linear.size), left_out

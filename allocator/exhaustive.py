@@ -1,35 +1,37 @@
-"""The slow exact twin of the solver: try every plan. For tests, and for problems of a handful of layers."""
+"""The slow exact twin of the solver: try every choice. For tests, and for problems of a handful of groups."""
 
 from itertools import product
 
 import numpy as np
 
 from allocator.errors import BudgetInfeasible
-from allocator.profile import Profile
-from allocator.rounding import Choice
+from allocator.program import Choice, Program
 
 LARGEST = 10**6
-"""Plans that are tried at most."""
+"""Choices that are tried at most."""
 
 
-def best_plan(profile: Profile, budget_bytes: int) -> tuple[Choice, float]:
-    """Return (menu indices [L], modelled loss) of the best plan within the budget, the first of equals.
+def best_choice(program: Program, budget_bytes: int) -> tuple[Choice, float]:
+    """Return (fidelity of each group [G], modelled loss) of the best choice within all limits, the first of equals.
 
     Raises:
-        BudgetInfeasible: no plan fits.
-        ValueError: there are more than `LARGEST` plans.
+        BudgetInfeasible: none is within all limits.
+        ValueError: there are more than `LARGEST` choices.
     """
-    layers, menu = profile.linear.shape
-    if menu**layers > LARGEST:
-        raise ValueError(f"{menu}^{layers} plans are too many to try")
-    sizes = profile.weight_bytes
+    options = [np.flatnonzero(row).tolist() for row in program.allowed]
+    if np.prod([float(len(row)) for row in options]) > LARGEST:
+        raise ValueError(f"more than {LARGEST} choices are too many to try")
+    rows = np.arange(program.groups)
     best, best_loss = None, np.inf
-    for choice in product(range(menu), repeat=layers):
-        if sum(int(sizes[layer, option]) for layer, option in enumerate(choice)) > budget_bytes:
+    for tried in product(*options):
+        choice = np.array(tried, dtype=np.int64)
+        if program.used_bytes(choice) > budget_bytes:
             continue
-        loss = profile.loss(choice)
+        if any(limit.cost[rows, choice].sum() > limit.most * (1 + 1e-12) for limit in program.limits):
+            continue
+        loss = program.loss(choice)
         if loss < best_loss:
             best, best_loss = choice, loss
     if best is None:
-        raise BudgetInfeasible(f"no plan of this menu fits {budget_bytes} bytes")
-    return np.array(best, dtype=np.int64), best_loss
+        raise BudgetInfeasible(f"no choice fits {budget_bytes} bytes and all limits", budget_bytes=budget_bytes)
+    return best, best_loss

@@ -57,13 +57,13 @@ class Profile:
         context_loss: KL of that plan, [nats/token].
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
-        truncation: share of the coupling's trace that the rank leaves out; its diagonal is kept in `linear`.
+        truncation: share of the products between layers that the rank leaves out, see `allocator.coupling`.
         tokens: calibration tokens that effects were measured on.
         model_sha256: digest of the model.
         calibration_sha256: digest of the calibration windows.
 
     Raises:
-        ProfileError: shapes disagree, or a value is not finite; names the layer.
+        ProfileError: shapes disagree, a value is not finite, or a layer holds no bytes; names the layer.
     """
 
     signal: str
@@ -90,6 +90,11 @@ class Profile:
         if not finite.all():
             layer = self.layers[int(np.argwhere(~finite)[0, 0])]
             raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
+        for layer in self.layers:
+            if layer.out_features < 1 or layer.in_features < 1:
+                raise ProfileError(
+                    f"layer {layer.name!r} has the shape {layer.out_features} x {layer.in_features}, which holds no bytes"
+                )
         if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
             raise ProfileError(f"context loss {self.context_loss!r} is not a finite number; profile the model anew")
         if not isinstance(self.signal, str) or not isinstance(self.context, int | None):
@@ -164,7 +169,7 @@ class Profile:
 
     def plan(self, choice: Sequence[int] | NDArray[np.int64]) -> Plan:
         """Return the plan with these menu indices, [L]."""
-        return Plan(self.layers, tuple(self.fidelities[int(index)] for index in choice))
+        return Plan(self.layers, tuple(self.fidelities[index] for index in np.asarray(choice).tolist()))
 
     def dumps(self) -> tuple[bytes, bytes]:
         """Return (JSON document, npz arrays); `loads` reads them back."""

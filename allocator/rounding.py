@@ -1,16 +1,21 @@
-"""From shares to one fidelity for each layer, exactly within the budget, by local search under the coupled loss."""
+"""From shares to one fidelity for each group, exactly within all limits, by local search under the coupled loss."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.profile import Array, Profile
-
-Choice = NDArray[np.int64]
+from allocator.errors import LimitInfeasible
+from allocator.profile import Array
+from allocator.program import Bytes, Choice, Program
 
 FILLED = 1e-3
-"""A plan may leave this share of its budget unused; further changes are made while they fit, best loss per byte first."""
+"""A plan may leave this share of its budget unused; else changes that fit are made, best loss per byte first, see `FILL_RISE`."""
+
+FILL_RISE = 1e-3
+"""Filling up may raise the modelled loss by this share of it, which is within the noise of any profile; more bytes that the model
+sees no use for stay unused."""
+
 _PAIR_CANDIDATES = 256
 _MOVES = 10_000
 _GAIN = 1e-9
@@ -18,116 +23,208 @@ _GAIN = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class _Moves:
-    """All single changes from a choice: loss change, byte change and change of the effect; [L, K], [L, K], [rank, L, K]."""
+class _Tables:
+    """What the search needs of a program, worked out once.
 
-    loss: Array
-    size: NDArray[np.int64]
-    effect: Array
-
-
-def round_shares(profile: Profile, share: Array, price: float, budget_bytes: int) -> Choice:
-    """Return menu indices of a plan that fits the budget, near `share` and locally optimal.
-
-    Starting from the largest share of each layer, layers are lowered until the plan fits; then single changes and pairs of
-    changes are made while one lowers the modelled loss; then what is left of the budget is spent.
-
-    Args:
-        profile: effects and sizes.
-        share: relaxed solution, [L, K].
-        price: loss per byte at the relaxed optimum; ranks the changes that pairs are made of.
-        budget_bytes: at least the smallest plan.
-
-    Returns:
-        int64 [L].
+    Attributes:
+        base: [rank, G * D].
+        gram: inner products of a group's own directions, [G, D, D].
+        own: linear and half the squared effect of each fidelity, [G, K].
+        least: improvements below it are not worth a move.
     """
-    choice = share.argmax(axis=1).astype(np.int64)
-    choice = _repair(profile, choice, budget_bytes)
-    choice = _search(profile, choice, price, budget_bytes)
-    return _fill(profile, choice, price, budget_bytes)
+
+    base: Array
+    gram: Array
+    own: Array
+    least: float
+
+    @classmethod
+    def of(cls, program: Program) -> "_Tables":
+        base = program.base.transpose(1, 0, 2)
+        gram = base.transpose(0, 2, 1) @ base
+        half_norm = np.einsum("gkd,gde,gke->gk", program.spans, gram, program.spans) / 2
+        return cls(np.ascontiguousarray(program.flat_base), gram, program.linear + half_norm, _GAIN * program.scale())
 
 
-def _moves(profile: Profile, choice: Choice) -> _Moves:
-    layers, menu = profile.linear.shape
-    rows = np.arange(layers)
-    columns = profile.factor.reshape(-1, layers, menu)
-    effect = columns - columns[:, rows, choice][:, :, None]
-    joint = columns[:, rows, choice].sum(axis=1)
-    loss = profile.linear - profile.linear[rows, choice][:, None]
-    loss = loss + np.tensordot(joint, effect, axes=1) + np.square(effect).sum(axis=0) / 2
-    sizes = profile.weight_bytes
-    return _Moves(loss, sizes - sizes[rows, choice][:, None], effect)
+class Rounder:
+    """Rounds mixes of one program."""
+
+    def __init__(self, program: Program) -> None:
+        """Work out what all roundings need."""
+        self.program = program
+        self._tables = _Tables.of(program)
+
+    def round(self, share: Array, price: float, budget_bytes: int) -> Choice:
+        """Return a choice within all limits, near `share` and locally optimal.
+
+        Starting from the largest share of each group, groups are lowered until all limits hold; then single changes and pairs of
+        changes are made while one lowers the modelled loss; then what is left of the budget is spent, see `FILLED`.
+
+        Args:
+            share: relaxed solution, [G, K].
+            price: loss per byte at the relaxed optimum; ranks the changes that pairs are made of.
+            budget_bytes: at least the smallest choice.
+
+        Returns:
+            int64 [G].
+
+        Raises:
+            LimitInfeasible: no choice within all limits was found.
+        """
+        first = np.where(self.program.allowed, share, -1).argmax(axis=1).astype(np.int64)
+        position = Position(self.program, first, self._tables)
+        _repair(position, budget_bytes)
+        _search(position, price, budget_bytes)
+        _fill(position, price, budget_bytes)
+        return position.choice
 
 
-def _used(profile: Profile, choice: Choice) -> int:
-    return int(profile.weight_bytes[np.arange(len(choice)), choice].sum())
+class Position:
+    """A choice, and what every single change from it would do; kept up to date move by move.
+
+    Attributes:
+        program: what is chosen.
+        tables: what was worked out of it.
+        choice: int64 [G].
+        used: exact bytes.
+        spent: what is used of each further limit.
+    """
+
+    def __init__(self, program: Program, choice: Choice, tables: _Tables) -> None:
+        """Stand at a choice."""
+        self.program, self.tables, self.choice = program, tables, choice.copy()
+        self._rows = np.arange(program.groups)
+        here = program.spans[self._rows, self.choice]
+        self._pull = (tables.base @ here.ravel() @ tables.base).reshape(here.shape) if program.rank else here
+        self.used = program.used_bytes(self.choice)
+        self.spent = np.array([limit.cost[self._rows, self.choice].sum() for limit in program.limits])
+
+    def losses(self) -> Array:
+        """Return the loss change of every single change, [G, K]; infinite where not allowed."""
+        program, rows, choice = self.program, self._rows, self.choice
+        loss = self.tables.own
+        if program.rank:
+            here = program.spans[rows, choice][:, :, None]
+            loss = loss + (program.spans @ (self._pull[:, :, None] - self.tables.gram @ here))[:, :, 0]
+        return np.where(program.allowed, loss - loss[rows, choice][:, None], np.inf)
+
+    def sizes(self) -> Bytes:
+        """Return the byte change of every single change, [G, K]."""
+        sizes = self.program.sizes
+        return np.asarray(sizes - sizes[self._rows, self.choice][:, None], dtype=np.int64)
+
+    def within(self, sizes: Bytes, budget_bytes: int) -> NDArray[np.bool_]:
+        """Return which single changes lead to a choice within all limits, [G, K]."""
+        fits = np.asarray(sizes <= budget_bytes - self.used, dtype=np.bool_)
+        for limit, spent in zip(self.program.limits, self.spent, strict=True):
+            fits &= limit.cost - limit.cost[self._rows, self.choice][:, None] <= limit.most * (1 + 1e-12) - spent
+        return fits
+
+    def move(self, group: int, option: int) -> None:
+        """Change one group."""
+        program, before = self.program, int(self.choice[group])
+        step = program.spans[group, option] - program.spans[group, before]
+        if program.rank:
+            self._pull += (program.base[:, group] @ step @ self.tables.base).reshape(self._pull.shape)
+        self.used += int(program.sizes[group, option] - program.sizes[group, before])
+        self.spent += np.array([limit.cost[group, option] - limit.cost[group, before] for limit in program.limits])
+        self.choice[group] = option
+
+    def effects(self, groups: NDArray[np.int64], options: NDArray[np.int64]) -> Array:
+        """Return the change of the joint effect by each of N changes, [rank, N]."""
+        spans = self.program.spans
+        steps = spans[groups, options] - spans[groups, self.choice[groups]]
+        return np.asarray(np.einsum("rnd,nd->rn", self.program.base[:, groups], steps), dtype=np.float64)
 
 
-def _repair(profile: Profile, choice: Choice, budget_bytes: int) -> Choice:
-    """Lower layers, least loss for the bytes first, until the plan fits."""
-    choice = choice.copy()
-    while (excess := _used(profile, choice) - budget_bytes) > 0:
-        moves = _moves(profile, choice)
-        saved = np.minimum(-moves.size, excess)  # bytes saved beyond the excess are worth nothing
-        worth = np.where(moves.size < 0, moves.loss / np.maximum(saved, 1), np.inf)
-        layer, option = np.unravel_index(worth.argmin(), worth.shape)
-        choice[layer] = option
-    return choice
+def _repair(position: Position, budget_bytes: int) -> None:
+    """Lower groups, least loss for what is saved first, until all limits hold."""
+    program, rows = position.program, np.arange(position.program.groups)
+    tried: set[bytes] = set()
+    while True:
+        needs: list[tuple[Array, float, float]] = [
+            (position.sizes().astype(np.float64), position.used - budget_bytes, budget_bytes)
+        ]
+        for limit, spent in zip(program.limits, position.spent, strict=True):
+            change = limit.cost - limit.cost[rows, position.choice][:, None]
+            needs.append((change, float(spent - limit.most * (1 + 1e-12)), limit.most))
+        if all(over <= 0 for _, over, _ in needs):
+            return
+        key = position.choice.tobytes()
+        if key in tried or len(tried) > _MOVES:
+            raise LimitInfeasible("no plan was found within all limits together; loosen one of them")
+        tried.add(key)
+        saved = np.zeros(program.sizes.shape)
+        for change, over, most in needs:
+            # of what is saved beyond the excess nothing is gained, what goes beyond a limit anew is lost
+            gain = np.minimum(-change, over) if over > 0 else np.minimum(-(change + over), 0)
+            saved += gain / (max(most, 1.0) if over <= 0 else over)
+        losses = position.losses()
+        worth = np.where((saved > 0) & np.isfinite(losses), losses / np.where(saved > 0, saved, 1), np.inf)
+        if not np.isfinite(worth).any():
+            raise LimitInfeasible("no plan was found within all limits together; loosen one of them")
+        group, option = np.unravel_index(worth.argmin(), worth.shape)
+        position.move(int(group), int(option))
 
 
-def _search(profile: Profile, choice: Choice, price: float, budget_bytes: int) -> Choice:
-    choice = choice.copy()
-    least = _GAIN * float(np.abs(profile.damage()).max())
+def _search(position: Position, price: float, budget_bytes: int) -> None:
+    least = position.tables.least
     for _ in range(_MOVES):
-        slack = budget_bytes - _used(profile, choice)
-        moves = _moves(profile, choice)
-        found = _best_single(moves, slack)
+        losses, sizes = position.losses(), position.sizes()
+        found = _best_single(position, losses, sizes, budget_bytes)
         if found is None or found[0] >= -least:
-            found = _best_pair(moves, slack, price)
+            found = _best_pair(position, losses, sizes, price, budget_bytes)
         if found is None or found[0] >= -least:
             break
-        for layer, option in found[1]:
-            choice[layer] = option
-    return choice
+        for group, option in found[1]:
+            position.move(group, option)
 
 
-def _best_single(moves: _Moves, slack: int) -> tuple[float, list[tuple[int, int]]] | None:
-    loss = np.where(moves.size <= slack, moves.loss, np.inf)
-    layer, option = np.unravel_index(loss.argmin(), loss.shape)
-    best = float(loss[layer, option])
-    return (best, [(int(layer), int(option))]) if best < 0 else None
+def _best_single(position: Position, losses: Array, sizes: Bytes, budget_bytes: int) -> tuple[float, list[tuple[int, int]]] | None:
+    loss = np.where(position.within(sizes, budget_bytes), losses, np.inf)
+    group, option = np.unravel_index(loss.argmin(), loss.shape)
+    best = float(loss[group, option])
+    return (best, [(int(group), int(option))]) if best < 0 else None
 
 
-def _best_pair(moves: _Moves, slack: int, price: float) -> tuple[float, list[tuple[int, int]]] | None:
-    """Return the best two changes of different layers among those most promising at the price of a byte."""
-    layers, menu = moves.loss.shape
-    score = (moves.loss + price * moves.size).ravel()
-    changes = np.abs(moves.effect).any(axis=0).ravel() | (moves.size.ravel() != 0)
-    score = np.where(changes, score, np.inf)
-    picked = np.argsort(score, kind="stable")[: min(_PAIR_CANDIDATES, int(changes.sum()))]
-    if len(picked) == 0:
+def _best_pair(
+    position: Position, losses: Array, sizes: Bytes, price: float, budget_bytes: int
+) -> tuple[float, list[tuple[int, int]]] | None:
+    """Return the best two changes of different groups among those most promising at the price of a byte."""
+    program, menu = position.program, losses.shape[1]
+    score = np.where(losses == 0, np.inf, losses + price * sizes).ravel()
+    same = np.flatnonzero((losses.ravel() == 0) & (sizes.ravel() != 0))
+    score[same] = price * sizes.ravel()[same]
+    useful = int(np.isfinite(score).sum())
+    if useful == 0:
         return None
-    effect = moves.effect.reshape(-1, layers * menu)[:, picked]
-    loss, size, layer = moves.loss.ravel()[picked], moves.size.ravel()[picked], picked // menu
+    count = min(_PAIR_CANDIDATES, useful)
+    picked = np.sort(np.argpartition(score, count - 1)[:count])
+    group, option = picked // menu, picked % menu
+    effect = position.effects(group, option)
+    loss, size = losses.ravel()[picked], sizes.ravel()[picked]
     pair = loss[:, None] + loss[None, :] + effect.T @ effect
-    allowed = (size[:, None] + size[None, :] <= slack) & (layer[:, None] != layer[None, :])
+    allowed = (size[:, None] + size[None, :] <= budget_bytes - position.used) & (group[:, None] != group[None, :])
+    for limit, spent in zip(program.limits, position.spent, strict=True):
+        change = limit.cost[group, option] - limit.cost[group, position.choice[group]]
+        allowed &= change[:, None] + change[None, :] <= limit.most * (1 + 1e-12) - spent
     pair = np.where(allowed, pair, np.inf)
     first, second = np.unravel_index(pair.argmin(), pair.shape)
     best = float(pair[first, second])
     if not best < 0:
         return None
-    return best, [(int(at // menu), int(at % menu)) for at in (picked[first], picked[second])]
+    return best, [(int(group[at]), int(option[at])) for at in (first, second)]
 
 
-def _fill(profile: Profile, choice: Choice, price: float, budget_bytes: int) -> Choice:
-    """Spend what is left of the budget: bytes unspent buy nothing, and a modelled rise of the loss here is within the noise."""
-    choice = choice.copy()
-    while (slack := budget_bytes - _used(profile, choice)) > FILLED * budget_bytes:
-        moves = _moves(profile, choice)
-        fits = (moves.size > 0) & (moves.size <= slack)
+def _fill(position: Position, price: float, budget_bytes: int) -> None:
+    """Spend what is left of the budget, as far as that does no harm worth the name."""
+    allowance = FILL_RISE * abs(position.program.loss(position.choice))
+    while budget_bytes - position.used > FILLED * budget_bytes:
+        losses, sizes = position.losses(), position.sizes()
+        fits = (sizes > 0) & position.within(sizes, budget_bytes) & (losses <= allowance)
         if not fits.any():
             break
-        worth = np.where(fits, moves.loss / np.maximum(moves.size, 1) - price, np.inf)
-        layer, option = np.unravel_index(worth.argmin(), worth.shape)
-        choice[layer] = option
-    return choice
+        worth = np.where(fits, losses / np.maximum(sizes, 1) - price, np.inf)
+        group, option = np.unravel_index(worth.argmin(), worth.shape)
+        allowance -= max(0.0, float(losses[group, option]))
+        position.move(int(group), int(option))

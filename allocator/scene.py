@@ -47,7 +47,7 @@ class LossModel:
         context_loss: KL divergence of the context from the original, [nats/token]; 0 where the original is the context.
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], [sqrt(nats/token)]; rank 0 where damages just add up.
-        truncation: share of the coupling's trace that the rank leaves out.
+        truncation: share of the products between layers that the rank leaves out, see `allocator.coupling`.
         tokens: probe tokens that were used.
     """
 

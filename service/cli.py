@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.console import out, print_json, print_report, reporting, set_up_logging, told_errors
-from service.errors import OutputError, RequestError
+from service import plan_cli
+from service.console import out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
+from service.errors import RequestError
+from service.files import read_text_file
 from service.settings import default_cache, quiet_libraries
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def run(
         store = StageStore(cache)
         if dry:
             plan = estimate.dry_run(request, pipeline.prepare(request, store, read_weights=False))
-            _print_pairs(plan, as_json=as_json)
+            print_pairs(plan, as_json=as_json)
             return
         check_output(out_folder)
         with reporting() as reporter:
@@ -149,41 +151,12 @@ def profile(
             "coupling_rank": measured.factor.shape[0],
             "budget_range_bytes": [low, high],
         }
-        _print_pairs(summary, as_json=as_json)
+        print_pairs(summary, as_json=as_json)
 
 
-@app.command()
-def plan(
-    profile_folder: Annotated[Path, typer.Argument(metavar="PROFILE", help="Folder that `bitwright profile` wrote.")],
-    budget: BudgetText,
-    coupling: Coupling = "full",
-    out_file: Annotated[Path, typer.Option("--out", help="New file for the plan.")] = Path("plan.json"),
-    as_json: AsJson = False,
-) -> None:
-    """Choose the fidelity of each layer for a budget, from a stored profile."""
-    with told_errors(as_json=as_json):
-        from allocator.allocate import allocate  # noqa: PLC0415
-        from allocator.budget import Budget  # noqa: PLC0415
-        from allocator.profile import Profile  # noqa: PLC0415
-        from quantizer.durable import write_whole  # noqa: PLC0415
-        from service.store import disk_errors  # noqa: PLC0415
-
-        if out_file.exists():
-            raise OutputError(f"plan file {str(out_file)!r} exists; name a new one")
-        try:
-            head, arrays = ((profile_folder / name).read_bytes() for name in ("profile.json", "profile.npz"))
-        except OSError as error:
-            raise RequestError(f"profile {str(profile_folder)!r} cannot be read: {error}") from error
-        measured = Profile.loads(head, arrays)
-        allocation = allocate(measured.with_coupling(coupling), Budget.parse(budget).weight_bytes(measured.layers))
-        with disk_errors(out_file):
-            write_whole(out_file, allocation.dumps().encode())
-        document = allocation.to_json()
-        if as_json:
-            print_json(document)
-            return
-        _print_pairs({key: value for key, value in document.items() if key != "layers"}, as_json=False)
-        out.print(f"plan: {out_file.resolve()}", markup=False)
+app.command()(plan_cli.plan)
+app.command()(plan_cli.frontier)
+app.command()(plan_cli.diff)
 
 
 @app.command()
@@ -210,7 +183,7 @@ def quantize(
         from service.store import StageStore  # noqa: PLC0415
 
         check_output(out_folder)
-        chosen = Plan.loads(_read(plan_file, "plan"))
+        chosen = Plan.loads(read_text_file(plan_file, "plan"))
         store, machine = StageStore(cache), stages.Machine.choose(device)
         found = find_model(model, store.root / "models")
         stages.check_plan(found, chosen)
@@ -223,7 +196,7 @@ def quantize(
             "plan_bytes": chosen.weight_bytes,
             "bits_per_weight": chosen.bits_per_weight,
         }
-        _print_pairs(summary, as_json=as_json)
+        print_pairs(summary, as_json=as_json)
 
 
 @app.command()
@@ -254,7 +227,7 @@ def evaluate(
         named = {str(path): path for path in checkpoints}
         with reporting() as reporter:
             scores = stages.evaluation(store, found, named, windows, default_effort().batch, machine, reporter)
-        _print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
+        print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
 
 
 @app.command()
@@ -265,7 +238,7 @@ def report(
     """Show the report of a finished run."""
     with told_errors(as_json=as_json):
         try:
-            document = json.loads(_read(folder / "report.json", "report"))
+            document = json.loads(read_text_file(folder / "report.json", "report"))
         except ValueError as error:
             raise RequestError(f"report in {str(folder)!r} is not JSON: {error}") from error
         if as_json:
@@ -279,7 +252,7 @@ def doctor(as_json: AsJson = False) -> None:
     """Say what this machine offers: versions, processor, memory, GPU, cache."""
     from service.doctor import examine  # noqa: PLC0415
 
-    _print_pairs(examine(default_cache()), as_json=as_json)
+    print_pairs(examine(default_cache()), as_json=as_json)
 
 
 def _request(
@@ -305,21 +278,6 @@ def _request(
         batch=default_effort().batch,
     )
     return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, method, seed, device)
-
-
-def _read(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{what} {str(path)!r} cannot be read: {error}") from error
-
-
-def _print_pairs(pairs: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(pairs)
-        return
-    for key, value in pairs.items():
-        out.print(f"{key}: {value}", markup=False)
 
 
 def entry() -> None:

@@ -128,6 +128,15 @@ def print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=1) + "\n")
 
 
+def print_pairs(pairs: dict[str, Any], *, as_json: bool) -> None:
+    """Print names and values on stdout, one a line or as JSON."""
+    if as_json:
+        print_json(pairs)
+        return
+    for key, value in pairs.items():
+        out.print(f"{key}: {value}", markup=False)
+
+
 def print_report(report: Report) -> None:
     """Print the summary of a report on stdout."""
     table = Table("model", "bits per weight", "layer bytes", "perplexity", "KL [nats/token]", title=f"{report['model']['name']}")

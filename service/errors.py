@@ -6,7 +6,17 @@ ServiceError
 └── StorageError   the disk is full, or a file cannot be written
 """
 
-from allocator.errors import AllocatorError, BudgetError, BudgetInfeasible, BudgetNotNeeded, ProfileError, SignalUnknown
+from allocator.errors import (
+    AllocatorError,
+    BudgetError,
+    BudgetInfeasible,
+    BudgetNotNeeded,
+    LimitInfeasible,
+    LossUnreachable,
+    ProfileError,
+    RuleError,
+    SignalUnknown,
+)
 from quantizer.errors import QuantizerError
 
 
@@ -35,8 +45,8 @@ EXIT_INTERRUPTED = 130
 KNOWN = (ServiceError, AllocatorError, QuantizerError)
 """Errors that are told in one sentence; any other is a bug and shows its traceback."""
 
-_BAD_INPUT = (RequestError, OutputError, QuantizerError, BudgetError, ProfileError, SignalUnknown)
-_IMPOSSIBLE = (BudgetInfeasible, BudgetNotNeeded, StorageError)
+_BAD_INPUT = (RequestError, OutputError, QuantizerError, BudgetError, RuleError, ProfileError, SignalUnknown)
+_IMPOSSIBLE = (BudgetInfeasible, BudgetNotNeeded, LimitInfeasible, LossUnreachable, StorageError)
 
 
 def exit_code(error: BaseException) -> int:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from allocator.allocate import Allocation
+from allocator.allocation import Allocation
 from allocator.profile import Profile
 from allocator.uniform import shares_of
 from quantizer.checkpoint import checkpoint_bytes

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -83,6 +84,38 @@ def block_chart(report: Report) -> str:
     axes.set_ylabel("bits per weight")
     axes.set_title("bars: plan   line: uniform", fontsize=8, color=_INK)
     return _svg(figure)
+
+
+def frontier_chart(rows: Sequence[dict[str, Any]]) -> str:
+    """Return predicted loss and its bound over the size of the plan, with the hull and the knees."""
+    return _svg(_frontier(rows))
+
+
+def frontier_png(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Return the same picture as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  slow to import
+
+    figure, data = _frontier(rows), io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(data, format="png", dpi=160, metadata={"Software": None})
+    return data.getvalue()
+
+
+def _frontier(rows: Sequence[dict[str, Any]]) -> "Figure":
+    figure, axes = _figure(7.2, 4.0)
+
+    def curve(name: str, chosen: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        return [row["bits_per_weight"] for row in chosen], [row[name] for row in chosen]
+
+    kl, knees = "predicted_kl_nats_per_token", [row for row in rows if row["knee"]]
+    axes.plot(*curve("bound_nats_per_token", rows), color=_UNIFORM, linewidth=1, label="proven bound")
+    axes.plot(*curve(kl, rows), color=_PLAN, linewidth=1.4, label="plan")
+    axes.scatter(*curve(kl, [row for row in rows if row["on_hull"]]), s=9, color=_PLAN, label="on the convex hull")
+    axes.scatter(*curve(kl, knees), s=70, facecolors="none", edgecolors=_INK, label="knee")
+    axes.set_xlabel("bits per weight")
+    axes.set_ylabel("predicted KL [nats/token]")
+    axes.legend(frameon=False, fontsize=8)
+    return figure
 
 
 def _axes_of(layers: dict[str, dict[str, Any]]) -> tuple[list[str], list[int]]:

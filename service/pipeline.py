@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from allocator.allocate import Allocation
+from allocator.allocation import Allocation
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
 from allocator.uniform import likely_uniform_plans

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from allocator import allocate as solver
 from allocator import profiler
-from allocator.allocate import Allocation
+from allocator.allocation import Allocation
 from allocator.menu import Menu
 from allocator.profile import Profile
 from allocator.profiler import ProfileProgress
@@ -36,6 +36,7 @@ from quantizer.source import ModelFolder, load_model, load_tokenizer
 from quantizer.text import TextSpec, make_windows, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
 from service.checks import Check, check_plans
+from service.files import read_profile
 from service.progress import Reporter
 from service.store import StageKey, StageStore, link_or_copy
 
@@ -214,16 +215,6 @@ def checks(
 
     folder = store.get(StageKey("checks", inputs), make)
     return [Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))]
-
-
-def read_profile(folder: Path) -> Profile:
-    """Return the profile in a folder.
-
-    Raises:
-        ProfileError: it is damaged.
-        OSError: its files are not there.
-    """
-    return Profile.loads((folder / "profile.json").read_bytes(), (folder / "profile.npz").read_bytes())
 
 
 def plan(store: StageStore, measured: Profile, budget_bytes: int) -> Allocation:

@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands` or `plans`."""
+    """Return the stored rows of `runs`, `commands`, `plans` or `whatif`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -77,12 +77,37 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{quality['kl_nats_per_token']:.3f} ± {quality['kl_stderr']:.3f} ({quality['perplexity']:.1f}{ratio})"
 
 
+def whatif_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of what-ifs, in Markdown; later rows replace earlier ones."""
+    heads = (
+        *("profile", "groups x fidelities, rank", "p50 [ms]", "p99 [ms]", "gap p50", "gap p99", "first [ms]", "ready [s]"),
+        *("frontier of 100 [s]", "CVXPY anew [ms]"),
+    )
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for row in {row["problem"]: row for row in rows}.values():
+        cells = (
+            row["problem"],
+            f"{row['groups']} x {row['fidelities']}, {row['rank']}",
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['gap_p50']:.2%}",
+            f"{row['gap_p99']:.2%}",
+            f"{row['first_ms']:.0f}",
+            f"{row['prepare_seconds']:.1f}",
+            f"{row['frontier_seconds']:.2f}",
+            f"{row['cvxpy_anew_ms']:.0f} (x {row['cvxpy_anew_ms'] / row['p50_ms']:.0f})",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
         "commands": commands_table(rows("commands")),
         "results": results_table(rows("runs")),
         "plans": plans_table(rows("plans")),
+        "whatif": whatif_table(rows("whatif")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

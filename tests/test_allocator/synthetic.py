@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from hypothesis import settings
+from numpy.typing import NDArray
 
 from allocator.profile import Profile
 from quantizer.fidelity import Fidelity
@@ -115,3 +117,31 @@ def budget_at(profile: Profile, share: float) -> int:
     """Return the budget at a share of the way from the smallest to the largest plan."""
     low, high = byte_ends(profile)
     return low + round(share * (high - low))
+
+
+def decoder_layers(kinds: Sequence[str], blocks: int) -> tuple[LayerSpec, ...]:
+    """Return layers called as those of a decoder are: `model.layers.0.self_attn.q_proj`, all kinds in each block."""
+    return tuple(
+        LayerSpec(f"model.layers.{block}.{kind}", block, kind, *SHAPES[(block + at) % len(SHAPES)])
+        for block in range(blocks)
+        for at, kind in enumerate(kinds)
+    )
+
+
+def make_decoder_profile(seed: int, kinds: Sequence[str], blocks: int, **options: Any) -> Profile:
+    """Return a made-up profile, see `make_profile`, of layers that are called as those of a decoder are."""
+    layers = decoder_layers(kinds, blocks)
+    return replace(make_profile(seed, layers=len(layers), **options), layers=layers)
+
+
+def every_plan(profile: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return (menu indices [N, L], bytes [N], losses [N]) of all plans of a small profile, as its docstring defines the loss."""
+    layers, menu = profile.linear.shape
+    choices = np.indices((menu,) * layers).reshape(layers, -1).T
+    rows = np.arange(layers)
+    effect = profile.factor.reshape(-1, layers, menu)[:, rows, choices].sum(axis=2)
+    losses = profile.context_loss + profile.linear[rows, choices].sum(axis=1) + np.square(effect).sum(axis=0) / 2
+    sizes = [
+        [option.weight_bytes(layer.out_features, layer.in_features) for option in profile.fidelities] for layer in profile.layers
+    ]
+    return choices, np.array(sizes)[rows, choices].sum(axis=1), losses

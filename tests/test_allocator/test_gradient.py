@@ -61,9 +61,10 @@ def test_damage_is_the_mean_product_and_half_the_fisher_term(found: LossModel, e
 def test_the_coupling_is_the_gram_matrix_of_the_samples(found: LossModel, exact: Array) -> None:
     ends = found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, [0, -1]].reshape(len(found.factor), -1)
     expected = 32 * exact @ exact.T / exact.shape[1]
-    assert np.linalg.norm(ends.T @ ends - expected) < 5e-3 * np.linalg.norm(expected)
-    assert len(found.factor) <= exact.shape[1]  # as many directions as windows
-    assert 0 <= found.truncation < 1e-3
+    apart = np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0  # a layer's own products stand in the linear term
+    off = np.linalg.norm((ends.T @ ends - expected)[apart]) / np.linalg.norm(expected[apart])
+    assert off < 0.02
+    assert found.truncation == pytest.approx(off, abs=2e-3)
 
 
 def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_changes_sum_to(found: LossModel, exact: Array) -> None:
@@ -75,7 +76,6 @@ def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_chan
         effect = found.factor @ share.ravel()
         total = share[:, [0, -1]].ravel() @ exact
         second = 32 * np.square(total).mean() / 2
-        assert effect @ effect / 2 == pytest.approx(second, rel=0.02)
         assert (found.linear * share).sum() + effect @ effect / 2 == pytest.approx(total.mean() + second, rel=0.02, abs=1e-5)
 
 

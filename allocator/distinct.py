@@ -1,0 +1,80 @@
+"""Plans of few distinct fidelities: which parts of the menu are worth solving for, and a bound for all others.
+
+For every part S of the menu the Lagrangian at a mix x0 and a price p, see `allocator.certificate`, bounds the loss of the plans
+that use nothing but S. All parts are bounded at a few prices, in one pass; the best are solved.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allocator.compiled import Relaxed
+from allocator.errors import RuleError
+from allocator.program import Program
+
+EXAMINED = 12
+"""Parts of the menu that are solved."""
+
+LARGEST = 20_000
+"""Parts of the menu that are bounded at most."""
+
+_PRICES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0)
+"""Where parts are bounded, in units of the price of a byte with the whole menu."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """A part of the menu.
+
+    Attributes:
+        allowed: bool [K].
+        bound: loss that no plan of it can be below, [nats/token].
+        examined: whether it is among the most promising ones.
+    """
+
+    allowed: NDArray[np.bool_]
+    bound: float
+    examined: bool
+
+
+def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_distinct: int) -> Iterator[Subset]:
+    """Yield every part of the menu with `most_distinct` fidelities that some plan within the budget uses, lowest bound first.
+
+    Args:
+        program: with the whole menu.
+        whole: its relaxed solution at the budget.
+        budget_bytes: the budget.
+        most_distinct: how many fidelities a plan may use.
+
+    Raises:
+        RuleError: the menu has too many parts of this size.
+    """
+    menu = program.sizes.shape[1]
+    count = min(most_distinct, menu)
+    if comb(menu, count) > LARGEST:
+        raise RuleError(f"a menu of {menu} has {comb(menu, count)} parts of {count}; at most {LARGEST} are looked at")
+    effect = program.effect(whole.share)
+    gradient, constant = program.gradient(effect), program.constant - float(effect @ effect) / 2
+    for limit, price in zip(program.limits, whole.limit_prices, strict=True):
+        gradient, constant = gradient + price * limit.cost, constant - price * limit.most
+    gradient = np.where(program.allowed, gradient, np.inf)
+    bounds: list[tuple[float, tuple[int, ...]]] = []
+    sizes = np.where(program.allowed, program.sizes, np.iinfo(np.int64).max // program.groups)
+    for part in combinations(range(menu), count):
+        columns = list(part)
+        if int(sizes[:, columns].min(axis=1).sum()) > budget_bytes:
+            continue
+        found = max(
+            float((gradient[:, columns] + price * program.sizes[:, columns]).min(axis=1).sum()) - price * budget_bytes
+            for price in (factor * whole.price for factor in _PRICES)
+        )
+        if np.isfinite(found):
+            bounds.append((constant + found, part))
+    for place, (bound, part) in enumerate(sorted(bounds)):
+        allowed = np.zeros(menu, dtype=np.bool_)
+        allowed[list(part)] = True
+        yield Subset(allowed, bound, place < EXAMINED)

@@ -1,0 +1,112 @@
+"""What a user demands of single layers: pins, what is forbidden, and floors. Read in order; the last rule wins.
+
+    *.down_proj=int4g128        the fidelity of these layers; a pattern such as int4* leaves a choice
+    model.layers.0.*!=int2*     what these layers must not have
+    *.self_attn.*>=3            average code bits at least, scales not counted; <= is at most
+
+Each rule narrows what the rules before it left. Where nothing would be left, it replaces them. A rule that names one of several
+tied layers holds for all of them.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+from numpy.typing import NDArray
+
+from allocator.errors import RuleError
+from allocator.ties import matching
+from quantizer.fidelity import Fidelity
+from quantizer.plan import LayerSpec
+
+_RULE = re.compile(r"\s*(?P<pattern>[^=!<>\s]+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One demand.
+
+    Attributes:
+        pattern: which layers, in shell style.
+        relation: `=`, `!=`, `>=` or `<=`.
+        value: a pattern of fidelity names, or a number of bits.
+    """
+
+    pattern: str
+    relation: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Rule":
+        """Return the rule written as `text`, see the module.
+
+        Raises:
+            RuleError: it has another form.
+        """
+        match = _RULE.fullmatch(text)
+        if match is None:
+            raise RuleError(f"rule {text!r}: write PATTERN=FIDELITY, PATTERN!=FIDELITY, PATTERN>=BITS or PATTERN<=BITS")
+        rule = cls(match["pattern"], match["relation"], match["value"])
+        if rule.relation in (">=", "<="):
+            try:
+                float(rule.value)
+            except ValueError:
+                raise RuleError(f"rule {text!r}: {rule.value!r} is not a number of bits") from None
+        return rule
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads back."""
+        return f"{self.pattern}{self.relation}{self.value}"
+
+    def admits(self, fidelity: Fidelity) -> bool:
+        """Return whether the rule lets a layer that it names have this fidelity."""
+        if self.relation == "=":
+            return fnmatchcase(fidelity.name, self.value)
+        if self.relation == "!=":
+            return not fnmatchcase(fidelity.name, self.value)
+        bits = code_bits(fidelity)
+        return bits >= float(self.value) if self.relation == ">=" else bits <= float(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What rules leave to each group.
+
+    Attributes:
+        allowed: bool [G, K], at least one in each row.
+        decided_by: the last rule that narrowed or replaced a group's choice, or None, [G].
+    """
+
+    allowed: NDArray[np.bool_]
+    decided_by: tuple[Rule | None, ...]
+
+
+def code_bits(fidelity: Fidelity) -> float:
+    """Return the average width of a fidelity's codes, scales and zero points not counted."""
+    return fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo)
+
+
+def decide(
+    layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], groups: Sequence[Sequence[int]], rules: Sequence[Rule]
+) -> Decision:
+    """Apply rules in order.
+
+    Raises:
+        RuleError: a rule names no layer, or admits no fidelity of the menu.
+    """
+    allowed = np.ones((len(groups), len(fidelities)), dtype=np.bool_)
+    decided_by: list[Rule | None] = [None] * len(groups)
+    group_of = {at: index for index, group in enumerate(groups) for at in group}
+    for rule in rules:
+        admitted = np.array([rule.admits(fidelity) for fidelity in fidelities])
+        if not admitted.any():
+            menu = ", ".join(fidelity.name for fidelity in fidelities)
+            raise RuleError(f"rule {str(rule)!r} leaves no fidelity of the menu: {menu}")
+        for group in sorted({group_of[at] for at in matching(layers, rule.pattern)}):
+            both = allowed[group] & admitted
+            left = both if both.any() else admitted
+            if (left != allowed[group]).any():
+                allowed[group], decided_by[group] = left, rule
+    return Decision(allowed, tuple(decided_by))

@@ -1,0 +1,47 @@
+"""Files that a user names on the command line: read with a clear error, written whole or not at all, never over another."""
+
+from pathlib import Path
+
+from allocator.profile import Profile
+from quantizer.durable import write_whole
+from service.errors import OutputError, RequestError
+from service.store import disk_errors
+
+
+def read_text_file(path: Path, what: str) -> str:
+    """Return the text of a file; `what` names it in the error.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{what} {str(path)!r} cannot be read: {error}") from error
+
+
+def read_profile(folder: Path) -> Profile:
+    """Return the profile in a folder that `bitwright profile` wrote.
+
+    Raises:
+        RequestError: a file cannot be read.
+        ProfileError: the files are damaged.
+    """
+    try:
+        head, arrays = ((folder / name).read_bytes() for name in ("profile.json", "profile.npz"))
+    except OSError as error:
+        raise RequestError(f"profile {str(folder)!r} cannot be read: {error}") from error
+    return Profile.loads(head, arrays)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        OutputError: it is there.
+        StorageError: it cannot be written.
+    """
+    if path.exists():
+        raise OutputError(f"file {str(path)!r} exists; name a new one")
+    with disk_errors(path):
+        write_whole(path, data)

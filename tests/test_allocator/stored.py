@@ -1,0 +1,13 @@
+"""Real profiles that are kept in the repository, as `bitwright profile` wrote them."""
+
+from pathlib import Path
+
+from allocator.profile import Profile
+
+FOLDER = Path(__file__).parents[1] / "profiles"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+
+
+def stored_profile(name: str) -> Profile:
+    """Return the profile with this name in tests/profiles."""
+    return Profile.loads((FOLDER / f"{name}.json").read_bytes(), (FOLDER / f"{name}.npz").read_bytes())
