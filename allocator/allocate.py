@@ -1,7 +1,7 @@
 """The one verb of the allocator: from a profile and a budget to a plan."""
 
 from allocator.allocation import Allocation
-from allocator.constraints import Constraints
+from allocator.constraints import FREE, Constraints
 from allocator.profile import Profile
 from allocator.whatif import WhatIf
 
@@ -9,7 +9,7 @@ METHOD = "curve-local-1"
 """Names what this module and those below it compute; a change of their results gets a new name."""
 
 
-def allocate(profile: Profile, budget_bytes: int, constraints: Constraints | None = None) -> Allocation:
+def allocate(profile: Profile, budget_bytes: int, constraints: Constraints = FREE) -> Allocation:
     """Return the plan of least modelled loss that fits `budget_bytes` and respects the constraints, see `WhatIf.plan`.
 
     Raises:

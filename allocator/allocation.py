@@ -34,7 +34,7 @@ class Allocation:
         price: modelled loss that one more byte would save, [nats/token/byte].
         limits: use of further limits.
         decided_by: the rule that decided each layer, empty where none did; empty altogether where there are no rules.
-        status: `solved`, or `inaccurate` where the solver stopped early and the bound is weaker than it could be.
+        status: `solved`, or `inaccurate` where the solver stopped early, so that plan or bound may be worse than they could be.
         solver: name and version.
         notes: what the caller should know, in sentences.
     """
@@ -62,9 +62,9 @@ class Allocation:
         return self.budget_bytes - self.weight_bytes
 
     def replaced_by(self, plan: Plan, profile: Profile) -> "Allocation":
-        """Return an allocation that delivers another plan for the same budget."""
+        """Return an allocation that delivers another plan for the same budget, without word of further limits and rules."""
         loss = profile.loss_of_shares(shares_of(profile, plan))
-        return replace(self, plan=plan, weight_bytes=plan.weight_bytes, predicted_loss=loss)
+        return replace(self, plan=plan, weight_bytes=plan.weight_bytes, predicted_loss=loss, limits=(), decided_by=())
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan's JSON with the solver's findings beside it; `Plan.from_json` reads the plan back."""

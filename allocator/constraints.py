@@ -3,9 +3,9 @@
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fnmatch import fnmatchcase
-from typing import TextIO
+from math import inf, nan
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -43,11 +43,13 @@ class Pool:
         """
         name, colon, rest = text.partition(":")
         pattern, equals, size = rest.rpartition("=")
-        if not (name and colon and pattern and equals):
+        if not (name.strip() and colon and pattern.strip() and equals):
             raise RuleError(f"pool {text!r}: write NAME:PATTERN=SIZE, such as 'gpu0:model.layers.[0-9].*=40MB'")
         budget = Budget.parse(size)
         if budget.unit == "bpw":
             raise RuleError(f"pool {text!r}: give its size in bytes, such as 40MB")
+        if budget.weight_bytes(()) < 1:
+            raise RuleError(f"pool {text!r} holds no byte")
         return cls(name.strip(), pattern.strip(), budget.weight_bytes(()))
 
 
@@ -68,15 +70,17 @@ class LatencyTable:
         Raises:
             RuleError: a column is missing, or a time is not a number of at least 0.
         """
-        rows = []
-        for number, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                layer, fidelity, time = row["layer"].strip(), row["fidelity"].strip(), Decimal(row["latency_us"].strip())
-            except (KeyError, AttributeError, ArithmeticError) as err:
-                raise RuleError(f"latency table, line {number}: columns layer, fidelity and latency_us are needed") from err
-            if not time.is_finite() or time < 0:
-                raise RuleError(f"latency table, line {number}: {time} is not a time in microseconds")
-            rows.append((layer, fidelity, float(time)))
+        rows, number = [], 1
+        try:
+            lines = csv.reader(file)
+            names = [name.strip().lstrip("\ufeff") for name in next(lines, [])]
+            places = [names.index(name) for name in ("layer", "fidelity", "latency_us")]
+            for number, line in enumerate(lines, start=2):
+                if line:
+                    layer, fidelity, time = (line[place].strip() for place in places)
+                    rows.append((layer, fidelity, _microseconds(time, number)))
+        except (ValueError, IndexError, csv.Error) as err:
+            raise RuleError(f"latency table, line {number}: columns layer, fidelity and latency_us are needed ({err})") from err
         return cls(tuple(rows))
 
     def latency_us(self, layer: LayerSpec, fidelity: Fidelity) -> float:
@@ -122,13 +126,25 @@ class Constraints:
         """Refuse what no plan could respect."""
         if (self.latency is None) != (self.most_latency_us is None):
             raise RuleError("a latency limit needs both a table of times and the most microseconds")
-        if self.most_latency_us is not None and not self.most_latency_us > 0:
+        if self.most_latency_us is not None and not 0 < self.most_latency_us < inf:
             raise RuleError(f"latency limit {self.most_latency_us}: give a positive number of microseconds")
         if self.most_distinct is not None and self.most_distinct < 1:
             raise RuleError(f"at most {self.most_distinct} distinct fidelities: give 1 or more")
         names = [pool.name for pool in self.pools]
         if len(set(names)) != len(names):
             raise RuleError(f"pools {', '.join(names)}: each needs a name of its own")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the demands as JSON values, as a user states them; of a table of times its limit only."""
+        return {
+            "target": self.target,
+            "ties": list(self.ties),
+            "untied": list(self.untied),
+            "rules": [str(rule) for rule in self.rules],
+            "pools": {pool.name: {"pattern": pool.pattern, "most_bytes": pool.most_bytes} for pool in self.pools},
+            "most_latency_us": self.most_latency_us,
+            "most_distinct": self.most_distinct,
+        }
 
     def uses_of(self, plan: Plan) -> list[tuple[str, str, float, float]]:
         """Return (name, unit, used, most) of each limit for a plan, whatever its fidelities.
@@ -144,6 +160,20 @@ class Constraints:
             times = [self.latency.latency_us(layer, fidelity) for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)]
             found.append(("latency", "us", float(sum(times)), self.most_latency_us))
         return found
+
+
+def _microseconds(text: str, line: int) -> float:
+    try:
+        time = float(text)
+    except ValueError:
+        time = nan
+    if not 0 <= time < inf:
+        raise RuleError(f"latency table, line {line}: {text[:40]!r} is not a time in microseconds")
+    return time
+
+
+FREE = Constraints()
+"""No demands beside the budget."""
 
 
 def limits_of(

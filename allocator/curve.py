@@ -14,7 +14,7 @@ import numpy as np
 from allocator.certificate import best_price
 from allocator.compiled import ACCURACY, SOLVER, CompiledProgram, Relaxed, Start
 from allocator.hull import Hull
-from allocator.limits import smallest_mix
+from allocator.limits import smallest_choice
 from allocator.profile import Array
 from allocator.program import Program
 
@@ -26,7 +26,7 @@ class Curve(Protocol):
     """The relaxed optima of a program for all budgets.
 
     Attributes:
-        smallest_bytes: the smallest budget that a mix fits.
+        smallest_bytes: the smallest budget that a choice within all limits fits.
         largest_bytes: bytes of the largest choice; a larger budget is as good as that.
         solver: what solves, and its version.
         solves: at how many budgets it was run.
@@ -60,7 +60,7 @@ def curve_of(program: Program) -> Curve:
     """Return the curve of a program; nothing is solved yet.
 
     Raises:
-        LimitInfeasible: no mix is within the further limits, whatever the budget.
+        LimitInfeasible: no choice is within the further limits, whatever the budget.
         SolverFailed: the solver refuses the program.
     """
     return SolvedCurve(program) if program.rank or program.limits else ExactCurve(program)
@@ -102,7 +102,7 @@ class SolvedCurve:
         """Set the solver up.
 
         Raises:
-            LimitInfeasible: no mix is within the further limits, whatever the budget.
+            LimitInfeasible: no choice is within the further limits, whatever the budget.
             SolverFailed: the solver refuses the program.
         """
         self._program = program
@@ -110,8 +110,9 @@ class SolvedCurve:
         self.smallest_bytes, self.largest_bytes = program.byte_range()
         self._smallest = smallest_share(program)
         if program.limits:
-            self._smallest = smallest_mix(program)
-            self.smallest_bytes = int(np.ceil((program.sizes * self._smallest).sum() - 1e-6))
+            choice = smallest_choice(program)
+            self._smallest = np.eye(program.sizes.shape[1])[choice]
+            self.smallest_bytes = program.used_bytes(choice)
         self._compiled = CompiledProgram(program)
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 
 from allocator.errors import ProfileError
 from allocator.profile import Profile
+from allocator.rules import decide
 from allocator.uniform import shares_of
 from allocator.whatif import WhatIf
 from quantizer.plan import LayerSpec, Plan
@@ -171,18 +172,23 @@ def _broken_ties(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
         names = sorted({plan.fidelities[at].name for at in group})
         if len(names) > 1:
             members = ", ".join(plan.layers[at].name for at in group[:4]) + (", ..." if len(group) > 4 else "")  # noqa: PLR2004
-            found.append(f"{members} must agree for {whatif.constraints.target}; they have {', '.join(names)}")
+            found.append(f"{members} must agree{_for_target(whatif)}; they have {', '.join(names)}")
     return tuple(found)
 
 
+def _for_target(whatif: WhatIf) -> str:
+    return "" if whatif.constraints.target == "transformers" else f" for {whatif.constraints.target}"
+
+
 def _broken_rules(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
-    found = []
-    for group, rule, allowed in zip(whatif.program.members, whatif.decision.decided_by, whatif.decision.allowed, strict=True):
-        names = [fidelity.name for fidelity, fine in zip(whatif.profile.fidelities, allowed, strict=True) if fine]
-        for at in group if rule is not None else ():
-            name = plan.fidelities[at].name
-            if name not in names:
-                found.append(f"{plan.layers[at].name} has {name}; rule {str(rule)!r} leaves {', '.join(names)}")
+    rules, groups, found = whatif.constraints.rules, whatif.program.members, []
+    menu = tuple(dict.fromkeys((*whatif.profile.fidelities, *plan.fidelities)))  # a rule may admit what is off the menu
+    decision = decide(plan.layers, menu, groups, rules)
+    for index, group in enumerate(groups):
+        for at in group:
+            rule = int(decision.removed_by[index, menu.index(plan.fidelities[at])])
+            if rule >= 0:
+                found.append(f"{plan.layers[at].name} has {plan.fidelities[at].name}, against the rule {str(rules[rule])!r}")
     distinct, most = len(set(plan.fidelities)), whatif.constraints.most_distinct
     if most is not None and distinct > most:
         found.append(f"{distinct} distinct fidelities; at most {most} were asked for")

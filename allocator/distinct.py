@@ -41,6 +41,25 @@ class Subset:
     examined: bool
 
 
+def smallest_of_few(program: Program, most_distinct: int) -> int | None:
+    """Return the bytes of the smallest choice of at most `most_distinct` fidelities, or None where the rules leave none.
+
+    Raises:
+        RuleError: the menu has too many parts of this size.
+    """
+    sizes = np.where(program.allowed, program.sizes, np.inf)
+    found = min(float(sizes[:, list(part)].min(axis=1).sum()) for part in _parts(program, most_distinct))
+    return int(found) if np.isfinite(found) else None
+
+
+def _parts(program: Program, most_distinct: int) -> Iterator[tuple[int, ...]]:
+    menu = program.sizes.shape[1]
+    count = min(most_distinct, menu)
+    if comb(menu, count) > LARGEST:
+        raise RuleError(f"a menu of {menu} has {comb(menu, count)} parts of {count}; at most {LARGEST} are looked at")
+    return combinations(range(menu), count)
+
+
 def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_distinct: int) -> Iterator[Subset]:
     """Yield every part of the menu with `most_distinct` fidelities that some plan within the budget uses, lowest bound first.
 
@@ -53,10 +72,6 @@ def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_dis
     Raises:
         RuleError: the menu has too many parts of this size.
     """
-    menu = program.sizes.shape[1]
-    count = min(most_distinct, menu)
-    if comb(menu, count) > LARGEST:
-        raise RuleError(f"a menu of {menu} has {comb(menu, count)} parts of {count}; at most {LARGEST} are looked at")
     effect = program.effect(whole.share)
     gradient, constant = program.gradient(effect), program.constant - float(effect @ effect) / 2
     for limit, price in zip(program.limits, whole.limit_prices, strict=True):
@@ -64,7 +79,7 @@ def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_dis
     gradient = np.where(program.allowed, gradient, np.inf)
     bounds: list[tuple[float, tuple[int, ...]]] = []
     sizes = np.where(program.allowed, program.sizes, np.iinfo(np.int64).max // program.groups)
-    for part in combinations(range(menu), count):
+    for part in _parts(program, most_distinct):
         columns = list(part)
         if int(sizes[:, columns].min(axis=1).sum()) > budget_bytes:
             continue
@@ -75,6 +90,6 @@ def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_dis
         if np.isfinite(found):
             bounds.append((constant + found, part))
     for place, (bound, part) in enumerate(sorted(bounds)):
-        allowed = np.zeros(menu, dtype=np.bool_)
+        allowed = np.zeros(program.sizes.shape[1], dtype=np.bool_)
         allowed[list(part)] = True
         yield Subset(allowed, bound, place < EXAMINED)

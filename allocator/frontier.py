@@ -37,7 +37,7 @@ def budgets_between(low_bytes: int, high_bytes: int, count: int) -> list[int]:
 
 
 def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
-    """Return the plans of several budgets by rising size, those that are worse than a smaller one left out.
+    """Return the plans of several budgets by rising size; where a smaller plan is better, it stands for the larger budget too.
 
     Raises:
         BudgetInfeasible: no plan fits the smallest of them.
@@ -49,10 +49,10 @@ def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
         if found and allocation.predicted_loss > found[-1].predicted_loss:
             # a smaller plan fits this budget too, and is better
             kept = found[-1]
-            allocation = replace(
-                kept, budget_bytes=budget, bound=min(kept.bound, allocation.bound), price=allocation.price, notes=allocation.notes
-            )
+            allocation = replace(kept, budget_bytes=budget, bound=allocation.bound, price=allocation.price, notes=allocation.notes)
         found.append(allocation)
+    for at in range(len(found) - 2, -1, -1):  # what no plan within a larger budget is below, none within a smaller one is
+        found[at] = replace(found[at], bound=max(found[at].bound, found[at + 1].bound))
     sizes = np.array([allocation.weight_bytes for allocation in found], dtype=np.float64)
     losses = np.array([allocation.predicted_loss for allocation in found])
     hull, bends = set(hull_of(sizes, losses)), set(knees_of(sizes, losses))

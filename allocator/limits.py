@@ -1,22 +1,24 @@
-"""Further limits of a plan beside its bytes, and whether anything is within them."""
+"""Whether anything is within further limits, and what is: a small integer program, solved by HiGHS."""
 
 import numpy as np
 
 from allocator.errors import LimitInfeasible
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.program import Choice, Program
+
+_SECONDS = 10.0
+"""Time that the integer program is given; it takes milliseconds unless limits are very tight."""
+
+_FIRST = 1e-9
+"""Relative gap at which the smallest choice counts as found; a plan within limits is found at the first that is."""
 
 
-def smallest_mix(program: Program) -> Array:
-    """Return the mix [G, K] of least bytes within the further limits: a linear program.
+def smallest_choice(program: Program) -> Choice:
+    """Return the choice of least bytes within the further limits.
 
     Raises:
         LimitInfeasible: there is none; names the limit that cannot be met, or all of them.
     """
-    from scipy import sparse  # noqa: PLC0415  most programs have no further limit
-    from scipy.optimize import linprog  # noqa: PLC0415
-
-    groups, menu = program.sizes.shape
     for limit in program.limits:
         least = float(np.where(program.allowed, limit.cost, np.inf).min(axis=1).sum())
         if least > limit.most * (1 + 1e-12):
@@ -24,17 +26,40 @@ def smallest_mix(program: Program) -> Array:
                 f"limit {limit.name!r} of {limit.most:.10g} {limit.unit} cannot be met: the least that a plan can use is "
                 f"{least:.10g} {limit.unit}"
             )
-    units = [float(limit.cost.max()) or 1.0 for limit in program.limits]
-    found = linprog(
-        program.sizes.ravel() / program.sizes.max(),
-        A_ub=np.stack([limit.cost.ravel() / unit for limit, unit in zip(program.limits, units, strict=True)]),
-        b_ub=[limit.most / unit for limit, unit in zip(program.limits, units, strict=True)],
-        A_eq=sparse.kron(sparse.eye(groups), np.ones((1, menu)), format="csr"),
-        b_eq=np.ones(groups),
-        bounds=np.stack([np.zeros(groups * menu), program.allowed.ravel()], axis=1),
-        method="highs",
-    )
-    if not found.success:
+    found = _solve(program, program.sizes / program.sizes.max(), None, _FIRST)
+    if found is None:
         names = ", ".join(repr(limit.name) for limit in program.limits)
-        raise LimitInfeasible(f"limits {names} cannot be met together: {found.message}")
-    return np.asarray(found.x.reshape(groups, menu).clip(0, 1), dtype=np.float64)
+        raise LimitInfeasible(f"limits {names} cannot be met together; loosen one of them")
+    return found
+
+
+def choice_within(program: Program, cost: Array, budget_bytes: int) -> Choice | None:
+    """Return a choice within the budget and all limits, of little `cost` [G, K], or None where none was found."""
+    return _solve(program, cost / (float(np.abs(cost).max()) or 1.0), budget_bytes, 0.01)
+
+
+def _solve(program: Program, cost: Array, budget_bytes: int | None, gap: float) -> Choice | None:
+    from scipy import sparse  # noqa: PLC0415  most programs have no further limit
+    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
+
+    groups, menu = program.sizes.shape
+    rows = [(limit.cost, limit.most) for limit in program.limits]
+    if budget_bytes is not None:
+        rows.append((program.sizes.astype(np.float64), float(budget_bytes)))
+    units = [float(row.max()) or 1.0 for row, _ in rows]
+    within = np.stack([row.ravel() / unit for (row, _), unit in zip(rows, units, strict=True)])
+    most = [amount / unit for (_, amount), unit in zip(rows, units, strict=True)]
+    sums = sparse.kron(sparse.eye(groups), np.ones((1, menu)), format="csr")
+    found = milp(
+        cost.ravel(),
+        integrality=np.ones(groups * menu),
+        bounds=Bounds(0, program.allowed.ravel().astype(np.float64)),
+        constraints=[LinearConstraint(sums, 1, 1), LinearConstraint(within, -np.inf, most)],
+        options={"time_limit": _SECONDS, "mip_rel_gap": gap},
+    )
+    if found.x is None:
+        return None
+    choice = found.x.reshape(groups, menu).argmax(axis=1).astype(np.int64)
+    places = np.arange(groups)
+    exact = all(row[places, choice].sum() <= amount * (1 + 1e-12) for row, amount in rows)  # HiGHS allows a millionth more
+    return choice if exact else None

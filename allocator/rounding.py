@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.errors import LimitInfeasible
+from allocator.limits import choice_within
 from allocator.profile import Array
 from allocator.program import Bytes, Choice, Program
 
@@ -73,10 +74,19 @@ class Rounder:
         """
         first = np.where(self.program.allowed, share, -1).argmax(axis=1).astype(np.int64)
         position = Position(self.program, first, self._tables)
-        _repair(position, budget_bytes)
+        if not _repair(position, budget_bytes):
+            position = Position(self.program, self._within(share, budget_bytes), self._tables)
         _search(position, price, budget_bytes)
         _fill(position, price, budget_bytes)
         return position.choice
+
+    def _within(self, share: Array, budget_bytes: int) -> Choice:
+        """Return a choice within all limits, of little loss where the loss is taken to be linear around the mix."""
+        program = self.program
+        found = choice_within(program, program.gradient(program.effect(share)), budget_bytes)
+        if found is None:
+            raise LimitInfeasible("no plan was found within the budget and all limits together; loosen one of them")
+        return found
 
 
 class Position:
@@ -137,8 +147,8 @@ class Position:
         return np.asarray(np.einsum("rnd,nd->rn", self.program.base[:, groups], steps), dtype=np.float64)
 
 
-def _repair(position: Position, budget_bytes: int) -> None:
-    """Lower groups, least loss for what is saved first, until all limits hold."""
+def _repair(position: Position, budget_bytes: int) -> bool:
+    """Lower groups, least loss for what is saved first, until all limits hold; return whether they do."""
     program, rows = position.program, np.arange(position.program.groups)
     tried: set[bytes] = set()
     while True:
@@ -149,10 +159,10 @@ def _repair(position: Position, budget_bytes: int) -> None:
             change = limit.cost - limit.cost[rows, position.choice][:, None]
             needs.append((change, float(spent - limit.most * (1 + 1e-12)), limit.most))
         if all(over <= 0 for _, over, _ in needs):
-            return
+            return True
         key = position.choice.tobytes()
         if key in tried or len(tried) > _MOVES:
-            raise LimitInfeasible("no plan was found within all limits together; loosen one of them")
+            return False
         tried.add(key)
         saved = np.zeros(program.sizes.shape)
         for change, over, most in needs:
@@ -162,7 +172,7 @@ def _repair(position: Position, budget_bytes: int) -> None:
         losses = position.losses()
         worth = np.where((saved > 0) & np.isfinite(losses), losses / np.where(saved > 0, saved, 1), np.inf)
         if not np.isfinite(worth).any():
-            raise LimitInfeasible("no plan was found within all limits together; loosen one of them")
+            return False
         group, option = np.unravel_index(worth.argmin(), worth.shape)
         position.move(int(group), int(option))
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isfinite, nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,11 @@ from allocator.ties import matching
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec
 
-_RULE = re.compile(r"\s*(?P<pattern>[^=!<>\s]+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*")
+_RULE = re.compile(r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*")
+
+
+_SAME_BITS = 1e-6
+_NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,11 @@ class Rule:
         rule = cls(match["pattern"], match["relation"], match["value"])
         if rule.relation in (">=", "<="):
             try:
-                float(rule.value)
+                bits = float(rule.value)
             except ValueError:
-                raise RuleError(f"rule {text!r}: {rule.value!r} is not a number of bits") from None
+                bits = nan
+            if not isfinite(bits):
+                raise RuleError(f"rule {text!r}: {rule.value!r} is not a number of bits")
         return rule
 
     def __str__(self) -> str:
@@ -66,8 +73,8 @@ class Rule:
             return fnmatchcase(fidelity.name, self.value)
         if self.relation == "!=":
             return not fnmatchcase(fidelity.name, self.value)
-        bits = code_bits(fidelity)
-        return bits >= float(self.value) if self.relation == ">=" else bits <= float(self.value)
+        above = code_bits(fidelity) - float(self.value)
+        return above >= -_SAME_BITS if self.relation == ">=" else above <= _SAME_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +84,12 @@ class Decision:
     Attributes:
         allowed: bool [G, K], at least one in each row.
         decided_by: the last rule that narrowed or replaced a group's choice, or None, [G].
+        removed_by: index of the rule that took a fidelity away from a group; -1 where it is allowed, int64 [G, K].
     """
 
     allowed: NDArray[np.bool_]
     decided_by: tuple[Rule | None, ...]
+    removed_by: NDArray[np.int64]
 
 
 def code_bits(fidelity: Fidelity) -> float:
@@ -98,8 +107,9 @@ def decide(
     """
     allowed = np.ones((len(groups), len(fidelities)), dtype=np.bool_)
     decided_by: list[Rule | None] = [None] * len(groups)
+    removed_by = np.full(allowed.shape, _NONE, dtype=np.int64)
     group_of = {at: index for index, group in enumerate(groups) for at in group}
-    for rule in rules:
+    for index, rule in enumerate(rules):
         admitted = np.array([rule.admits(fidelity) for fidelity in fidelities])
         if not admitted.any():
             menu = ", ".join(fidelity.name for fidelity in fidelities)
@@ -108,5 +118,7 @@ def decide(
             both = allowed[group] & admitted
             left = both if both.any() else admitted
             if (left != allowed[group]).any():
+                removed_by[group, allowed[group] & ~left] = index
+                removed_by[group, left] = _NONE
                 allowed[group], decided_by[group] = left, rule
-    return Decision(allowed, tuple(decided_by))
+    return Decision(allowed, tuple(decided_by), removed_by)

@@ -3,28 +3,49 @@
 Nothing here imports torch or CVXPY: the page, the API and the command line answer from it at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from allocator.allocation import Allocation, LimitUse
 from allocator.compiled import ACCURACY, Relaxed
-from allocator.constraints import Constraints, limits_of
-from allocator.curve import Curve, curve_of
-from allocator.distinct import Subset, likely_subsets
-from allocator.errors import BudgetInfeasible
+from allocator.constraints import FREE, Constraints, limits_of
+from allocator.curve import curve_of, smallest_share
+from allocator.distinct import Subset, likely_subsets, smallest_of_few
+from allocator.errors import BudgetInfeasible, LimitInfeasible, RuleError
+from allocator.limits import smallest_choice
 from allocator.menu import bpw
 from allocator.profile import Profile
 from allocator.program import Choice, Program
 from allocator.rounding import FILLED, Rounder
 from allocator.rules import decide
 from allocator.ties import group_layers
+from quantizer.fidelity import Fidelity
+from quantizer.plan import LayerSpec
+
+
+def check_feasible(
+    layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int, constraints: Constraints
+) -> None:
+    """Refuse, before anything is measured, what no plan of a menu could respect.
+
+    Raises:
+        RuleError: the constraints name what does not exist.
+        LimitInfeasible: no plan is within the further limits, whatever the budget.
+        BudgetInfeasible: no plan fits the budget.
+    """
+    shape = len(layers), len(fidelities)
+    blank = Profile(
+        "none", tuple(layers), tuple(fidelities), 0, 0.0, np.zeros(shape), np.zeros((0, shape[0] * shape[1])), 0.0, 0, "", ""
+    )
+    WhatIf(blank, constraints).check(budget_bytes)
 
 
 class WhatIf:
     """The plans of one profile under one set of constraints."""
 
-    def __init__(self, profile: Profile, constraints: Constraints | None = None) -> None:
+    def __init__(self, profile: Profile, constraints: Constraints = FREE) -> None:
         """Make the program ready.
 
         Raises:
@@ -32,7 +53,6 @@ class WhatIf:
             LimitInfeasible: no plan is within the further limits, whatever the budget.
             SolverFailed: the solver refuses the program.
         """
-        constraints = constraints or Constraints()
         self.profile, self.constraints = profile, constraints
         layers, fidelities = profile.layers, profile.fidelities
         tied = constraints.target != "transformers" or constraints.ties
@@ -42,13 +62,14 @@ class WhatIf:
         self.decision = decide(layers, fidelities, groups, constraints.rules)
         self.program = replace(program.among(self.decision.allowed), limits=limits_of(constraints, layers, fidelities, groups))
         self.curve, self._rounder = curve_of(self.program), Rounder(self.program)
+        self._smallest_bytes = self._smallest()
         self._decided_by = self._rule_of_each_layer()
         self._trusted_bytes = profile.budget_range
 
     @property
     def byte_range(self) -> tuple[int, int]:
         """Smallest and largest budget that make a difference, in bytes."""
-        return self.curve.smallest_bytes, self.curve.largest_bytes
+        return self._smallest_bytes, self.curve.largest_bytes
 
     def plan(self, budget_bytes: int) -> Allocation:
         """Return the plan of least modelled loss that fits `budget_bytes` and respects the constraints.
@@ -60,10 +81,12 @@ class WhatIf:
             LimitInfeasible: no plan was found within all limits together.
             SolverFailed: the solver gave no usable answer.
         """
-        self._check(budget_bytes)
-        if self.constraints.most_distinct is not None:
-            return self._plan_of_few(budget_bytes, self.constraints.most_distinct)
-        relaxed, choice = self._solve(self.program, self.curve, self._rounder, budget_bytes)
+        self.check(budget_bytes)
+        most = self.constraints.most_distinct
+        if most is not None and most < len(self.profile.fidelities):
+            return self._plan_of_few(budget_bytes, most)
+        relaxed = self.curve.at(budget_bytes)
+        choice = self._rounder.round(relaxed.share, relaxed.price, budget_bytes) if self._limited(budget_bytes) else self._largest()
         return self._allocation(budget_bytes, choice, relaxed, relaxed.bound)
 
     def bound(self, budget_bytes: int) -> float:
@@ -72,14 +95,28 @@ class WhatIf:
         Raises:
             BudgetInfeasible: no plan fits.
         """
-        self._check(budget_bytes)
+        self.check(budget_bytes)
         return self.curve.at(budget_bytes).bound
 
-    def _solve(self, program: Program, curve: Curve, rounder: Rounder, budget_bytes: int) -> tuple[Relaxed, Choice]:
-        relaxed = curve.at(budget_bytes)
-        if budget_bytes >= curve.largest_bytes and not program.limits:
-            return relaxed, np.where(program.allowed, program.sizes, -1).argmax(axis=1).astype(np.int64)
-        return relaxed, rounder.round(relaxed.share, relaxed.price, budget_bytes)
+    def _limited(self, budget_bytes: int) -> bool:
+        return budget_bytes < self.curve.largest_bytes or bool(self.program.limits)
+
+    def _largest(self) -> Choice:
+        return np.asarray(np.where(self.program.allowed, self.program.sizes, -1).argmax(axis=1), dtype=np.int64)
+
+    def _smallest(self) -> int:
+        """Return the smallest budget that a plan within all constraints fits.
+
+        Raises:
+            RuleError: no plan of so few distinct fidelities keeps the rules.
+        """
+        smallest, most = self.curve.smallest_bytes, self.constraints.most_distinct
+        if most is None:
+            return smallest
+        found = smallest_of_few(self.program, most)
+        if found is None:
+            raise RuleError(f"no plan of at most {most} distinct fidelities keeps the rules; allow more")
+        return max(smallest, found)
 
     def _plan_of_few(self, budget_bytes: int, most_distinct: int) -> Allocation:
         """Return the best plan over the most promising parts of the menu; the bound holds for all parts."""
@@ -92,21 +129,21 @@ class WhatIf:
             if found is not None and (best is None or self.program.loss(found[1]) < best[0]):
                 best = self.program.loss(found[1]), found[1], found[0]
         if best is None:
-            raise BudgetInfeasible(
-                f"no plan of at most {most_distinct} distinct fidelities fits {budget_bytes} bytes and the rules; allow more",
-                budget_bytes=budget_bytes, nearest_bytes=self.curve.smallest_bytes, largest_bytes=self.curve.largest_bytes,
-                binding=("distinct fidelities",),
-            )  # fmt: skip
+            raise LimitInfeasible(f"no plan of at most {most_distinct} distinct fidelities was found within all limits; allow more")
         return self._allocation(budget_bytes, best[1], best[2], max(whole.bound, min(bounds)))
 
     def _plan_of_subset(self, subset: Subset, budget_bytes: int) -> tuple[Relaxed, Choice] | None:
         if not subset.examined:
             return None
         program = self.program.among(subset.allowed[None, :])
-        curve = curve_of(program)
-        if budget_bytes < curve.smallest_bytes:
+        try:
+            curve = curve_of(program)
+            if budget_bytes < curve.smallest_bytes:
+                return None
+            relaxed = curve.at(budget_bytes)
+            return relaxed, Rounder(program).round(relaxed.share, relaxed.price, budget_bytes)
+        except LimitInfeasible:
             return None
-        return self._solve(program, curve, Rounder(program), budget_bytes)
 
     def _allocation(self, budget_bytes: int, choice: Choice, relaxed: Relaxed, bound: float) -> Allocation:
         program, rows = self.program, np.arange(self.program.groups)
@@ -137,7 +174,12 @@ class WhatIf:
                 found[at] = str(rule or "")
         return tuple(found)
 
-    def _check(self, budget_bytes: int) -> None:
+    def check(self, budget_bytes: int) -> None:
+        """Refuse a budget that no plan fits.
+
+        Raises:
+            BudgetInfeasible: says what binds and the nearest budget that is feasible.
+        """
         smallest, largest = self.byte_range
         if budget_bytes >= smallest:
             return
@@ -148,8 +190,10 @@ class WhatIf:
             binding.append("menu")
         if rules_smallest > menu_smallest:
             binding += self._binding_rules()
-        if smallest > rules_smallest:
-            binding += [limit.name for limit in self.program.limits]
+        if self.curve.smallest_bytes > rules_smallest:
+            binding += self._binding_limits()
+        if smallest > self.curve.smallest_bytes:
+            binding.append("distinct fidelities")
         raise BudgetInfeasible(
             f"budget {budget_bytes} bytes ({bpw(layers, budget_bytes):.3f} bpw) is below the smallest plan; feasible are "
             f"{smallest} to {largest} bytes ({bpw(layers, smallest):.3f} to {bpw(layers, largest):.3f} bpw); "
@@ -159,13 +203,24 @@ class WhatIf:
 
     def _binding_rules(self) -> list[str]:
         """Return the rules that make the smallest plan larger, by how many bytes they do, most first."""
-        sizes = self.program.sizes
+        sizes, rules, rows = self.program.sizes, self.constraints.rules, np.arange(self.program.groups)
         more: dict[str, int] = {}
         smallest = np.where(self.program.allowed, sizes, np.iinfo(np.int64).max).min(axis=1)
-        for rule, extra in zip(self.decision.decided_by, (smallest - sizes.min(axis=1)).tolist(), strict=True):
-            if extra > 0 and rule is not None:
-                more[str(rule)] = more.get(str(rule), 0) + extra
+        removed_by = self.decision.removed_by[rows, sizes.argmin(axis=1)].tolist()
+        for index, extra in zip(removed_by, (smallest - sizes.min(axis=1)).tolist(), strict=True):
+            if extra > 0:
+                more[str(rules[index])] = more.get(str(rules[index]), 0) + extra
         return sorted(more, key=lambda rule: -more[rule])
+
+    def _binding_limits(self) -> list[str]:
+        """Return the limits without which plans could be smaller; all of them where only two together bind."""
+        program, found = self.program, []
+        for limit in program.limits:
+            others = replace(program, limits=tuple(other for other in program.limits if other is not limit))
+            choice = smallest_choice(others) if others.limits else smallest_share(others).argmax(axis=1)
+            if others.used_bytes(choice) < self.curve.smallest_bytes:
+                found.append(limit.name)
+        return found or [limit.name for limit in program.limits]
 
     def _notes(self, budget_bytes: int, used_bytes: int) -> tuple[str, ...]:
         notes, profile = [], self.profile

@@ -1,16 +1,17 @@
 """The command line. Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service import plan_cli
-from service.console import out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
+from service.console import err, out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
 from service.errors import RequestError
 from service.files import read_text_file
-from service.settings import default_cache, quiet_libraries
+from service.settings import DATA_VARIABLE, default_cache, default_data, quiet_libraries
 
 if TYPE_CHECKING:
     from service.request import RunRequest
@@ -47,6 +48,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 OutFolder = Annotated[Path, typer.Option("--out", help="New or empty folder for the result.")]
 
 _DEFAULT_CACHE = default_cache()
+_DEFAULT_DATA = default_data()
 
 
 @app.callback()
@@ -76,6 +78,14 @@ def run(
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
+    target: plan_cli.Target = "transformers",
+    tie: plan_cli.Ties = None,
+    untie: plan_cli.Untied = None,
+    rule: plan_cli.Rules = None,
+    pool: plan_cli.Pools = None,
+    latency: plan_cli.Latency = None,
+    max_latency_us: plan_cli.MostLatency = None,
+    distinct: plan_cli.Distinct = None,
     whole_file: Annotated[bool, typer.Option("--whole-file", help="The budget includes what is not quantized.")] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; touch no weights.")] = False,
     as_json: AsJson = False,
@@ -90,6 +100,8 @@ def run(
             model, budget, calibration, evaluation, calibration_windows, evaluation_windows, tokens, probe_windows, probe_tokens,
             check_plans, guard_windows, group_size, signal, coupling, context, seed, device, whole_file=whole_file,
         )  # fmt: skip
+        demands = plan_cli.constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct)
+        request = replace(request, constraints=demands)
         store = StageStore(cache)
         if dry:
             plan = estimate.dry_run(request, pipeline.prepare(request, store, read_weights=False))
@@ -245,6 +257,20 @@ def report(
             print_json(document)
         else:
             print_report(document)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address of this machine to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.")] = 8712,
+    data: Annotated[Path, typer.Option(help="Folder of the service's profiles.", envvar=DATA_VARIABLE)] = _DEFAULT_DATA,
+) -> None:
+    """Answer what-ifs over REST: profiles as resources, plans in milliseconds; the documentation is at /docs."""
+    with told_errors(as_json=False):
+        from service.api.app import serve as run_server  # noqa: PLC0415
+
+        err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
+        run_server(host, port, data)
 
 
 @app.command()

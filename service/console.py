@@ -10,9 +10,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from allocator.errors import BudgetInfeasible
 from quantizer.durable import Progress as OnProgress
 from service.errors import EXIT_INTERRUPTED, KNOWN, exit_code
 from service.progress import Reporter
@@ -21,8 +23,11 @@ from service.report import Report, summary_rows
 LINE_SECONDS = 15
 """Shortest time between two lines of progress of one step."""
 
+WIDE = 160
+"""Columns of a table that goes into a pipe or a file, where nobody resizes the window; names of layers fit."""
+
 err = Console(stderr=True, soft_wrap=True)
-out = Console(soft_wrap=True)
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 
 
 class Bars:
@@ -120,7 +125,10 @@ def tell_error(error: BaseException, *, as_json: bool) -> None:
     err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
     err.print(str(error), markup=False, highlight=False)
     if as_json:
-        print_json({"error": type(error).__name__, "message": str(error), "exit_code": exit_code(error)})
+        document: dict[str, Any] = {"error": type(error).__name__, "message": str(error), "exit_code": exit_code(error)}
+        if isinstance(error, BudgetInfeasible):
+            document |= {"nearest_bytes": error.nearest_bytes, "largest_bytes": error.largest_bytes, "binding": list(error.binding)}
+        print_json(document)
 
 
 def print_json(document: Any) -> None:
@@ -139,7 +147,9 @@ def print_pairs(pairs: dict[str, Any], *, as_json: bool) -> None:
 
 def print_report(report: Report) -> None:
     """Print the summary of a report on stdout."""
-    table = Table("model", "bits per weight", "layer bytes", "perplexity", "KL [nats/token]", title=f"{report['model']['name']}")
+    table = Table(
+        "model", "bits per weight", "layer bytes", "perplexity", escape("KL [nats/token]"), title=f"{report['model']['name']}"
+    )
     for row in summary_rows(report):
         table.add_row(*row)
     out.print(table)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from rich.markup import escape
 from rich.table import Table
 
 from allocator.frontier import Point
@@ -90,7 +91,7 @@ class FrontierTable:
 
     def console_table(self) -> Table:
         """Return some of the points, the knees among them, for a terminal."""
-        table = Table("plan [bytes]", "bits", "KL", "bound", "gap", "KL per MB", "", title="predicted KL [nats/token]")
+        table = Table("plan [bytes]", "bits", "KL", "bound", "gap", "KL per MB", "", title=escape("predicted KL [nats/token]"))
         step = max(1, -(-len(self.rows) // ROWS))
         for at, row in enumerate(self.rows):
             if at % step and not row["knee"] and at != len(self.rows) - 1:

@@ -1,9 +1,11 @@
 """What can go wrong in the service, and which exit code each error of the product has.
 
 ServiceError
-├── RequestError   an option or argument makes no sense
-├── OutputError    the output folder cannot be used
-└── StorageError   the disk is full, or a file cannot be written
+├── RequestError    an option or argument makes no sense
+├── OutputError     the output folder cannot be used
+├── ProfileUnknown  no profile has this digest
+├── BodyTooLarge    a request has more bytes than are taken
+└── StorageError    the disk is full, or a file cannot be written
 """
 
 from allocator.errors import (
@@ -32,6 +34,14 @@ class OutputError(ServiceError):
     """The output folder is in use, or is no folder."""
 
 
+class ProfileUnknown(ServiceError):
+    """No profile has this digest."""
+
+
+class BodyTooLarge(ServiceError):
+    """A request has more bytes than the service takes."""
+
+
 class StorageError(ServiceError):
     """Something could not be written; what was finished before is kept."""
 
@@ -45,7 +55,17 @@ EXIT_INTERRUPTED = 130
 KNOWN = (ServiceError, AllocatorError, QuantizerError)
 """Errors that are told in one sentence; any other is a bug and shows its traceback."""
 
-_BAD_INPUT = (RequestError, OutputError, QuantizerError, BudgetError, RuleError, ProfileError, SignalUnknown)
+_BAD_INPUT = (
+    RequestError,
+    OutputError,
+    ProfileUnknown,
+    BodyTooLarge,
+    QuantizerError,
+    BudgetError,
+    RuleError,
+    ProfileError,
+    SignalUnknown,
+)
 _IMPOSSIBLE = (BudgetInfeasible, BudgetNotNeeded, LimitInfeasible, LossUnreachable, StorageError)
 
 

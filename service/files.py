@@ -34,14 +34,29 @@ def read_profile(folder: Path) -> Profile:
     return Profile.loads(head, arrays)
 
 
+def check_new(*paths: Path | None) -> None:
+    """Refuse files that could not be written, before anything is worked out for them.
+
+    Raises:
+        OutputError: one is there, is named twice, or its folder is not there.
+    """
+    named = [path for path in paths if path is not None]
+    for path in named:
+        if path.exists():
+            raise OutputError(f"file {str(path)!r} exists; name a new one")
+        if not path.resolve().parent.is_dir():
+            raise OutputError(f"folder {str(path.parent)!r} does not exist; make it first")
+        if named.count(path) > 1:
+            raise OutputError(f"file {str(path)!r} is named twice")
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file that is not there yet.
 
     Raises:
-        OutputError: it is there.
+        OutputError: see `check_new`.
         StorageError: it cannot be written.
     """
-    if path.exists():
-        raise OutputError(f"file {str(path)!r} exists; name a new one")
+    check_new(path)
     with disk_errors(path):
         write_whole(path, data)

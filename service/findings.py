@@ -58,6 +58,7 @@ def build_report(
         "schema": SCHEMA,
         "model": {"name": model.name, "sha256": model.sha256, "dtype": model.dtype},
         "budget": request.budget.text,
+        "constraints": request.constraints.to_json(),
         "budget_bytes": allocation.budget_bytes,
         "plan_bytes": plan.weight_bytes,
         "slack_bytes": allocation.slack_bytes,
@@ -142,6 +143,9 @@ def _notes(comparison: Comparison) -> list[str]:
             f"the guard delivers {guard.delivered!r}: KL {kl[guard.delivered]} on text that no plan was fitted to, "
             f"against {kl['plan']} of the solver's plan"
         )
+    nearest = guard.quality[guard.uniform].kl_nats_per_token
+    if nearest < guard.quality[guard.delivered].kl_nats_per_token:
+        notes.append(f"{guard.uniform!r} is nearer to the original (KL {nearest:.4f} in the guard) but breaks the constraints")
     plan, uniform = comparison.quality["plan"], comparison.quality["uniform"]
     change = 1 - plan.kl_nats_per_token / uniform.kl_nats_per_token if uniform.kl_nats_per_token > 0 else 0.0
     if change < 0:

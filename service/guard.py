@@ -1,6 +1,6 @@
 """The guard: finished plans are compared on text that none was fitted to, and the best one is delivered."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -15,7 +15,7 @@ class Guard:
     """What the guard found.
 
     Attributes:
-        delivered: name of the plan with the least KL divergence; of equals, the first.
+        delivered: name of the plan with the least KL divergence of those that may be delivered; of equals, the first.
         uniform: name of the best uniform plan.
         quality: of every candidate, and of the original.
     """
@@ -25,8 +25,13 @@ class Guard:
     quality: Mapping[str, Quality]
 
     @classmethod
-    def judge(cls, quality: Mapping[str, Quality]) -> "Guard":
-        """Return the finding for the qualities of `original` and of all candidates; names of uniform plans begin with `uniform`."""
+    def judge(cls, quality: Mapping[str, Quality], forbidden: Collection[str] = ()) -> "Guard":
+        """Return the finding for the qualities of `original` and of all candidates; names of uniform plans begin with `uniform`.
+
+        Args:
+            quality: by name.
+            forbidden: candidates that are compared but break a demand of the user, and so are not delivered.
+        """
         candidates = [name for name in quality if name != "original"]
 
         def loss(name: str) -> float:
@@ -34,7 +39,8 @@ class Guard:
             return found if isfinite(found) else inf
 
         uniforms = [name for name in candidates if name.startswith(UNIFORM)]
-        return cls(min(candidates, key=loss), min(uniforms, key=loss), quality)
+        allowed = [name for name in candidates if name not in forbidden]
+        return cls(min(allowed, key=loss), min(uniforms, key=loss), quality)
 
     @property
     def lead(self) -> float:

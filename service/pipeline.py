@@ -1,15 +1,19 @@
 """The main path: from a model and a budget to a checkpoint with its proof. Reads top to bottom as the stages."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from allocator.allocation import Allocation
+from allocator.constraints import Constraints
+from allocator.difference import price_plan
+from allocator.errors import RuleError
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
 from allocator.uniform import likely_uniform_plans
+from allocator.whatif import WhatIf, check_feasible
 from quantizer.evaluate import Quality
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
@@ -66,6 +70,7 @@ def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True
     Raises:
         ModelError: the model cannot be used.
         BudgetInfeasible: the budget is below the smallest plan.
+        RuleError, LimitInfeasible: the constraints cannot be understood, or not be met.
         BudgetNotNeeded: the model fits the budget as it is.
     """
     model = find_model(request.model, store.root / "models", read_weights=read_weights)
@@ -77,6 +82,7 @@ def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True
         budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)
     check_budget(layers, budget_bytes, sizes.layer_bytes)
     menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
+    check_feasible(layers, menu.fidelities, budget_bytes, request.constraints)
     return Task(model, layers, sizes, budget_bytes, menu)
 
 
@@ -99,7 +105,7 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
 
     profiling = profile_task(request, task, store)
     profile = clock.time("profile", lambda: stages.profile(store, profiling, reporter))
-    allocations = clock.time("plan", lambda: plans_of(profile, request.method.coupling, task.budget_bytes, store))
+    allocations = clock.time("plan", lambda: plans_of(profile, request, task.budget_bytes, store))
     uniforms = {label_of(plan): plan for plan in likely_uniform_plans(profile, task.budget_bytes)}
 
     def quantize(name: str, plan: Plan) -> Path:
@@ -116,7 +122,7 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
 
     candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
     candidates |= {name: quantize(name, plan) for name, plan in uniforms.items()}
-    guard = Guard.judge(score("guard", candidates, guard_windows))
+    guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
     chosen = {"plan": candidates[guard.delivered], "uniform": candidates[guard.uniform]}
     quality = score("evaluate", chosen, held_out)
 
@@ -164,8 +170,23 @@ def checks_of(
     return stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter) if count else []
 
 
-def plans_of(profile: Profile, coupling: str, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:
+def plans_of(profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:
     """Return the plan with the coupling that was asked for and, where it differs, the additive plan."""
-    found = {"plan": stages.plan(store, profile.with_coupling(coupling), budget_bytes)}
-    additive = stages.plan(store, profile.with_coupling("none"), budget_bytes)
+
+    def solve(coupling: str) -> Allocation:
+        return stages.plan(store, profile.with_coupling(coupling), budget_bytes, request.constraints)
+
+    found, additive = {"plan": solve(request.method.coupling)}, solve("none")
     return found if additive.plan == found["plan"].plan else found | {"additive": additive}
+
+
+def forbidden(profile: Profile, constraints: Constraints, uniforms: Mapping[str, Plan]) -> set[str]:
+    """Return the names of the uniform plans that break the constraints, or cannot be shown to keep them."""
+    whatif, found = WhatIf(profile, constraints), set()
+    for name, plan in uniforms.items():
+        try:
+            if not price_plan(whatif, plan).sound:
+                found.add(name)
+        except RuleError:  # the table of times does not know a fidelity that only the uniform plan has
+            found.add(name)
+    return found

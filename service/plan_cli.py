@@ -1,13 +1,14 @@
 """The commands that need a profile only, no model: plan, frontier and diff. They answer in well under a second."""
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from service.console import out, print_json, print_pairs, told_errors
-from service.errors import EXIT_BAD_INPUT, OutputError, RequestError
-from service.files import read_profile, read_text_file, write_new
+from service.errors import EXIT_BAD_INPUT, RequestError
+from service.files import check_new, read_profile, read_text_file, write_new
 
 if TYPE_CHECKING:
     from allocator.constraints import Constraints
@@ -58,15 +59,16 @@ def plan(
         from allocator.whatif import WhatIf  # noqa: PLC0415
 
         measured = read_profile(profile_folder).with_coupling(coupling)
-        constraints = _constraints(target, tie, untie, rule, pool, latency, max_latency_us, distinct)
+        constraints = constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct)
         budget_bytes = None if budget is None else Budget.parse(budget).weight_bytes(measured.layers)
         if check is not None:
             _check(WhatIf(measured, constraints), check, budget_bytes, as_json=as_json)
             return
         if (budget_bytes is None) == (max_kl is None):
             raise RequestError("give either --budget or --max-kl")
-        if out_file.exists():
-            raise OutputError(f"plan file {str(out_file)!r} exists; name a new one")
+        if max_kl is not None and not isfinite(max_kl):
+            raise RequestError(f"a predicted KL of at most {max_kl}: give a number of nats per token")
+        check_new(out_file)
         whatif = WhatIf(measured, constraints)
         extra: dict[str, Any] = {}
         if budget_bytes is not None:
@@ -113,12 +115,10 @@ def frontier(
         if points < 2:  # noqa: PLR2004
             raise RequestError(f"{points} points are no frontier; give 2 or more")
         measured = read_profile(profile_folder).with_coupling(coupling)
-        whatif = WhatIf(measured, _constraints(target, tie, untie, rule, pool, latency, max_latency_us, distinct))
+        whatif = WhatIf(measured, constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct))
         ends = [None if text is None else Budget.parse(text).weight_bytes(measured.layers) for text in (low, high)]
         span = curves.span_of(whatif, *ends)
-        for path in (csv, png, html):
-            if path is not None and path.exists():
-                raise OutputError(f"file {str(path)!r} exists; name a new one")
+        check_new(csv, png, html)
         found = curves.FrontierTable.of(measured, solve(whatif, budgets_between(*span, points)))
         for path, render in ((csv, found.csv), (png, found.png), (html, found.html)):
             if path is not None:
@@ -168,7 +168,7 @@ def _check(whatif: Any, path: Path, budget_bytes: int | None, *, as_json: bool) 
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
-def _constraints(
+def constraints_of(
     target: str,
     ties: list[str] | None,
     untied: list[str] | None,
@@ -178,6 +178,12 @@ def _constraints(
     most_latency_us: float | None,
     most_distinct: int | None,
 ) -> "Constraints":
+    """Return the constraints that options state.
+
+    Raises:
+        RuleError, BudgetError: an option cannot be understood.
+        RequestError: the table of times cannot be read.
+    """
     import io  # noqa: PLC0415
 
     from allocator.constraints import Constraints, LatencyTable, Pool  # noqa: PLC0415

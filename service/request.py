@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from allocator.budget import Budget
+from allocator.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
 from quantizer.fidelity import COLUMN_STEP
 from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
@@ -126,6 +127,7 @@ class RunRequest:
         method: how it is measured and modelled.
         seed: of everything random.
         device: `cpu`, `cuda`, or `auto`.
+        constraints: what the plan must respect beside the budget.
 
     Raises:
         RequestError: a field is out of range.
@@ -139,6 +141,7 @@ class RunRequest:
     method: Method
     seed: int
     device: str
+    constraints: Constraints = FREE
 
     def __post_init__(self) -> None:
         """Refuse what no stage could use."""

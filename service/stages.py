@@ -19,6 +19,7 @@ from torch import Tensor
 from allocator import allocate as solver
 from allocator import profiler
 from allocator.allocation import Allocation
+from allocator.constraints import Constraints
 from allocator.menu import Menu
 from allocator.profile import Profile
 from allocator.profiler import ProfileProgress
@@ -217,11 +218,16 @@ def checks(
     return [Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))]
 
 
-def plan(store: StageStore, measured: Profile, budget_bytes: int) -> Allocation:
+def plan(store: StageStore, measured: Profile, budget_bytes: int, constraints: Constraints) -> Allocation:
     """Solve for the plan of a budget. Solving takes less time than looking it up; the plan is kept as a record of the run."""
-    allocation = solver.allocate(measured, budget_bytes)
+    allocation = solver.allocate(measured, budget_bytes, constraints)
     head, arrays = measured.dumps()
-    inputs = {"profile": hashlib.sha256(head + arrays).hexdigest(), "budget_bytes": budget_bytes, "method": solver.METHOD}
+    inputs = {
+        "profile": hashlib.sha256(head + arrays).hexdigest(),
+        "budget_bytes": budget_bytes,
+        "constraints": asdict(constraints),
+        "method": solver.METHOD,
+    }
     store.get(StageKey("plan", inputs), lambda folder, _: _write(folder / "plan.json", allocation.dumps()))
     return allocation
 

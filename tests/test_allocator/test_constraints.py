@@ -121,19 +121,38 @@ def test_a_latency_table_is_a_csv_file_in_any_order_of_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("lines", "told"),
     [
-        ("layer,fidelity", "*,int2g64"),
-        ("layer,fidelity,time", "*,int2g64,1"),
-        ("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64"),
-        ("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,fast"),
-        ("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,"),
-        ("*,int2g64,1", "*,int4g64,1"),
+        (("layer,fidelity", "*,int2g64"), "line 1: columns layer, fidelity and latency_us are needed"),
+        (("layer,fidelity,time", "*,int2g64,1"), "line 1: columns layer, fidelity and latency_us are needed"),
+        (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64"), "line 3: columns layer, fidelity and latency_us are needed"),
+        (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,fast"), "line 3: 'fast' is not a time"),
+        (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,"), "line 3: '' is not a time"),
+        (("layer,fidelity,latency_us", "*,int2g64,1e999999"), "line 2: '1e999999' is not a time"),
+        (("*,int2g64,1", "*,int4g64,1"), "line 1: columns layer, fidelity and latency_us are needed"),
+        (("nothing of the kind",), "line 1: columns layer, fidelity and latency_us are needed"),
+        (("layer,fidelity,latency_us", "*,int2g64,1", "x" * 200_000), "columns layer, fidelity and latency_us are needed"),
     ],
 )
-def test_a_latency_table_that_lacks_something_is_told_the_line_and_the_columns(lines: tuple[str, ...]) -> None:
-    with pytest.raises(RuleError, match=f"line {len(lines)}: columns layer, fidelity and latency_us are needed"):
+def test_a_latency_table_that_lacks_something_is_told_the_line_and_the_columns(lines: tuple[str, ...], told: str) -> None:
+    with pytest.raises(RuleError, match=told):
         read(*lines)
+
+
+def test_a_latency_table_may_begin_with_a_byte_order_mark() -> None:
+    assert read("\ufefflayer,fidelity,latency_us", "*,int2g64,1").rows == (("*", "int2g64", 1.0),)
+
+
+@pytest.mark.parametrize("most", [float("inf"), float("nan"), 0.0, -1.0])
+def test_a_latency_limit_is_a_positive_number(most: float) -> None:
+    with pytest.raises(RuleError, match="give a positive number"):
+        Constraints(latency=read("layer,fidelity,latency_us", "*,int2g64,1"), most_latency_us=most)
+
+
+@pytest.mark.parametrize("text", [" :*=4MB", "a: =4MB", "a:*=0.1B"])
+def test_a_pool_has_a_name_layers_and_bytes(text: str) -> None:
+    with pytest.raises(RuleError):
+        Pool.parse(text)
 
 
 @pytest.mark.parametrize("time", ["-1", "-0.001", "nan", "inf"])
@@ -250,17 +269,19 @@ def test_whatever_the_times_a_plan_is_within_them_and_its_bound_holds() -> None:
     for seed in range(40):
         profile, rng = make_profile(seed, **KINDS[seed % len(KINDS)]), np.random.default_rng(seed)
         times = rng.uniform(1, 10, profile.linear.shape)  # larger fidelities may be the faster ones
-        constraints = Constraints(**latency_at(profile, times, 0.4))
+        constraints = Constraints(**latency_at(profile, times, 0.05 if seed % 2 else 0.4))
         budget, whatif = budget_at(profile, 0.5), WhatIf(profile, constraints)
         try:
             allocation = whatif.plan(budget)
         except (BudgetInfeasible, LimitInfeasible):
+            with pytest.raises(BudgetInfeasible):  # nor does trying every plan find one
+                best_choice(whatif.program, budget)
             continue
         plans += 1
         assert allocation.plan.weight_bytes <= budget
         assert time_of(profile, times, allocation) <= constraints.most_latency_us * (1 + 1e-9)
         assert allocation.bound <= best_choice(whatif.program, budget)[1] + 1e-9
-    assert plans > 25
+    assert 20 < plans < 40
 
 
 def test_a_plan_reports_what_it_uses_of_each_limit() -> None:
@@ -454,3 +475,40 @@ def test_ties_pools_and_rules_hold_together() -> None:
     assert bytes_in(allocation, FIRST_BLOCK) <= constraints.pools[0].most_bytes
     assert allocation.weight_bytes <= budget
     assert allocation.bound <= best_choice(whatif.program, budget)[1] + 1e-9
+
+
+def test_the_smallest_budget_that_is_said_to_be_feasible_is_and_no_smaller_one() -> None:
+    for seed in range(30):
+        profile, rng = make_profile(seed), np.random.default_rng(seed)
+        times = rng.uniform(1, 10, profile.linear.shape)
+        whatif = WhatIf(profile, Constraints(**latency_at(profile, times, 0.4)))
+        smallest = whatif.byte_range[0]
+        assert whatif.plan(smallest).weight_bytes == smallest
+        with pytest.raises(BudgetInfeasible) as caught:
+            whatif.plan(smallest - 1)
+        assert caught.value.nearest_bytes == smallest
+        with pytest.raises(BudgetInfeasible):
+            best_choice(whatif.program, smallest - 1)
+
+
+def test_only_what_binds_is_named() -> None:
+    profile = make_profile(0)
+    roomy = Pool("roomy", "blocks.0.*", 10**9)
+    times = np.tile(np.arange(4.0, 0.0, -1.0), (5, 1))  # the larger, the faster
+    timed = latency_at(profile, times, 0.3)
+    with pytest.raises(BudgetInfeasible) as caught:
+        WhatIf(profile, Constraints(pools=(roomy,), **timed)).plan(byte_ends(profile)[0])
+    assert caught.value.binding == ("latency",)
+    rules = tuple(Rule.parse(text) for text in ("*>=2.1", "*!=int4g64"))
+    with pytest.raises(BudgetInfeasible) as caught:
+        WhatIf(profile, Constraints(rules=rules)).plan(byte_ends(profile)[0])
+    assert caught.value.binding == ("*>=2.1",)
+
+
+def test_few_fidelities_and_a_limit_that_some_of_them_break_go_together() -> None:
+    profile = make_profile(0)
+    times = np.tile(np.arange(1.0, 5.0), (5, 1))
+    table = latency_at(profile, times, 0.5)["latency"]
+    found = WhatIf(profile, Constraints(latency=table, most_latency_us=12.0, most_distinct=2)).plan(byte_ends(profile)[1])
+    assert time_of(profile, times, found) <= 12
+    assert len(set(found.plan.fidelities)) <= 2

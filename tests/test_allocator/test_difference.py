@@ -201,8 +201,8 @@ def test_broken_rules_name_layer_fidelity_and_rule() -> None:
     found = priced(Constraints(rules=rules), plan)
     assert not found.sound
     first, second = found.broken_rules
-    assert first == "blocks.0.linear0 has int2g64; rule '*>=2.5' leaves int2+4r0.375g64, int2+4r0.5g64, int4g64"
-    assert second == "blocks.1.linear1 has int4g64; rule 'blocks.1.*!=int4g64' leaves int2+4r0.375g64, int2+4r0.5g64"
+    assert first == "blocks.0.linear0 has int2g64, against the rule '*>=2.5'"
+    assert second == "blocks.1.linear1 has int4g64, against the rule 'blocks.1.*!=int4g64'"
     mended = edited(plan, blocks_0_linear0=INT4, blocks_1_linear1=Fidelity(2, 4, 0.5, GROUP))
     assert priced(Constraints(rules=rules), mended).sound
 
@@ -308,3 +308,16 @@ def limit_between(smallest: Plan, largest: Plan, limit: str, tight: float) -> di
         )
         return {"latency": LatencyTable(tuple(rows)), "most_latency_us": float(at(8))}
     return {"most_distinct": 2 + round(2 * tight)} if limit == "distinct" else {}
+
+
+def test_the_rule_that_took_a_fidelity_away_is_named_not_the_last_one() -> None:
+    rules = tuple(Rule.parse(text) for text in ("*>=2.5", "*!=int4g64"))
+    (broken, *_) = priced(Constraints(rules=rules), make_profile(0).plan([0, 1, 2, 2, 2])).broken_rules
+    assert broken.endswith("against the rule '*>=2.5'")
+
+
+def test_what_is_off_the_menu_may_keep_the_rules_all_the_same() -> None:
+    profile, rule = make_profile(0), Rule.parse("*>=2.6")
+    found = priced(Constraints(rules=(rule,)), Plan.uniform(profile.layers, Fidelity.uniform(8, GROUP)))
+    assert found.broken_rules == ()
+    assert len(found.off_menu) == 5

@@ -133,6 +133,20 @@ def test_a_bound_holds_where_not_all_parts_are_solved() -> None:
         assert allocation.predicted_loss <= best + 0.05 * (losses[0] - best)
 
 
+@pytest.mark.parametrize("kind", RISING, ids=str)
+def test_a_bound_holds_for_all_parts_and_the_best_part_is_nearly_always_found(kind: dict[str, Any]) -> None:
+    worse = 0
+    for seed in range(12):
+        profile = make_profile(seed, menu=MENU, **kind)
+        for share in (0.3, 0.6, 0.9):
+            budget = budget_at(profile, share)
+            best = best_of_few(profile, 2, budget)
+            allocation = few(profile, 2).plan(budget)
+            assert allocation.bound <= best + 1e-9
+            worse += allocation.predicted_loss > best + 1e-9
+    assert worse <= 2  # of 36
+
+
 def test_ties_and_rules_hold_for_few_fidelities_too() -> None:
     kinds = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")
     profile = make_decoder_profile(0, kinds, 3, menu=6)
@@ -150,9 +164,8 @@ def test_rules_that_need_more_fidelities_than_allowed_are_told_to_allow_more() -
     profile = make_profile(0)
     pinned = tuple(Rule.parse(text) for text in ("blocks.0.linear0=int2g64", "blocks.0.linear1=int4g64"))
     high = byte_ends(profile)[1]
-    with pytest.raises(BudgetInfeasible, match=r"at most 1 distinct fidelities .* allow more") as caught:
-        few(profile, 1, rules=pinned).plan(high)
-    assert caught.value.binding == ("distinct fidelities",)
+    with pytest.raises(RuleError, match="at most 1 distinct fidelities keeps the rules; allow more"):
+        few(profile, 1, rules=pinned)
     allocation = few(profile, 2, rules=pinned).plan(high)
     assert {fidelity.name for fidelity in allocation.plan.fidelities} == {"int2g64", "int4g64"}
 
@@ -174,3 +187,15 @@ def test_a_menu_with_too_many_parts_is_refused() -> None:
     with pytest.raises(RuleError, match="a menu of 20 has 184756 parts of 10"):
         few(profile, 10).plan(budget)
     assert len(set(few(profile, 3).plan(budget).plan.fidelities)) <= 3
+
+
+def test_the_nearest_budget_of_few_fidelities_is_feasible_and_one_byte_less_is_not() -> None:
+    profile, rule = make_profile(0), Rule.parse("blocks.0.linear0>=2.6")
+    whatif = few(profile, 1, rules=(rule,))
+    smallest = whatif.byte_range[0]
+    assert smallest > byte_ends(profile)[0]
+    assert whatif.plan(smallest).weight_bytes == smallest
+    with pytest.raises(BudgetInfeasible) as caught:
+        whatif.plan(smallest - 1)
+    assert caught.value.nearest_bytes == smallest
+    assert "distinct fidelities" in caught.value.binding

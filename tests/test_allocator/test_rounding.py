@@ -255,7 +255,7 @@ def test_limits_that_no_plan_is_within_together_are_refused() -> None:
         return Rounder(program).round(one_hot([0] * 4, 2), 0.0, byte_ends(profile)[1])
 
     assert at_most(6.0).sum() == 2
-    with pytest.raises(LimitInfeasible, match="no plan was found within all limits together"):
+    with pytest.raises(LimitInfeasible, match="no plan was found within the budget and all limits together"):
         at_most(5.0)
 
 

@@ -260,3 +260,14 @@ def test_without_rules_nothing_was_decided() -> None:
     allocation = WhatIf(make_profile(0)).plan(budget_at(make_profile(0), 0.5))
     assert allocation.decided_by == ()
     assert allocation.to_json()["decided_by"] == {}
+
+
+def test_a_pattern_may_negate_characters_as_a_shell_does() -> None:
+    rule = Rule.parse("blocks.[!0].*=int4g64")
+    assert (rule.pattern, rule.relation, rule.value) == ("blocks.[!0].*", "=", "int4g64")
+
+
+@pytest.mark.parametrize("bits", ["nan", "inf", "-inf"])
+def test_bits_are_a_finite_number(bits: str) -> None:
+    with pytest.raises(RuleError, match="is not a number of bits"):
+        Rule.parse(f"*>={bits}")

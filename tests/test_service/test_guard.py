@@ -47,6 +47,13 @@ def test_the_first_of_equals_is_delivered(names: tuple[str, ...]) -> None:
     assert judge(**({names[0]: 0.5} | dict.fromkeys(names[1:], 0.25))).delivered == names[1]
 
 
+def test_a_forbidden_candidate_is_compared_but_not_delivered() -> None:
+    qualities = {"original": quality(0.0), "plan": quality(0.5), "additive": quality(0.4), "uniform": quality(0.1)}
+    found = Guard.judge(qualities, {"uniform"})
+    assert (found.delivered, found.uniform) == ("additive", "uniform")
+    assert found.lead == pytest.approx(1 - 0.4 / 0.1)
+
+
 def test_the_original_is_never_delivered() -> None:
     assert judge(uniform=3.0).delivered == "uniform"
 

@@ -111,6 +111,34 @@ def test_group_size_holds_for_all_layers(tiny_llama: Path, tmp_path: Path) -> No
     assert {fidelity.group_size for fidelity in plan.fidelities} == {32}
 
 
+def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path) -> None:
+    demands = ("--target", "vllm", "--rule", "*.down_proj>=3", "--rule", "model.layers.0.self_attn.o_proj=int4g128")
+    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), *demands)
+    chosen = Plan.loads((tmp_path / "out" / "plan.json").read_text()).by_name
+
+    assert report["constraints"]["rules"] == list(demands[3::2])
+    assert report["guard"]["delivered"] in ("plan", "additive")
+    assert chosen["model.layers.0.self_attn.o_proj"].name == "int4g128"
+    assert all(fidelity.bits_lo >= 3 for name, fidelity in chosen.items() if name.endswith("down_proj"))
+    for block in range(2):
+        assert len({chosen[f"model.layers.{block}.self_attn.{kind}_proj"] for kind in "qkv"}) == 1
+        assert len({chosen[f"model.layers.{block}.mlp.{kind}_proj"] for kind in ("gate", "up")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("demand", "code", "told"),
+    [("*.nothing>=2", 2, "names no layer"), ("*>=2.5", 3, "what binds: *>=2.5"), ("nonsense", 2, "write PATTERN")],
+)
+def test_constraints_that_cannot_be_met_are_told_before_anything_is_measured(
+    tiny_llama: Path, tmp_path: Path, demand: str, code: int, told: str
+) -> None:
+    done = bitwright(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "3bpw"), "--rule", demand)
+    assert done.returncode == code
+    assert told in done.stderr
+    assert not (tmp_path / "cache" / "forms").exists()
+    assert not (tmp_path / "cache" / "profile").exists()
+
+
 def test_second_budget_near_by_reuses_the_profile(tiny_llama: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "one", "4bpw"))

@@ -1,0 +1,1 @@
+"""The REST API: profiles as resources, what-ifs, plans compared and priced."""

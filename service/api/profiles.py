@@ -1,0 +1,188 @@
+"""Profiles as immutable resources, and the questions that they answer at once."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Request, Response, UploadFile
+from fastapi.responses import FileResponse
+
+from allocator.allocation import Allocation
+from allocator.budget import Budget
+from allocator.difference import compare_plans, price_plan
+from allocator.errors import AllocatorError
+from allocator.frontier import budgets_between, frontier, smallest_plan
+from allocator.profile import Profile
+from allocator.whatif import WhatIf
+from quantizer.plan import Plan
+from service.api import problems
+from service.api.wire import (
+    AllocationOut,
+    AllocationsIn,
+    AllocationsOut,
+    AnswerOut,
+    CheckIn,
+    DiffIn,
+    FrontierIn,
+    ProblemOut,
+    ProfileOut,
+    ProfilesOut,
+    Question,
+)
+from service.curves import FrontierTable, span_of
+from service.errors import BodyTooLarge
+from service.shelf import HEAD, Shelf
+
+MOST_BYTES = 256 * 2**20
+"""Largest file of a profile that is taken."""
+
+_FOREVER = "public, max-age=31536000, immutable"
+
+router = APIRouter(prefix="/v1", tags=["profiles"])
+
+
+def shelf_of(request: Request) -> Shelf:
+    """Return the shelf of the app."""
+    shelf: Shelf = request.app.state.shelf
+    return shelf
+
+
+ShelfHere = Annotated[Shelf, Depends(shelf_of)]
+
+
+@router.post("/profiles", status_code=201, operation_id="import_profile")
+def import_profile(shelf: ShelfHere, response: Response, head: UploadFile, arrays: UploadFile) -> ProfileOut:
+    """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
+    digest, new = shelf.add(_bounded(head), _bounded(arrays))
+    response.headers["Location"] = f"/v1/profiles/{digest}"
+    response.status_code = 201 if new else 200
+    return _summary(digest, shelf.profile(digest))
+
+
+@router.get("/profiles", operation_id="list_profiles")
+def list_profiles(shelf: ShelfHere) -> ProfilesOut:
+    """List the digests of all profiles."""
+    return ProfilesOut(data=shelf.digests())
+
+
+@router.get("/profiles/{digest}", operation_id="get_profile", response_model=ProfileOut)
+def get_profile(
+    shelf: ShelfHere, digest: str, response: Response, if_none_match: Annotated[str | None, Header()] = None
+) -> ProfileOut | Response:
+    """Describe a profile; it never changes, so its digest is its entity tag."""
+    shelf.file(digest, HEAD)
+    headers = {"ETag": f'"{digest}"', "Cache-Control": _FOREVER}
+    if if_none_match is not None and headers["ETag"] in if_none_match:
+        return Response(status_code=304, headers=headers)
+    response.headers.update(headers)
+    return _summary(digest, shelf.profile(digest))
+
+
+@router.get("/profiles/{digest}/{name}", operation_id="export_profile", response_class=FileResponse)
+def export_profile(shelf: ShelfHere, digest: str, name: str) -> FileResponse:
+    """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
+    path: Path = shelf.file(digest, name)
+    kind = "application/json" if name == HEAD else "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers={"Cache-Control": _FOREVER})
+
+
+@router.delete("/profiles/{digest}", status_code=204, operation_id="delete_profile")
+def delete_profile(shelf: ShelfHere, digest: str) -> None:
+    """Delete a profile."""
+    shelf.remove(digest)
+
+
+@router.post(
+    "/profiles/{digest}/allocations",
+    operation_id="ask",
+    response_model=AllocationsOut,
+    response_model_exclude_none=True,
+    responses={422: {"model": ProblemOut, "description": "No question has a plan; the problem of the first one."}},
+)
+def ask(shelf: ShelfHere, digest: str, body: AllocationsIn, response: Response) -> AllocationsOut | Response:
+    """Answer budget what-ifs, in milliseconds: the best plan of each, its bound, its gap, the price of a byte.
+
+    A question without a plan has a problem in its place; where none has a plan, the problem of the first is the answer.
+    """
+    start, answers = time.perf_counter(), []
+    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+        ready = time.perf_counter()
+        for question in body.questions:
+            try:
+                answers.append(AnswerOut(allocation=_answer(whatif, question, include_plan=body.include_plans)))
+            except AllocatorError as error:
+                answers.append(AnswerOut(problem=ProblemOut(**problems.problem_of(error))))
+    solved = time.perf_counter()
+    timing = f"ready;dur={1e3 * (ready - start):.2f}, solve;dur={1e3 * (solved - ready):.2f}"
+    if all(answer.problem is not None for answer in answers):
+        first = answers[0].problem
+        return problems.respond(first.model_dump() if first else {}, {"Server-Timing": timing})
+    response.headers["Server-Timing"] = timing
+    return AllocationsOut(profile=digest, data=answers)
+
+
+@router.post("/profiles/{digest}/frontier", operation_id="frontier")
+def get_frontier(shelf: ShelfHere, digest: str, body: FrontierIn) -> dict[str, Any]:
+    """Return what every budget buys: plans by size, the convex hull and the knees marked."""
+    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+        layers = whatif.profile.layers
+        ends = [None if text is None else Budget.parse(text).weight_bytes(layers) for text in (body.low, body.high)]
+        points = frontier(whatif, budgets_between(*span_of(whatif, *ends), body.points))
+        return FrontierTable.of(whatif.profile, points).to_json()
+
+
+@router.post("/profiles/{digest}/plan-checks", operation_id="check_plan")
+def check_plan(shelf: ShelfHere, digest: str, body: CheckIn) -> dict[str, Any]:
+    """Price a plan, such as one that a person edited: bytes, predicted loss, and the ties, rules and limits that it breaks."""
+    plan = Plan.from_json(body.plan)
+    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+        budget = None if body.budget is None else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
+        return price_plan(whatif, plan, budget).to_json()
+
+
+@router.post("/plan-diffs", operation_id="diff_plans")
+def diff_plans(shelf: ShelfHere, body: DiffIn) -> dict[str, Any]:
+    """Compare two plans of one model; with a profile, their predicted losses too."""
+    profile = None if body.profile is None else shelf.profile(body.profile)
+    return compare_plans(Plan.from_json(body.before), Plan.from_json(body.after), profile).to_json()
+
+
+def _answer(whatif: WhatIf, question: Question, *, include_plan: bool) -> AllocationOut:
+    if question.budget is not None:
+        budget = Budget.parse(question.budget).weight_bytes(whatif.profile.layers)
+        return _wire(whatif.plan(budget), None, include_plan=include_plan)
+    smallest = smallest_plan(whatif, question.max_kl or 0.0)
+    return _wire(smallest.allocation, smallest.bound_bytes, include_plan=include_plan)
+
+
+def _wire(found: Allocation, bound_bytes: int | None, *, include_plan: bool) -> AllocationOut:
+    document = found.to_json()
+    plan = document if include_plan else None
+    return AllocationOut(
+        **{name: document[name] for name in AllocationOut.model_fields if name in document}, bound_bytes=bound_bytes, plan=plan
+    )
+
+
+def _summary(digest: str, profile: Profile) -> ProfileOut:
+    sizes = profile.weight_bytes
+    return ProfileOut(
+        digest=digest,
+        signal=profile.signal,
+        context=None if profile.context is None else profile.fidelities[profile.context].name,
+        context_kl_nats_per_token=profile.context_loss,
+        layers=len(profile.layers),
+        fidelities=[fidelity.name for fidelity in profile.fidelities],
+        coupling_rank=len(profile.factor),
+        smallest_bytes=int(sizes.min(axis=1).sum()),
+        largest_bytes=int(sizes.max(axis=1).sum()),
+        trusted_bytes=profile.budget_range,
+        model_sha256=profile.model_sha256,
+        calibration_sha256=profile.calibration_sha256,
+    )
+
+
+def _bounded(upload: UploadFile) -> bytes:
+    data = upload.file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise BodyTooLarge(f"a file of a profile has more than {MOST_BYTES} bytes")
+    return data

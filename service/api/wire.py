@@ -1,0 +1,185 @@
+"""What goes over the wire: requests that are checked, answers that are documented."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from allocator.constraints import Constraints, LatencyTable, Pool
+from allocator.rules import Rule
+
+Pattern = Annotated[str, Field(max_length=300)]
+Text = Annotated[str, Field(max_length=600)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class LatencyRow(_Strict):
+    """Time of the layers that a pattern names, at one fidelity."""
+
+    layer: Pattern
+    fidelity: Annotated[str, Field(max_length=40)]
+    latency_us: Annotated[float, Field(ge=0)]
+
+
+class ConstraintsIn(_Strict):
+    """Demands on a plan, as the command line takes them."""
+
+    target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
+    ties: Annotated[list[Text], Field(max_length=64)] = []
+    untied: Annotated[list[Pattern], Field(max_length=64)] = []
+    rules: Annotated[list[Text], Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g128"]])] = []
+    pools: Annotated[list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])] = []
+    latency: Annotated[list[LatencyRow], Field(max_length=20_000)] = []
+    max_latency_us: Annotated[float, Field(gt=0)] | None = None
+    max_distinct: Annotated[int, Field(ge=1, le=64)] | None = None
+
+    def constraints(self) -> Constraints:
+        """Return the constraints.
+
+        Raises:
+            RuleError, BudgetError: a text cannot be understood, or fields do not go together.
+        """
+        rows = tuple((row.layer, row.fidelity, row.latency_us) for row in self.latency)
+        return Constraints(
+            target=self.target,
+            ties=tuple(self.ties),
+            untied=tuple(self.untied),
+            rules=tuple(Rule.parse(text) for text in self.rules),
+            pools=tuple(Pool.parse(text) for text in self.pools),
+            latency=LatencyTable(rows) if rows else None,
+            most_latency_us=self.max_latency_us,
+            most_distinct=self.max_distinct,
+        )
+
+
+class Question(_Strict):
+    """A budget, or the predicted loss that a plan may have at most."""
+
+    budget: Annotated[str, Field(max_length=40, examples=["2.5bpw", "34MB"])] | None = None
+    max_kl: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Question":
+        if (self.budget is None) == (self.max_kl is None):
+            raise ValueError("give either budget or max_kl")
+        return self
+
+
+class AskIn(_Strict):
+    """Constraints and coupling that questions are asked under."""
+
+    constraints: ConstraintsIn = ConstraintsIn()
+    coupling: Literal["full", "block", "none"] = "full"
+
+
+class AllocationsIn(AskIn):
+    """Several questions at once."""
+
+    questions: Annotated[list[Question], Field(min_length=1, max_length=512)]
+    include_plans: bool = False
+
+
+class FrontierIn(AskIn):
+    """A frontier between two budgets; without them, where the profile is trusted."""
+
+    points: Annotated[int, Field(ge=2, le=1000)] = 100
+    low: Annotated[str, Field(max_length=40)] | None = None
+    high: Annotated[str, Field(max_length=40)] | None = None
+
+
+class CheckIn(AskIn):
+    """A plan to be priced."""
+
+    plan: dict[str, Any]
+    budget: Annotated[str, Field(max_length=40)] | None = None
+
+
+class DiffIn(_Strict):
+    """Two plans of one model, and a profile that prices them."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    profile: Annotated[str, Field(max_length=64)] | None = None
+
+
+class LimitOut(BaseModel):
+    """What a plan uses of a limit."""
+
+    name: str
+    unit: str
+    used: float
+    most: float
+    price_nats_per_token: float
+
+
+class AllocationOut(BaseModel):
+    """The answer to one question; the plan itself where it was asked for."""
+
+    object: Literal["allocation"] = "allocation"
+    budget_bytes: int
+    weight_bytes: int
+    slack_bytes: int
+    bits_per_weight: float
+    predicted_loss_nats_per_token: float
+    bound_nats_per_token: float
+    gap: float
+    price_nats_per_token_per_byte: float
+    limits: list[LimitOut]
+    status: str
+    solver: str
+    notes: list[str]
+    bound_bytes: int | None = None
+    plan: dict[str, Any] | None = None
+
+
+class ProblemOut(BaseModel):
+    """Why a question has no plan (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class AnswerOut(BaseModel):
+    """One question's allocation, or its problem."""
+
+    allocation: AllocationOut | None = None
+    problem: ProblemOut | None = None
+
+
+class AllocationsOut(BaseModel):
+    """Answers in the order of the questions."""
+
+    object: Literal["list"] = "list"
+    profile: str
+    data: list[AnswerOut]
+
+
+class ProfileOut(BaseModel):
+    """A profile in a few words."""
+
+    object: Literal["profile"] = "profile"
+    digest: str
+    signal: str
+    context: str | None
+    context_kl_nats_per_token: float
+    layers: int
+    fidelities: list[str]
+    coupling_rank: int
+    smallest_bytes: int
+    largest_bytes: int
+    trusted_bytes: tuple[int, int]
+    model_sha256: str
+    calibration_sha256: str
+
+
+class ProfilesOut(BaseModel):
+    """All profiles."""
+
+    object: Literal["list"] = "list"
+    data: list[str]
