@@ -7,25 +7,14 @@ Appends one row for each corpus and seed to results/stability.jsonl, and prints 
 
 import argparse
 import json
-from itertools import combinations
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from service.store import StageStore
 from tests.benchmarks.compare import METHODS, plans_at, score
 from tests.benchmarks.record import circumstances
+from tests.benchmarks.tables import agreement
 
 RESULTS = Path(__file__).parent / "results" / "stability.jsonl"
-
-
-def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return over all pairs of rows: the share of layers with the same fidelity, and the correlation of bits per weight."""
-    pairs = list(combinations(rows, 2))
-    same = [np.mean([a == b for a, b in zip(one["fidelities"], two["fidelities"], strict=True)]) for one, two in pairs]
-    bits = [np.corrcoef(one["layer_bits"], two["layer_bits"])[0, 1] for one, two in pairs]
-    return {"same_fidelity": float(np.mean(same)), "bits_correlation": float(np.mean(bits))}
 
 
 def main() -> None:

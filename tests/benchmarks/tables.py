@@ -4,15 +4,18 @@ python -m tests.benchmarks.tables
 """
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands`, `plans` or `whatif`."""
+    """Return the stored rows of `runs`, `commands`, `plans`, `whatif` or `stability`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -101,6 +104,31 @@ def whatif_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return over all pairs of rows: the share of layers with the same fidelity, and the correlation of bits per weight."""
+    pairs = list(combinations(rows, 2))
+    same = [np.mean([a == b for a, b in zip(one["fidelities"], two["fidelities"], strict=True)]) for one, two in pairs]
+    bits = [np.corrcoef(one["layer_bits"], two["layer_bits"])[0, 1] for one, two in pairs]
+    return {"same_fidelity": float(np.mean(same)), "bits_correlation": float(np.mean(bits))}
+
+
+def stability_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of how much plans depend on the calibration text, in Markdown; later rows replace earlier ones."""
+    latest = {(row["model"], row["budget_bpw"], row["corpus"], row["seed"]): row for row in rows}
+    lines = [
+        "| calibration text | KL of each seed's plan | same fidelity, two seeds | bits correlate, two seeds |",
+        "|---|---|---:|---:|",
+    ]
+    for group in dict.fromkeys(key[:3] for key in latest):
+        found = [row for key, row in latest.items() if key[:3] == group]
+        quality = ", ".join(f"{row['quality']['kl_nats_per_token']:.3f} ± {row['quality']['kl_stderr']:.3f}" for row in found)
+        agreed = agreement(found)
+        lines.append(f"| {group[2]} | {quality} | {agreed['same_fidelity']:.0%} | {agreed['bits_correlation']:.2f} |")
+    across = agreement(list(latest.values()))
+    lines.append(f"| all pairs | | {across['same_fidelity']:.0%} | {across['bits_correlation']:.2f} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -108,6 +136,7 @@ def with_tables(readme: str) -> str:
         "results": results_table(rows("runs")),
         "plans": plans_table(rows("plans")),
         "whatif": whatif_table(rows("whatif")),
+        "stability": stability_table(rows("stability")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
