@@ -2,8 +2,8 @@
 
 Each layer goes to the lowest and to the highest fidelity, the others staying where they are. Fidelities between are interpolated
 by their output error: a fidelity whose squared error lies a share f of the way from the context's to an end's has f times the
-effect of that end, plus an uncorrelated rest of f (1 - f) times the squared effect, as for independent errors. On SmolLM2 this is off
-by 0.0021 nats/token where damages are 0.0036 and the standard error of a measured one is 0.003: tests/benchmarks/LOG.md.
+effect of that end, plus an uncorrelated rest of f (1 - f) times the squared effect, as for independent errors. On SmolLM2 this is
+off by 0.0021 nats/token where damages are 0.0036 and the standard error of a measured one is 0.003: tests/benchmarks/LOG.md.
 """
 
 from dataclasses import dataclass, replace
