@@ -79,9 +79,7 @@ class Allocation:
                 {"name": use.name, "unit": use.unit, "used": use.used, "most": use.most, "price_nats_per_token": use.price}
                 for use in self.limits
             ],
-            "decided_by": {
-                layer.name: rule for layer, rule in zip(self.plan.layers, self.decided_by, strict=bool(self.decided_by)) if rule
-            },
+            "decided_by": {layer.name: rule for layer, rule in zip(self.plan.layers, self.decided_by, strict=False) if rule},
             "status": self.status,
             "solver": self.solver,
             "bitwright": version("bitwright"),

@@ -45,16 +45,19 @@ def lower_bound(program: Program, share: Array, budget_bytes: int, *, guess: flo
         guess: a price that is likely to be near the best one.
         prices: of one unit of each further limit of the program; none are taken for zeros.
     """
-    effect = program.effect(share)
-    gradient = program.gradient(effect)
-    constant = program.constant - float(effect @ effect) / 2
-    for limit, price in zip(program.limits, prices, strict=False):
-        gradient = gradient + price * limit.cost
-        constant -= price * limit.most
-    gradient = np.where(program.allowed, gradient, np.inf)
+    gradient, constant = linearised(program, share, prices)
     price = best_price(gradient, program, budget_bytes, guess)
     loss = (gradient + price * program.sizes).min(axis=1).sum() - price * budget_bytes
     return Bound(constant + float(loss), price)
+
+
+def linearised(program: Program, share: Array, prices: Sequence[float] = ()) -> tuple[Array, float]:
+    """Return (cost [G, K], constant): the loss and the priced further limits, linear around a mix; infinite where not allowed."""
+    effect = program.effect(share)
+    cost, constant = program.gradient(effect), program.constant - float(effect @ effect) / 2
+    for limit, price in zip(program.limits, prices, strict=False):
+        cost, constant = cost + price * limit.cost, constant - price * limit.most
+    return np.where(program.allowed, cost, np.inf), constant
 
 
 def best_price(cost: Array, program: Program, budget_bytes: int, guess: float = 0.0) -> float:

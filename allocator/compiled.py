@@ -76,14 +76,14 @@ class CompiledProgram:
     """One program in OSQP's hands."""
 
     def __init__(self, program: Program) -> None:
-        """Set the solver up; which fidelities are allowed and how much the limits hold can change later.
+        """Set the solver up; only the budget is left open.
 
         Raises:
             SolverFailed: OSQP refuses the program.
         """
         self.program = program
         self._loss_unit = program.scale()
-        self._smallest = np.where(program.allowed, program.sizes, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
+        self._smallest = program.smallest_sizes()[:, None]
         ends = [program.loss(np.where(program.allowed, sizes, -np.inf).argmax(axis=1)) for sizes in (program.sizes, -program.sizes)]
         self._least_scale = max(_RANGE * abs(ends[0] - ends[1]), 1e-6 * self._loss_unit)
         excess = np.where(program.allowed, program.sizes - self._smallest, 0)

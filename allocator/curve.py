@@ -175,8 +175,7 @@ class SolvedCurve:
 
 def smallest_share(program: Program) -> Array:
     """Return the smallest choice that is allowed as shares, [G, K]; of equal sizes the least harmful alone."""
-    size = np.where(program.allowed, program.sizes, np.iinfo(np.int64).max).min(axis=1, keepdims=True)
-    loss = np.where(program.allowed & (program.sizes == size), program.linear, np.inf)
+    loss = np.where(program.allowed & (program.sizes == program.smallest_sizes()[:, None]), program.linear, np.inf)
     return np.asarray(np.eye(program.sizes.shape[1])[loss.argmin(axis=1)], dtype=np.float64)
 
 

@@ -12,6 +12,7 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from allocator.certificate import linearised
 from allocator.compiled import Relaxed
 from allocator.errors import RuleError
 from allocator.program import Program
@@ -72,11 +73,7 @@ def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_dis
     Raises:
         RuleError: the menu has too many parts of this size.
     """
-    effect = program.effect(whole.share)
-    gradient, constant = program.gradient(effect), program.constant - float(effect @ effect) / 2
-    for limit, price in zip(program.limits, whole.limit_prices, strict=True):
-        gradient, constant = gradient + price * limit.cost, constant - price * limit.most
-    gradient = np.where(program.allowed, gradient, np.inf)
+    gradient, constant = linearised(program, whole.share, whole.limit_prices)
     bounds: list[tuple[float, tuple[int, ...]]] = []
     sizes = np.where(program.allowed, program.sizes, np.iinfo(np.int64).max // program.groups)
     for part in _parts(program, most_distinct):

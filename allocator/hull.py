@@ -48,7 +48,7 @@ class Hull:
     def of(cls, program: Program) -> "Hull":
         """Return the steps of a program without coupling; further limits are not looked at."""
         sizes, loss = program.sizes, np.where(program.allowed, program.linear, np.inf)
-        size_now = np.where(program.allowed, sizes, np.iinfo(np.int64).max).min(axis=1)
+        size_now = program.smallest_sizes()
         here = np.where(sizes == size_now[:, None], loss, np.inf).argmin(axis=1)
         rows, start = np.arange(program.groups), here
         groups, options, rates, steps = [], [], [], []

@@ -17,7 +17,7 @@ def smallest_choice(program: Program) -> Choice:
     """Return the choice of least bytes within the further limits.
 
     Raises:
-        LimitInfeasible: there is none; names the limit that cannot be met, or all of them.
+        LimitInfeasible: there is none, or none was found in time; names the limit that cannot be met, or all of them.
     """
     for limit in program.limits:
         least = float(np.where(program.allowed, limit.cost, np.inf).min(axis=1).sum())
@@ -29,7 +29,7 @@ def smallest_choice(program: Program) -> Choice:
     found = _solve(program, program.sizes / program.sizes.max(), None, _FIRST)
     if found is None:
         names = ", ".join(repr(limit.name) for limit in program.limits)
-        raise LimitInfeasible(f"limits {names} cannot be met together; loosen one of them")
+        raise LimitInfeasible(f"no plan was found within the limits {names} together; loosen one of them")
     return found
 
 

@@ -134,9 +134,12 @@ class Program:
 
     def byte_range(self) -> tuple[int, int]:
         """Return the bytes of the smallest and of the largest choice that is allowed, whatever the further limits."""
-        smallest = np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).min(axis=1)
         largest = np.where(self.allowed, self.sizes, -1).max(axis=1)
-        return int(smallest.sum()), int(largest.sum())
+        return int(self.smallest_sizes().sum()), int(largest.sum())
+
+    def smallest_sizes(self) -> Bytes:
+        """Return the bytes of the smallest fidelity that each group may have, int64 [G]."""
+        return np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).min(axis=1), dtype=np.int64)
 
     def scale(self) -> float:
         """Return the largest loss that a group alone can change, to measure what is negligible by."""

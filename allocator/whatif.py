@@ -205,9 +205,8 @@ class WhatIf:
         """Return the rules that make the smallest plan larger, by how many bytes they do, most first."""
         sizes, rules, rows = self.program.sizes, self.constraints.rules, np.arange(self.program.groups)
         more: dict[str, int] = {}
-        smallest = np.where(self.program.allowed, sizes, np.iinfo(np.int64).max).min(axis=1)
         removed_by = self.decision.removed_by[rows, sizes.argmin(axis=1)].tolist()
-        for index, extra in zip(removed_by, (smallest - sizes.min(axis=1)).tolist(), strict=True):
+        for index, extra in zip(removed_by, (self.program.smallest_sizes() - sizes.min(axis=1)).tolist(), strict=True):
             if extra > 0:
                 more[str(rules[index])] = more.get(str(rules[index]), 0) + extra
         return sorted(more, key=lambda rule: -more[rule])

@@ -1,4 +1,4 @@
-"""The commands that need a profile only, no model: plan, frontier and diff. They answer in well under a second."""
+"""The commands that need a profile only, no model: plan, frontier and diff. They answer at once, or in seconds."""
 
 from math import isfinite
 from pathlib import Path

@@ -365,7 +365,7 @@ def test_limits_that_cannot_be_met_together_are_all_named() -> None:
     fast = {"latency": table_of(profile, np.tile([4.0, 3.0, 2.5, 2.0], (5, 1))), "most_latency_us": 11.0}
     WhatIf(profile, Constraints(pools=(small,)))
     WhatIf(profile, Constraints(**fast))
-    with pytest.raises(LimitInfeasible, match="limits 'small', 'latency' cannot be met together"):
+    with pytest.raises(LimitInfeasible, match="within the limits 'small', 'latency' together"):
         WhatIf(profile, Constraints(pools=(small,), **fast))
 
 

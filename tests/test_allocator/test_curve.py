@@ -163,5 +163,5 @@ def test_limits_that_cannot_be_met_together_are_named() -> None:
     program = Program.of(make_profile(0, layers=4, rank=0))
     rising = np.tile([1.0, 2.0, 3.0, 4.0], (4, 1))
     both = (Limit("one", "us", rising, 6.0), Limit("other", "us", rising[:, ::-1].copy(), 6.0))
-    with pytest.raises(LimitInfeasible, match="'one', 'other' cannot be met together"):
+    with pytest.raises(LimitInfeasible, match="within the limits 'one', 'other' together"):
         curve_of(replace(program, limits=both))
