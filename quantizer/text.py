@@ -1,27 +1,15 @@
-"""Text for calibration and evaluation: where it comes from, and how it becomes windows of tokens."""
+"""Text for calibration and evaluation, and where it comes from. Knows no torch."""
 
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import torch
-from torch import Tensor
 
 from quantizer.errors import TextError
 
 BUILT_IN_CALIBRATION = "builtin:calibration"
 BUILT_IN_EVALUATION = "builtin:evaluation"
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        """Return the token ids of `text` under the key `input_ids`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +65,6 @@ def _exists(source: str) -> bool:
 def text_sha256(text: str) -> str:
     """Return the hexadecimal SHA-256 of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
-    """Cut a text into windows of tokens.
-
-    The whole text is tokenised at once, without special tokens, and cut into consecutive windows; a rest is dropped.
-
-    Args:
-        text: what `read_text` returned for the specification.
-        spec: which windows.
-        tokenizer: the model's own.
-
-    Returns:
-        int64 [windows, tokens], the same for the same arguments on any machine.
-
-    Raises:
-        TextError: the text is too short for the windows.
-    """
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
-    available = len(ids) // spec.tokens
-    wanted = spec.windows or available - spec.skip
-    if wanted < 1 or available < spec.skip + wanted:
-        raise TextError(
-            f"text {spec.source!r} has {len(ids)} tokens, enough for {available} windows of {spec.tokens}; "
-            f"{spec.skip + max(wanted, 1)} are needed: give more text, or ask for fewer or shorter windows"
-        )
-    windows = ids[: available * spec.tokens].view(available, spec.tokens)
-    if spec.seed is None:
-        return windows[spec.skip : spec.skip + wanted]
-    generator = torch.Generator().manual_seed(spec.seed)
-    chosen = torch.randperm(available, generator=generator)[spec.skip : spec.skip + wanted].sort().values
-    return windows[chosen]
 
 
 def _built_in(source: str) -> str:

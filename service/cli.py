@@ -1,9 +1,8 @@
 """The command line. Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +11,6 @@ from service.console import err, out, print_json, print_pairs, print_report, rep
 from service.errors import RequestError
 from service.files import read_text_file
 from service.settings import DATA_VARIABLE, default_cache, default_data, quiet_libraries
-
-if TYPE_CHECKING:
-    from service.request import RunRequest
 
 app = typer.Typer(
     name="bitwright",
@@ -94,14 +90,16 @@ def run(
     with told_errors(as_json=as_json):
         from service import estimate, pipeline  # noqa: PLC0415  --help must not wait for torch
         from service.output import check_output, deliver  # noqa: PLC0415
+        from service.request import make_request  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
-        request = _request(
-            model, budget, calibration, evaluation, calibration_windows, evaluation_windows, tokens, probe_windows, probe_tokens,
-            check_plans, guard_windows, group_size, signal, coupling, context, seed, device, whole_file=whole_file,
+        request = make_request(
+            model, budget, calibration=calibration, evaluation=evaluation, calibration_windows=calibration_windows,
+            evaluation_windows=evaluation_windows, tokens=tokens, probe_windows=probe_windows, probe_tokens=probe_tokens,
+            check_plans=check_plans, guard_windows=guard_windows, group_size=group_size, signal=signal, coupling=coupling,
+            context=context, seed=seed, device=device, whole_file=whole_file,
+            constraints=plan_cli.constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct),
         )  # fmt: skip
-        demands = plan_cli.constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct)
-        request = replace(request, constraints=demands)
         store = StageStore(cache)
         if dry:
             plan = estimate.dry_run(request, pipeline.prepare(request, store, read_weights=False))
@@ -141,11 +139,13 @@ def profile(
     with told_errors(as_json=as_json):
         from service import pipeline, stages  # noqa: PLC0415
         from service.output import deliver  # noqa: PLC0415
+        from service.request import make_request  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
-        request = _request(
-            model, budget, calibration, "builtin:evaluation", calibration_windows, 1, tokens, probe_windows, probe_tokens,
-            0, 1, group_size, signal, "full", context, seed, device,
+        request = make_request(
+            model, budget, calibration=calibration, calibration_windows=calibration_windows, tokens=tokens,
+            probe_windows=probe_windows, probe_tokens=probe_tokens, group_size=group_size, signal=signal, context=context,
+            seed=seed, device=device,
         )  # fmt: skip
         store = StageStore(cache)
         profiling = pipeline.profile_task(request, pipeline.prepare(request, store), store)
@@ -191,7 +191,7 @@ def quantize(
         from quantizer.text import TextSpec  # noqa: PLC0415
         from service import stages  # noqa: PLC0415
         from service.output import check_output, deliver  # noqa: PLC0415
-        from service.request import default_effort  # noqa: PLC0415
+        from service.request import BATCH  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
         check_output(out_folder)
@@ -201,7 +201,7 @@ def quantize(
         stages.check_plan(found, chosen)
         windows = stages.windows_of(store, found, TextSpec(calibration, calibration_windows, tokens, seed))
         with reporting() as reporter:
-            folder = stages.checkpoint(store, found, chosen, windows, default_effort().batch, machine, reporter, "quantize")
+            folder = stages.checkpoint(store, found, chosen, windows, BATCH, machine, reporter, "quantize")
         deliver(out_folder, folder, None)
         summary = {
             "checkpoint": str(out_folder.resolve()),
@@ -227,7 +227,7 @@ def evaluate(
         from quantizer.source import find_model  # noqa: PLC0415
         from quantizer.text import TextSpec  # noqa: PLC0415
         from service import stages  # noqa: PLC0415
-        from service.request import default_effort  # noqa: PLC0415
+        from service.request import BATCH  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
         for path in checkpoints:
@@ -238,7 +238,7 @@ def evaluate(
         windows = stages.windows_of(store, found, TextSpec(evaluation, evaluation_windows, tokens, None))
         named = {str(path): path for path in checkpoints}
         with reporting() as reporter:
-            scores = stages.evaluation(store, found, named, windows, default_effort().batch, machine, reporter)
+            scores = stages.evaluation(store, found, named, windows, BATCH, machine, reporter)
         print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
 
 
@@ -279,31 +279,6 @@ def doctor(as_json: AsJson = False) -> None:
     from service.doctor import examine  # noqa: PLC0415
 
     print_pairs(examine(default_cache()), as_json=as_json)
-
-
-def _request(
-    model: str, budget: str, calibration: str, evaluation: str, calibration_windows: int, evaluation_windows: int, tokens: int,
-    probe_windows: int | None, probe_tokens: int | None, check_plans: int, guard_windows: int, group_size: int | None, signal: str,
-    coupling: str, context: str, seed: int, device: str, *, whole_file: bool = False,
-) -> "RunRequest":  # fmt: skip
-    from allocator.budget import Budget  # noqa: PLC0415
-    from quantizer.text import TextSpec  # noqa: PLC0415
-    from service.request import PROBES, Effort, Method, RunRequest, default_effort  # noqa: PLC0415
-
-    if context not in ("uniform", "original"):
-        raise RequestError(f"context {context!r}: use uniform or original")
-    method = Method(signal, coupling, context == "original")
-    usual_windows, usual_tokens = PROBES[signal]
-    effort = Effort(
-        calibration=TextSpec(calibration, calibration_windows, tokens, seed),
-        evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
-        probe_windows=usual_windows if probe_windows is None else probe_windows,
-        probe_tokens=min(usual_tokens, tokens) if probe_tokens is None else probe_tokens,
-        check_plans=check_plans,
-        guard_windows=guard_windows,
-        batch=default_effort().batch,
-    )
-    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, method, seed, device)
 
 
 def entry() -> None:

@@ -1,15 +1,16 @@
 """The main path: from a model and a budget to a checkpoint with its proof. Reads top to bottom as the stages."""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from allocator.allocation import Allocation
 from allocator.constraints import Constraints
 from allocator.difference import price_plan
-from allocator.errors import RuleError
+from allocator.errors import ProfileError, RuleError
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
 from allocator.uniform import likely_uniform_plans
@@ -29,6 +30,9 @@ from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
 
 T = TypeVar("T")
+
+STAGES = ("profile", "plan", "quantize", "evaluate")
+"""The stages in which a run tells of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +68,12 @@ class Clock:
         return result
 
 
-def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True) -> Task:
+def prepare(request: RunRequest, store: StageStore, given: Profile | None = None, *, read_weights: bool = True) -> Task:
     """Find the model and settle the budget; without `read_weights` nothing but headers is read, which is enough for a dry run.
 
     Raises:
         ModelError: the model cannot be used.
+        ProfileError: the given profile is of another model.
         BudgetInfeasible: the budget is below the smallest plan.
         RuleError, LimitInfeasible: the constraints cannot be understood, or not be met.
         BudgetNotNeeded: the model fits the budget as it is.
@@ -82,31 +87,71 @@ def prepare(request: RunRequest, store: StageStore, *, read_weights: bool = True
         budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)
     check_budget(layers, budget_bytes, sizes.layer_bytes)
     menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
-    check_feasible(layers, menu.fidelities, budget_bytes, request.constraints)
+    if given is not None and (given.layers != layers or (read_weights and given.model_sha256 != model.sha256)):
+        raise ProfileError(f"the given profile was measured on another model than {model.name!r}; measure this one")
+    check_feasible(layers, menu.fidelities if given is None else given.fidelities, budget_bytes, request.constraints)
     return Task(model, layers, sizes, budget_bytes, menu)
 
 
-def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Report, Path]:
-    """Do the whole job; return the report and the folder of the checkpoint.
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run has made so far; it grows from stage to stage.
 
-    Every stage is kept under the hash of its inputs: a job that was killed goes on where it stopped, and another budget
-    near by uses the same profile.
+    Attributes:
+        stage: the stage that ended, one of `STAGES`.
+        profile: what was measured, or given.
+        allocations: the solver's plans, `plan` first.
+        candidates: folders of the quantized checkpoints, by name of their plan.
+        checkpoint: folder of the one that is delivered.
+        report: the proof.
+    """
+
+    stage: str
+    profile: Profile
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)
+    candidates: Mapping[str, Path] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    report: Report | None = None
+
+
+def run(request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None) -> tuple[Report, Path]:
+    """Do the whole job; return the report and the folder of the checkpoint. See `walk`."""
+    (made,) = deque(walk(request, store, reporter, given), maxlen=1)
+    if made.report is None or made.checkpoint is None:
+        raise RuntimeError("the last stage made no report")
+    return made.report, made.checkpoint
+
+
+def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None) -> Iterator[Made]:
+    """Do the job stage by stage, and yield what was made after each of `STAGES`.
+
+    Every stage is kept under the hash of its inputs: a job that was killed goes on where it stopped, another budget near by uses
+    the same profile, and walking again to a later stage only reads what the stages before it made.
+
+    Args:
+        request: what is wanted.
+        store: where stages are kept.
+        reporter: told of progress.
+        given: a profile of this model; without one, it is measured.
 
     Raises:
         QuantizerError: model or text cannot be used.
-        AllocatorError: the budget cannot be met.
+        AllocatorError: the budget cannot be met, or the given profile is of another model.
         ServiceError: something could not be stored.
     """
     clock, machine, effort = Clock(), stages.Machine.choose(request.device), request.effort
-    task = clock.time("prepare", lambda: prepare(request, store))
+    task = clock.time("prepare", lambda: prepare(request, store, given))
     calibration = stages.windows_of(store, task.model, effort.calibration)
     guard_windows = stages.windows_of(store, task.model, effort.guard)
     held_out = stages.windows_of(store, task.model, effort.evaluation)
 
     profiling = profile_task(request, task, store)
-    profile = clock.time("profile", lambda: stages.profile(store, profiling, reporter))
+    profile = given or clock.time("profile", lambda: stages.profile(store, profiling, reporter))
+    yield (made := Made("profile", profile))
+
     allocations = clock.time("plan", lambda: plans_of(profile, request, task.budget_bytes, store))
     uniforms = {label_of(plan): plan for plan in likely_uniform_plans(profile, task.budget_bytes)}
+    yield (made := replace(made, stage="plan", allocations=allocations))
 
     def quantize(name: str, plan: Plan) -> Path:
         label = f"quantize: {name}"
@@ -122,6 +167,8 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
 
     candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
     candidates |= {name: quantize(name, plan) for name, plan in uniforms.items()}
+    yield (made := replace(made, stage="quantize", candidates=candidates))
+
     guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
     chosen = {"plan": candidates[guard.delivered], "uniform": candidates[guard.uniform]}
     quality = score("evaluate", chosen, held_out)
@@ -130,7 +177,7 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter) -> tuple[Rep
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
     comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, quality, found)
     report = build_report(request, task.model, task.sizes, comparison, chosen["plan"], clock.seconds)
-    return report, chosen["plan"]
+    yield replace(made, stage="evaluate", checkpoint=chosen["plan"], report=report)
 
 
 def label_of(uniform: Plan) -> str:

@@ -12,6 +12,9 @@ from service.errors import RequestError
 FEWEST_CHECKS = 3
 """Fewer points have no rank correlation to speak of."""
 
+BATCH = 4
+"""Calibration windows that are run at once."""
+
 PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noise": (8, 128), "hessian": (8, 512)}
 """Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
@@ -72,19 +75,6 @@ class Effort:
     def guard(self) -> TextSpec:
         """The windows that finished plans are compared on: no plan was fitted to them."""
         return replace(self.calibration, windows=self.guard_windows, skip=self.calibration.windows + self.probe_windows)
-
-
-def default_effort() -> Effort:
-    """Return the effort of the command line's defaults: minutes for a model of 135 million parameters on two cores."""
-    return Effort(
-        calibration=TextSpec(BUILT_IN_CALIBRATION, windows=8, tokens=512, seed=0),
-        evaluation=TextSpec(BUILT_IN_EVALUATION, windows=16, tokens=512, seed=None),
-        probe_windows=PROBES["integral"][0],
-        probe_tokens=PROBES["integral"][1],
-        check_plans=0,
-        guard_windows=8,
-        batch=4,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +141,47 @@ class RunRequest:
             raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")
         if self.whole_file and self.budget.unit == "bpw":
             raise RequestError(f"budget {self.budget.text!r} counts quantized weights only; give bytes for the whole file")
+
+
+def make_request(
+    model: str,
+    budget: str,
+    *,
+    calibration: str = BUILT_IN_CALIBRATION,
+    evaluation: str = BUILT_IN_EVALUATION,
+    calibration_windows: int = 8,
+    evaluation_windows: int = 16,
+    tokens: int = 512,
+    probe_windows: int | None = None,
+    probe_tokens: int | None = None,
+    check_plans: int = 0,
+    guard_windows: int = 8,
+    group_size: int | None = None,
+    signal: str = "integral",
+    coupling: str = "full",
+    context: str = "uniform",
+    seed: int = 0,
+    device: str = "auto",
+    whole_file: bool = False,
+    constraints: Constraints = FREE,
+) -> RunRequest:
+    """Return a request from the options that the command line and the job service both have; theirs mean the same.
+
+    Raises:
+        RequestError: an option is out of range.
+        BudgetError: the budget cannot be understood.
+    """
+    if context not in ("uniform", "original"):
+        raise RequestError(f"context {context!r}: use uniform or original")
+    method = Method(signal, coupling, context == "original")
+    usual_windows, usual_tokens = PROBES[signal]
+    effort = Effort(
+        calibration=TextSpec(calibration, calibration_windows, tokens, seed),
+        evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
+        probe_windows=usual_windows if probe_windows is None else probe_windows,
+        probe_tokens=min(usual_tokens, tokens) if probe_tokens is None else probe_tokens,
+        check_plans=check_plans,
+        guard_windows=guard_windows,
+        batch=BATCH,
+    )
+    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, method, seed, device, constraints)

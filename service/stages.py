@@ -34,8 +34,9 @@ from quantizer.layers import find_layers
 from quantizer.plan import Plan
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, load_model, load_tokenizer
-from quantizer.text import TextSpec, make_windows, read_text, text_sha256
+from quantizer.text import TextSpec, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
+from quantizer.windows import make_windows
 from service.checks import Check, check_plans
 from service.files import read_profile
 from service.progress import Reporter

@@ -10,19 +10,16 @@ is harder to beat than any that could be chosen beforehand.
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from allocator.allocate import allocate
-from allocator.budget import Budget
 from allocator.uniform import uniform_plans
 from quantizer.evaluate import Quality
 from quantizer.plan import Plan
-from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines
-from service.request import PROBES, Method, RunRequest, default_effort
+from service.request import Method, RunRequest, make_request
 from service.store import StageStore
 from tests.benchmarks.record import circumstances
 
@@ -42,19 +39,11 @@ METHODS = {
 
 def request_of(arguments: argparse.Namespace, budget: str, method: Method) -> RunRequest:
     """Return the request of one budget and method."""
-    effort = default_effort()
-    tokens = arguments.tokens
-    probe_windows, probe_tokens = PROBES[method.signal]
-    effort = replace(
-        effort,
-        calibration=TextSpec(arguments.calibration, effort.calibration.windows, tokens, arguments.seed),
-        evaluation=TextSpec(arguments.evaluation, arguments.windows, tokens, None),
-        probe_windows=probe_windows,
-        probe_tokens=min(probe_tokens, tokens),
-    )
-    return RunRequest(
-        arguments.model, Budget.parse(f"{budget}bpw"), False, arguments.group_size, effort, method, arguments.seed, "cpu"
-    )
+    return make_request(
+        arguments.model, f"{budget}bpw", calibration=arguments.calibration, evaluation=arguments.evaluation,
+        evaluation_windows=arguments.windows, tokens=arguments.tokens, group_size=arguments.group_size, signal=method.signal,
+        coupling=method.coupling, context="original" if method.in_original else "uniform", seed=arguments.seed, device="cpu",
+    )  # fmt: skip
 
 
 def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Promises of quantizer.text: where text comes from, what is refused, and how it is cut into windows."""
+"""Promises of quantizer.text and quantizer.windows: where text comes from, what is refused, and how it is cut into windows."""
 
 import hashlib
 import json
@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import TextError
-from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec, make_windows, read_text, text_sha256
+from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec, read_text, text_sha256
+from quantizer.windows import make_windows
 from tests.test_quantizer.helpers import ROOT, fixed
 from tests.tiny import make_tokenizer
 

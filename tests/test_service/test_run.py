@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.checkpoint import quantized_bytes
 from quantizer.plan import Plan
-from service.request import default_effort
+from service.request import BATCH
 from tests.command import bitwright, bitwright_json, run_options
 from tests.tiny import save_tiny
 
@@ -193,7 +193,7 @@ def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path:
         bitwright_json(*options, "--tokens", tokens, "--dry-run")["peak_memory_bytes"] for tokens in ("64", "8192")
     )  # fmt: skip
 
-    batch, float_bytes = default_effort().batch, 4
+    batch, float_bytes = BATCH, 4
     assert long - short >= batch * (8192 - 64) * vocabulary * float_bytes
 
 
