@@ -1,7 +1,7 @@
 """Where a model comes from, whether it is safe and whole, and how it is loaded.
 
 Nothing that a model folder brings is ever executed: weights are read from safetensors and GGUF files only, and models that need
-code of their own are refused.
+code of their own are refused. No file is given to a library before `quantizer.safety` has checked it.
 """
 
 import copy
@@ -10,6 +10,9 @@ import json
 import logging
 import re
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,30 @@ from safetensors import SafetensorError, safe_open
 
 from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
+from quantizer.gguf_header import check_gguf
+from quantizer.safety import (
+    check_folder,
+    check_layers,
+    check_safetensors,
+    cleaned,
+    own_file,
+    read_config,
+    read_shards,
+    short,
+)
 
 log = logging.getLogger("bitwright")
 
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 _REPOSITORY = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
-_GGUF_DTYPE = "float16"
+_GGUF_DTYPE, _GGUF_NAME = "float16", "model.gguf"
+_QUANT_METHOD = "bitwright"
+_RUST_PANIC = "PanicException"
+"""What tokenizers raises for some broken files; no Exception, and nowhere to be imported from."""
+_REASON_LENGTH = 400
+_LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""How transformers is called: it runs no code of a model, and fetches nothing."""
 _LOADED_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -57,12 +77,13 @@ def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> Mod
 
     Raises:
         ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite, needs code of its own, is
-            quantized already, or is no decoder-only language model.
+            quantized already, or is no decoder-only language model; or its files claim what cannot be, or lead elsewhere.
     """
     path = _local(reference)
     if path is not None and path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id")
+        check_gguf(path)
         if not read_weights:
             return ModelFolder(_outline_gguf(path, cache), reference, "", _GGUF_DTYPE)
         folder = _convert_gguf(path, cache)
@@ -70,9 +91,11 @@ def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> Mod
         folder = path
     else:
         folder = _download(reference)
-    config = _read_config(folder)
+    _check_folder(folder)
+    config = read_config(folder)
     _check_config(folder, config)
     weights = _weight_files(folder)
+    check_layers(folder / "config.json", config, sum(check_safetensors(file) for file in weights))
     for file in weights:
         _check_weights(file, values=read_weights)
     return ModelFolder(folder, reference, _digest(folder, weights) if read_weights else "", _stored_dtype(config, weights))
@@ -82,21 +105,38 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
     """Return the model of a checked folder, in evaluation mode, with parameters in `dtype`.
 
     Raises:
-        ModelError: transformers cannot build it, or weights are missing in the files.
+        ModelError: transformers cannot build it, or its files are too small for it, or lack weights.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; errors above come at once
 
-    try:
+    config = load_config(folder)
+    with _refusing(f"model {folder.name!r} cannot be loaded"):
+        _check_size(folder.name, config, sum(file.stat().st_size for file in _weight_files(folder.path)))
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder.path, dtype=dtype, output_loading_info=True, trust_remote_code=False, use_safetensors=True
+            folder.path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **_LOCAL
         )
-    except Exception as err:
-        raise ModelError(f"model {folder.name!r} cannot be loaded: {err}") from err
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(f"model {folder.name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are incomplete")
+    _check_complete(folder.name, info)
     model.requires_grad_(requires_grad=False)
     return model.to(device).eval()
+
+
+def load_config(folder: ModelFolder) -> Any:
+    """Return the transformers configuration of a checked folder, without fields that name code, kernels or machines.
+
+    The folder stays as it is; transformers reads a cleaned copy of its `config.json`.
+
+    Raises:
+        ModelError: transformers does not accept it.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415  see load_model
+
+    values = cleaned(read_config(folder.path))
+    with tempfile.TemporaryDirectory() as copied:
+        (Path(copied) / "config.json").write_text(json.dumps(values), encoding="utf-8")
+        with _refusing(f"model {folder.name!r} cannot be loaded"):
+            config = AutoConfig.from_pretrained(copied, **_LOCAL)
+    config.name_or_path = str(folder.path)
+    return config
 
 
 def load_tokenizer(folder: ModelFolder) -> Any:
@@ -107,10 +147,40 @@ def load_tokenizer(folder: ModelFolder) -> Any:
     """
     from transformers import AutoTokenizer  # noqa: PLC0415  see load_model
 
+    config = load_config(folder)
+    with _refusing(f"model {folder.name!r} has no usable tokenizer"):
+        return AutoTokenizer.from_pretrained(folder.path, config=config, **_LOCAL)
+
+
+def _check_size(name: str, config: Any, most_weights: int) -> None:
+    """Refuse a configuration of more weights than its files can hold, before anything of that size is allocated."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  see load_model
+
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+    described = sum(parameter.numel() for parameter in outline.parameters())
+    if described > most_weights:
+        raise ModelError(f"model {name!r} has {described} weights by its configuration, its files can hold at most {most_weights}")
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"model {name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are incomplete")
+
+
+@contextmanager
+def _refusing(fault: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a model into one ModelError, in one line of bounded length."""
     try:
-        return AutoTokenizer.from_pretrained(folder.path, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError, ImportError) as err:
-        raise ModelError(f"model {folder.name!r} has no usable tokenizer: {err}") from err
+        yield
+    except ModelError:
+        raise
+    except BaseException as err:
+        if not isinstance(err, Exception) and type(err).__name__ != _RUST_PANIC:
+            raise
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise ModelError(f"{fault}: {reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + '...'}") from err
 
 
 def _local(reference: str) -> Path | None:
@@ -135,16 +205,23 @@ def _download(reference: str) -> Path:
         raise ModelError(f"model {reference!r}: no such folder or file, and not to be had from Hugging Face: {reason}") from err
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that cannot be a checkpoint of this package, before transformers loads it.
+
+    Raises:
+        ModelError: its files claim what cannot be, lead elsewhere, or are no safetensors, or it is quantized by another method.
+    """
+    _check_folder(folder)
+    read_config(folder, quant_method=_QUANT_METHOD)
+    for file in _weight_files(folder):
+        check_safetensors(file)
+
+
+def _check_folder(folder: Path) -> None:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise ModelError(f"folder {str(folder)!r} has no config.json; give a transformers model folder") from err
-    except (ValueError, OSError) as err:
-        raise ModelError(f"config.json in {str(folder)!r} cannot be read: {err}") from err
-    if not isinstance(config, dict):
-        raise ModelError(f"config.json in {str(folder)!r} is not a JSON object")
-    return config
+        check_folder(folder)
+    except OSError as err:
+        raise ModelError(f"folder {str(folder)!r} cannot be read: {err}") from err
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
@@ -152,15 +229,13 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: PLC0415
 
     kind = config.get("model_type")
-    if config.get("quantization_config"):
-        raise ModelError(f"model in {str(folder)!r} is quantized already; give the original")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise ModelError(
-                f"model in {str(folder)!r} needs code of its own (auto_map, model_type {kind!r}); such code is never run. "
+                f"model in {str(folder)!r} needs code of its own (auto_map, model_type {short(kind)}); such code is never run. "
                 "Convert the model to a type that transformers knows"
             )
-        raise ModelError(f"model in {str(folder)!r} has model_type {kind!r}, unknown to the installed transformers")
+        raise ModelError(f"model in {str(folder)!r} has model_type {short(kind)}, unknown to the installed transformers")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(f"model in {str(folder)!r} has model_type {kind!r}, which is no decoder-only language model")
 
@@ -168,10 +243,10 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers would load: the single file before the shards of an index."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        return _shards(folder, index)
+    if single.exists():
+        return [own_file(folder, single.name)]
+    if index.exists():
+        return read_shards(folder, index)
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
     if pickled:
         raise ModelError(
@@ -181,20 +256,8 @@ def _weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards")
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
-    try:
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({Path(name).name for name in named if Path(name).name == name})
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as err:
-        raise ModelError(f"{str(index)!r} is not a safetensors index: {err}") from err
-    missing = [name for name in named if not (folder / Path(name).name).is_file() or Path(name).name != name]
-    if missing or not names:
-        raise ModelError(f"folder {str(folder)!r} lacks {missing[0] if missing else 'all shards'!r}, which its index names")
-    return [folder / name for name in names]
-
-
 def _check_weights(file: Path, *, values: bool) -> None:
-    """Refuse a truncated file and, if `values` are to be read, one that holds any that are not finite."""
+    """Refuse a file that safetensors does not open and, if `values` are to be read, one that holds any that are not finite."""
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys() if values else ():
@@ -203,7 +266,7 @@ def _check_weights(file: Path, *, values: bool) -> None:
                     raise ModelError(f"tensor {name!r} in {str(file)!r} is stored in 8 bits; give the original in 16 bits or more")
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")
-    except (SafetensorError, OSError) as err:
+    except (SafetensorError, OSError, RuntimeError) as err:
         raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
 
 
@@ -215,13 +278,22 @@ def _digest(folder: Path, weights: list[Path]) -> str:
 
 def _stored_dtype(config: dict[str, Any], weights: list[Path]) -> str:
     named = config.get("dtype") or config.get("torch_dtype")
-    if isinstance(named, str) and isinstance(getattr(torch, named, None), torch.dtype):
+    dtype = getattr(torch, named, None) if isinstance(named, str) else None
+    if isinstance(named, str) and isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return named
     with safe_open(weights[0], framework="pt") as tensors:
         names = list(tensors.keys())
         if not names:
             raise ModelError(f"weights {str(weights[0])!r} hold no tensors")
         return str(tensors.get_tensor(names[0]).dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[Path]:
+    """Give a folder in which a GGUF file stands alone, so that nothing beside it is read."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / _GGUF_NAME).symlink_to(file.resolve())
+        yield Path(folder)
 
 
 def _convert_gguf(file: Path, cache: Path) -> Path:
@@ -232,18 +304,23 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
     folder = cache / f"gguf-{file_sha256(file)[:24]}"
     if folder.is_dir():
         return folder
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  see load_model
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415  see load_model
 
     log.info("converting %s to a model folder, once", file)
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as err:
+        with _refusing(f"GGUF file {str(file)!r} cannot be read"), _alone(file) as place:
+            given: dict[str, Any] = {"gguf_file": _GGUF_NAME, **_LOCAL}
+            _check_size(str(file), AutoConfig.from_pretrained(place, **given), 8 * file.stat().st_size)
+            read, info = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **given)
+            _check_complete(str(file), info)
+            del given["local_files_only"]  # would be written into tokenizer_config.json, and so change the digest
+            tokenizer = AutoTokenizer.from_pretrained(place, **given)
+    except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+        raise
     config = copy.deepcopy(read.config)
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
@@ -260,10 +337,8 @@ def _outline_gguf(file: Path, cache: Path) -> Path:
     """Return a folder with the configuration of a GGUF file, and no weights."""
     from transformers import AutoConfig  # noqa: PLC0415  see load_model
 
-    try:
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except Exception as err:
-        raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+    with _refusing(f"GGUF file {str(file)!r} cannot be read"), _alone(file) as place:
+        config = AutoConfig.from_pretrained(place, gguf_file=_GGUF_NAME, **_LOCAL)
     folder = cache / f"outline-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
     config.save_pretrained(folder)
     return folder

@@ -93,8 +93,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         r"'model\.norm\.weight'.*NaN or infinite",
     ),
     "missing shard": (index({"weight_map": {"a": SHARD, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
-    "shard elsewhere": (_shard_elsewhere, r"lacks '\.\./secret\.safetensors'"),
-    "index is no JSON": (lambda folder: (index(0)(folder), (folder / INDEX).write_text("{")), "not a safetensors index"),
+    "shard elsewhere": (_shard_elsewhere, r"names '\.\./secret\.safetensors', no safetensors file"),
+    "index is no JSON": (lambda folder: (index(0)(folder), (folder / INDEX).write_text("{")), r"index\.json.*cannot be read"),
     "index without map": (index({}), "not a safetensors index"),
     "map is a list": (index({"weight_map": [SHARD]}), "not a safetensors index"),
 }
@@ -117,6 +117,10 @@ NOT_LOADED: dict[str, tuple[Edit, str]] = {
     ),
     "more layers than stored": (config(num_hidden_layers=4), r"lacks 9 tensors, 'model\.layers\.3\."),
     "other shapes than stored": (config(vocab_size=400), "cannot be loaded"),
+    "more weights than bytes": (
+        config(intermediate_size=10**9),
+        r"has 576000057792 weights by its configuration",
+    ),
     "unknown activation": (config(hidden_act="no-such-act"), "cannot be loaded.*no-such-act"),
 }
 
@@ -140,6 +144,11 @@ def test_code_in_the_folder_is_not_run_for_a_type_that_transformers_knows(edited
 TOKENIZERS: dict[str, Edit] = {
     "none": lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
     "no JSON": lambda folder: (folder / "tokenizer.json").write_text("{"),
+    "panic in Rust": lambda folder: (folder / "tokenizer.json").write_text(
+        (folder / "tokenizer.json")
+        .read_text()
+        .replace('"continuing_subword_prefix": null', '"continuing_subword_prefix": "prefixes"')
+    ),
     "no tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{}"),
     "own code": lambda folder: (
         code_of_its_own(folder),
