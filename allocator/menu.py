@@ -115,7 +115,11 @@ def infeasible(layers: Sequence[LayerSpec], budget_bytes: int, smallest: int, la
     """Return the error for a budget outside smallest .. largest bytes."""
     return BudgetInfeasible(
         f"budget {budget_bytes} bytes ({bpw(layers, budget_bytes):.3f} bpw) is below the smallest plan; feasible are "
-        f"{smallest} to {largest} bytes ({bpw(layers, smallest):.3f} to {bpw(layers, largest):.3f} bpw)"
+        f"{smallest} to {largest} bytes ({bpw(layers, smallest):.3f} to {bpw(layers, largest):.3f} bpw)",
+        budget_bytes=budget_bytes,
+        nearest_bytes=smallest,
+        largest_bytes=largest,
+        binding=("menu",),
     )
 
 

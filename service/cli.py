@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from service import plan_cli
-from service.console import err, out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
+from service import plan_cli, serve_cli
+from service.console import out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
 from service.errors import RequestError
 from service.files import read_text_file
-from service.settings import DATA_VARIABLE, default_cache, default_data, quiet_libraries
+from service.settings import default_cache, quiet_libraries
 
 app = typer.Typer(
     name="bitwright",
@@ -44,7 +44,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 OutFolder = Annotated[Path, typer.Option("--out", help="New or empty folder for the result.")]
 
 _DEFAULT_CACHE = default_cache()
-_DEFAULT_DATA = default_data()
 
 
 @app.callback()
@@ -259,18 +258,11 @@ def report(
             print_report(document)
 
 
-@app.command()
-def serve(
-    host: Annotated[str, typer.Option(help="Address of this machine to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port.")] = 8712,
-    data: Annotated[Path, typer.Option(help="Folder of the service's profiles.", envvar=DATA_VARIABLE)] = _DEFAULT_DATA,
-) -> None:
-    """Answer what-ifs over REST: profiles as resources, plans in milliseconds; the documentation is at /docs."""
-    with told_errors(as_json=False):
-        from service.api.app import serve as run_server  # noqa: PLC0415
-
-        err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
-        run_server(host, port, data)
+app.command()(serve_cli.serve)
+app.command()(serve_cli.worker)
+app.command()(serve_cli.migrate)
+app.command()(serve_cli.quota)
+app.add_typer(serve_cli.keys)
 
 
 @app.command()
@@ -285,3 +277,7 @@ def entry() -> None:
     """Run the command line."""
     quiet_libraries()
     app()
+
+
+if __name__ == "__main__":
+    entry()

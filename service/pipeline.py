@@ -31,9 +31,6 @@ from service.store import StageStore
 
 T = TypeVar("T")
 
-STAGES = ("profile", "plan", "quantize", "evaluate")
-"""The stages in which a run tells of itself."""
-
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -98,7 +95,7 @@ class Made:
     """What a run has made so far; it grows from stage to stage.
 
     Attributes:
-        stage: the stage that ended, one of `STAGES`.
+        stage: the stage that ended, one of `service.stage_names.PIPELINE`.
         profile: what was measured, or given.
         allocations: the solver's plans, `plan` first.
         candidates: folders of the quantized checkpoints, by name of their plan.
@@ -123,7 +120,7 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter, given: Profi
 
 
 def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None) -> Iterator[Made]:
-    """Do the job stage by stage, and yield what was made after each of `STAGES`.
+    """Do the job stage by stage, and yield what was made after each of `service.stage_names.PIPELINE`.
 
     Every stage is kept under the hash of its inputs: a job that was killed goes on where it stopped, another budget near by uses
     the same profile, and walking again to a later stage only reads what the stages before it made.

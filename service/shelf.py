@@ -2,20 +2,17 @@
 
 import hashlib
 import re
-import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Lock
 
 from allocator.constraints import Constraints
 from allocator.profile import Profile
 from allocator.whatif import WhatIf
-from quantizer.durable import write_whole
-from service.errors import ProfileUnknown
-from service.store import disk_errors
+from service.artifacts import Artifact, ArtifactStore
+from service.errors import ArtifactUnknown, ProfileUnknown
 
 READY = 64
 """What-ifs that are kept ready; of more, the one asked longest ago is forgotten."""
@@ -33,11 +30,11 @@ class _Ready:
 
 
 class Shelf:
-    """Profiles in a folder, each in a folder of its own that is named by its digest."""
+    """Profiles in an artifact store, each at a place of its own that is named by its digest."""
 
-    def __init__(self, root: Path) -> None:
-        """Use `root`, which is made when something is put there."""
-        self._root = root
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        """Keep them in `artifacts`."""
+        self._artifacts = artifacts
         self._ready: OrderedDict[tuple[str, str, Constraints], _Ready] = OrderedDict()
         self._lock = Lock()
 
@@ -50,54 +47,38 @@ class Shelf:
         """
         Profile.loads(head, arrays)
         digest = hashlib.sha256(len(head).to_bytes(8) + head + arrays).hexdigest()
-        folder = self._root / digest
-        if (folder / HEAD).is_file():
+        if self._artifacts.exists(_place(digest)):
             return digest, False
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / ARRAYS, arrays)
-            write_whole(folder / HEAD, head)  # last: without it the profile is not there
+        self._artifacts.put(_place(digest), {HEAD: head, ARRAYS: arrays})
         return digest, True
 
-    def digests(self) -> list[str]:
-        """Return all digests, in order."""
-        if not self._root.is_dir():
-            return []
-        return sorted(path.name for path in self._root.iterdir() if _DIGEST.fullmatch(path.name) and (path / HEAD).is_file())
-
-    def file(self, digest: str, name: str) -> Path:
-        """Return the path of one of the two files of a profile.
+    def find(self, digest: str, name: str) -> tuple[str, Artifact]:
+        """Return the place of a profile, and one of its two files.
 
         Raises:
-            ProfileUnknown: there is no such profile.
+            ProfileUnknown: there is no such profile or file.
         """
-        path = self._root / digest / name
-        if not _DIGEST.fullmatch(digest) or name not in (HEAD, ARRAYS) or not (path.parent / HEAD).is_file():
-            raise ProfileUnknown(f"there is no profile {digest[:80]!r}; list them, or import one")
-        return path
+        try:
+            return _place(digest), self._artifacts.find(_place(digest), name)
+        except ArtifactUnknown as error:
+            raise ProfileUnknown(f"there is no profile {digest[:80]!r} with a file {name[:80]!r}; list them") from error
 
     def profile(self, digest: str) -> Profile:
         """Return a profile.
 
         Raises:
             ProfileUnknown: it is not there.
-            ProfileError: it was damaged since.
+            ProfileError, ArtifactDamaged: it was damaged since.
         """
-        return Profile.loads(self.file(digest, HEAD).read_bytes(), self.file(digest, ARRAYS).read_bytes())
+        self.find(digest, HEAD)
+        return Profile.loads(*(self._artifacts.read(_place(digest), name) for name in (HEAD, ARRAYS)))
 
     def remove(self, digest: str) -> None:
-        """Take a profile off the shelf.
-
-        Raises:
-            ProfileUnknown: it is not there.
-        """
-        head = self.file(digest, HEAD)
+        """Take a profile off the shelf; one that is not there is none to take."""
         with self._lock:
             for key in [key for key in self._ready if key[0] == digest]:
                 del self._ready[key]
-        with disk_errors(head):
-            head.unlink(missing_ok=True)
-            shutil.rmtree(head.parent, ignore_errors=True)
+        self._artifacts.delete(_place(digest))
 
     @contextmanager
     def whatif(self, digest: str, coupling: str, constraints: Constraints) -> Iterator[WhatIf]:
@@ -107,7 +88,6 @@ class Shelf:
             ProfileUnknown: the profile is not there.
             AllocatorError: the constraints cannot be understood or met.
         """
-        self.file(digest, HEAD)
         key = digest, coupling, constraints
         with self._lock:
             ready = self._ready.setdefault(key, _Ready())
@@ -118,3 +98,14 @@ class Shelf:
             if ready.whatif is None:
                 ready.whatif = WhatIf(self.profile(digest).with_coupling(coupling), constraints)
             yield ready.whatif
+
+
+def _place(digest: str) -> str:
+    """Return where a profile is kept.
+
+    Raises:
+        ProfileUnknown: no profile could have this digest.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise ProfileUnknown(f"there is no profile {digest[:80]!r}; list them, or import one")
+    return f"profiles/{digest}"

@@ -33,7 +33,7 @@ from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
 from quantizer.plan import Plan
 from quantizer.runner import BlockRunner
-from quantizer.source import ModelFolder, load_model, load_tokenizer
+from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
 from quantizer.text import TextSpec, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
 from quantizer.windows import make_windows
@@ -98,9 +98,9 @@ def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_token
 
 def skeleton(model: ModelFolder) -> Any:
     """Return the model without storage for its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415  seconds to import; bad input is told before
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; bad input is told before
 
-    config = AutoConfig.from_pretrained(model.path, trust_remote_code=False)
+    config = load_config(model)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
@@ -321,10 +321,18 @@ def evaluation(
 
 
 def load_checkpoint(path: Path, machine: Machine) -> Any:
-    """Return a saved checkpoint as a user would load it."""
+    """Return a saved checkpoint as a user would load it.
+
+    Raises:
+        ModelError: it is not one that is safe to load.
+    """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  see skeleton
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=machine.dtype, trust_remote_code=False).to(machine.device).eval()
+    check_checkpoint(path)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        path, dtype=machine.dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
+    )
+    return loaded.to(machine.device).eval()
 
 
 def _manifest_digest(folder: Path) -> str:

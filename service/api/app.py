@@ -1,13 +1,13 @@
-"""The REST application. `create_app` puts it together; `serve` runs it on this machine."""
+"""The REST application. `create_app` puts it together."""
 
+import time
 from importlib.metadata import version
-from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import uvicorn
-from fastapi import FastAPI
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import FastAPI, Response
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,26 +15,49 @@ from allocator.menu import RANGES
 from allocator.profile import COUPLINGS, SCHEMA
 from allocator.ties import TARGETS
 from quantizer.plan import SCHEMA as PLAN_SCHEMA
-from service.api import problems, profiles
-from service.errors import BodyTooLarge, RequestError
-from service.shelf import Shelf
+from service.api import jobs, problems, profiles, watching, webhooks
+from service.api.backend import Backend, Here, SeesMetrics
+from service.database import is_current
+from service.errors import BodyTooLarge, StorageError, Unavailable
+from service.identity import SCOPES
+from service.problems import plain, problem_of
+from service.request import PROBES
+from service.stage_names import STAGES
 
 MOST_BODY_BYTES = 2 * profiles.MOST_BYTES + 2**20
-_STOP_SECONDS = 20
+"""Largest body where files are sent."""
+MOST_JSON_BYTES = 16 * 2**20
+"""Largest body elsewhere; tables of times and plans are the largest of these."""
+
 _HERE = ("localhost", "127.0.0.1", "[::1]", "testserver")
 
 
-def create_app(data: Path) -> FastAPI:
-    """Return the application that keeps its profiles under `data`."""
-    app = FastAPI(
+def create_app(backend: Backend) -> FastAPI:
+    """Return the application on a backend."""
+    app = FastAPIOffline(  # its documentation page fetches nothing from elsewhere
         title="Bitwright",
         version=version("bitwright"),
         summary="Fits language models into byte budgets.",
-        description="Profiles are immutable resources; what-ifs on them are answered at once. Errors are RFC 9457 problems.",
+        description="Jobs squeeze a model into a budget and prove the result; profiles are immutable resources, and what-ifs on "
+        "them are answered at once. Errors are RFC 9457 problems.",
+        responses={"4XX": problems.DOCUMENTED, "5XX": problems.DOCUMENTED},
     )
-    app.state.shelf = Shelf(data / "profiles")
+    app.state.backend = backend
     problems.install(app)
-    app.include_router(profiles.router)
+    for router in (jobs.router, watching.router, profiles.router, webhooks.router):
+        app.include_router(router)
+    _add_service_routes(app)
+    app.add_middleware(Measured, backend=backend)
+    app.add_middleware(BodyLimit)
+    if not backend.needs_key:
+        app.add_middleware(SameOrigin)
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_HERE))  # a page elsewhere cannot name this machine its own
+    app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id")
+    return app
+
+
+def _add_service_routes(app: FastAPI) -> None:
+    """Add what tells of the service itself."""
 
     @app.get("/v1/capabilities", tags=["service"], operation_id="capabilities")
     def capabilities() -> dict[str, Any]:
@@ -43,9 +66,12 @@ def create_app(data: Path) -> FastAPI:
             "version": version("bitwright"),
             "profile_schema": SCHEMA,
             "plan_schema": PLAN_SCHEMA,
+            "stages": list(STAGES),
+            "signals": list(PROBES),
             "targets": list(TARGETS),
             "couplings": list(COUPLINGS),
             "fidelities": sorted({fidelity.name for span in RANGES for fidelity in span.fidelities}),
+            "scopes": SCOPES,
             "most_profile_bytes": profiles.MOST_BYTES,
         }
 
@@ -54,28 +80,48 @@ def create_app(data: Path) -> FastAPI:
         """Say that the process answers."""
         return {"status": "ok"}
 
-    app.add_middleware(BodyLimit)
-    app.add_middleware(SameOrigin)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_HERE))  # a page elsewhere cannot name this machine its own
-    return app
+    @app.get("/readyz", tags=["service"], operation_id="ready")
+    def ready(backend: Here) -> dict[str, str]:
+        """Say that requests can be served: the database is up to date, the artifact store answers, and no stop is under way."""
+        if backend.is_stopping():
+            raise Unavailable("the service is about to stop")
+        if not is_current(backend.database):
+            raise Unavailable("the database does not answer, or is not up to date; run bitwright migrate")
+        try:
+            backend.artifacts.check()
+        except StorageError as error:
+            raise Unavailable("the artifact store does not answer") from error
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["service"], operation_id="metrics", response_class=Response)
+    def metrics(backend: Here, caller: SeesMetrics) -> Response:
+        """Return metrics in Prometheus's text format."""
+        del caller
+        return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def serve(host: str, port: int, data: Path) -> None:
-    """Serve until interrupted.
+class Measured:
+    """Counts requests and their time by route, for the metrics."""
 
-    Raises:
-        RequestError: the host is not this machine; there are no API keys yet, so nobody else is let in.
-    """
-    if host != "localhost" and not _loopback(host):
-        raise RequestError(f"host {host!r} can be reached by others, and there are no API keys yet; use 127.0.0.1 or ::1")
-    uvicorn.run(create_app(data), host=host, port=port, timeout_graceful_shutdown=_STOP_SECONDS, log_level="warning")
+    def __init__(self, app: ASGIApp, backend: Backend) -> None:
+        """Wrap an application."""
+        self._app, self._metrics = app, backend.metrics
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note how long the answer takes to begin, and its status."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
 
-def _loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none")  # not the path: it would be another series for each job
+                self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
+                self._metrics.request_seconds.labels(scope["method"], route).observe(time.perf_counter() - start)
+            await send(message)
+
+        await self._app(scope, receive, noted)
 
 
 class BodyLimit:
@@ -90,10 +136,12 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = BodyTooLarge(f"the body has more than {MOST_BODY_BYTES} bytes")
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not length.isdigit() or int(length) > MOST_BODY_BYTES:
-            await problems.respond(problems.problem_of(error))(scope, receive, send)
+        sent = dict(scope["headers"])
+        most = MOST_BODY_BYTES if sent.get(b"content-type", b"").startswith(b"multipart/") else MOST_JSON_BYTES
+        error = BodyTooLarge(f"the body has more than {most} bytes")
+        length = sent.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > most:
+            await problems.respond(problem_of(error))(scope, receive, send)
             return
         received = 0
 
@@ -101,7 +149,7 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > MOST_BODY_BYTES:
+            if received > most:
                 raise error
             return message
 
@@ -120,7 +168,7 @@ class SameOrigin:
         headers = dict(scope["headers"]) if scope["type"] == "http" else {}
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
-            await problems.respond(problems.plain("foreign-origin", 403, f"requests from {origin[:200]!r} are not served"))(
+            await problems.respond(plain("foreign-origin", 403, f"requests from {origin[:200]!r} are not served"))(
                 scope, receive, send
             )
             return

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: a stable type, one sentence, and what a program needs to go on."""
+"""Every error that leaves a handler becomes a problem document."""
 
 import logging
 from typing import Any
@@ -6,41 +6,25 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
-from allocator.errors import AllocatorError, BudgetInfeasible, LimitInfeasible, LossUnreachable
+from allocator.errors import AllocatorError
 from quantizer.errors import QuantizerError
-from service.errors import BodyTooLarge, ProfileUnknown, ServiceError, StorageError
+from service.errors import BodyTooLarge, NoCredentials, QuotaExceeded, ServiceError, Unavailable
+from service.problems import plain, problem_of
 
+RETRY_AFTER_SECONDS = "5"
 CONTENT_TYPE = "application/problem+json"
 logger = logging.getLogger("bitwright.api")
 
-_STATUS: dict[type[Exception], int] = {ProfileUnknown: 404, BodyTooLarge: 413, StorageError: 507}
-_INFEASIBLE = (BudgetInfeasible, LimitInfeasible, LossUnreachable)
-_BAD_REQUEST, _UNPROCESSABLE, _BUG = 400, 422, 500
+DOCUMENTED: dict[str, Any] = {
+    "description": "A problem (RFC 9457).",
+    "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},
+}
+"""How a problem is described in the OpenAPI document."""
 
-
-def problem_of(error: Exception) -> dict[str, Any]:
-    """Return the problem document of an error of ours.
-
-    Its type is the error's name in kebab case. A budget that cannot be met says what binds and the nearest one that can.
-    """
-    name = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in type(error).__name__).strip("-")
-    status = _STATUS.get(type(error), _UNPROCESSABLE if isinstance(error, _INFEASIBLE) else _BAD_REQUEST)
-    document: dict[str, Any] = {
-        "type": f"urn:bitwright:problem:{name}",
-        "title": name.replace("-", " "),
-        "status": status,
-        "detail": str(error),
-    }
-    if isinstance(error, BudgetInfeasible):
-        document |= {
-            "budget_bytes": error.budget_bytes,
-            "nearest_bytes": error.nearest_bytes,
-            "largest_bytes": error.largest_bytes,
-            "binding": list(error.binding),
-        }
-    return document
+_UNPROCESSABLE, _BUG = 422, 500
 
 
 def respond(document: dict[str, Any], headers: dict[str, str] | None = None) -> JSONResponse:
@@ -50,36 +34,44 @@ def respond(document: dict[str, Any], headers: dict[str, str] | None = None) -> 
 
 def install(app: FastAPI) -> None:
     """Make every error that leaves a handler a problem."""
-
-    def told(_: Request, error: Exception) -> JSONResponse:
-        return respond(problem_of(error))
-
-    def refused(_: Request, error: Exception) -> JSONResponse:
-        # what was sent is not repeated: it may hold secrets
-        errors = error.errors() if isinstance(error, RequestValidationError) else []
-        places = [{"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors]
-        detail = "; ".join(f"{place['at']}: {place['message']}" for place in places)
-        return respond(plain("invalid-request", _UNPROCESSABLE, detail) | {"errors": places})
-
-    def http(_: Request, error: Exception) -> JSONResponse:
-        if not isinstance(error, HTTPException):
-            raise error
-        if isinstance(error.__cause__, BodyTooLarge):  # it was raised while a body was read
-            return respond(problem_of(error.__cause__))
-        slug = str(error.detail).lower().replace(" ", "-")
-        return respond(plain(slug, error.status_code, str(error.detail)), dict(error.headers or {}))
-
-    def bug(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(plain("bug", _BUG, "an error of the service; its log says more"))
-
     for tree in (AllocatorError, QuantizerError, ServiceError):
-        app.add_exception_handler(tree, told)
-    app.add_exception_handler(RequestValidationError, refused)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, bug)
+        app.add_exception_handler(tree, _told)
+    for database in (OperationalError, InterfaceError):
+        app.add_exception_handler(database, _away)
+    app.add_exception_handler(RequestValidationError, _refused)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _bug)
 
 
-def plain(slug: str, status: int, detail: str) -> dict[str, Any]:
-    """Return a problem document that no error of ours stands behind."""
-    return {"type": f"urn:bitwright:problem:{slug}", "title": slug.replace("-", " "), "status": status, "detail": detail}
+def _told(_: Request, error: Exception) -> JSONResponse:
+    headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable | QuotaExceeded) else {}
+    if isinstance(error, NoCredentials):
+        headers["WWW-Authenticate"] = "Bearer"
+    return respond(problem_of(error), headers)
+
+
+def _away(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s: the database does not answer: %s", request.method, request.url.path, type(error).__name__)
+    return _told(request, Unavailable("the database does not answer; try again"))
+
+
+def _refused(_: Request, error: Exception) -> JSONResponse:
+    # what was sent is not repeated: it may hold secrets
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    places = [{"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors]
+    detail = "; ".join(f"{place['at']}: {place['message']}" for place in places)
+    return respond(plain("invalid-request", _UNPROCESSABLE, detail) | {"errors": places})
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    if isinstance(error.__cause__, BodyTooLarge):  # it was raised while a body was read
+        return respond(problem_of(error.__cause__))
+    slug = str(error.detail).lower().replace(" ", "-")
+    return respond(plain(slug, error.status_code, str(error.detail)), dict(error.headers or {}))
+
+
+def _bug(request: Request, error: Exception) -> JSONResponse:
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return respond(plain("bug", _BUG, "an error of the service; its log says more"))

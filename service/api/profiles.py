@@ -1,11 +1,10 @@
 """Profiles as immutable resources, and the questions that they answer at once."""
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Header, Request, Response, UploadFile
+from fastapi.responses import StreamingResponse
 
 from allocator.allocation import Allocation
 from allocator.budget import Budget
@@ -16,6 +15,8 @@ from allocator.profile import Profile
 from allocator.whatif import WhatIf
 from quantizer.plan import Plan
 from service.api import problems
+from service.api.backend import Here, MakesProfiles, SeesProfiles, Solves
+from service.api.downloads import FOREVER, download
 from service.api.wire import (
     AllocationOut,
     AllocationsIn,
@@ -31,65 +32,56 @@ from service.api.wire import (
 )
 from service.curves import FrontierTable, span_of
 from service.errors import BodyTooLarge
-from service.shelf import HEAD, Shelf
+from service.problems import problem_of
 
 MOST_BYTES = 256 * 2**20
 """Largest file of a profile that is taken."""
 
-_FOREVER = "public, max-age=31536000, immutable"
-
 router = APIRouter(prefix="/v1", tags=["profiles"])
 
 
-def shelf_of(request: Request) -> Shelf:
-    """Return the shelf of the app."""
-    shelf: Shelf = request.app.state.shelf
-    return shelf
-
-
-ShelfHere = Annotated[Shelf, Depends(shelf_of)]
-
-
 @router.post("/profiles", status_code=201, operation_id="import_profile")
-def import_profile(shelf: ShelfHere, response: Response, head: UploadFile, arrays: UploadFile) -> ProfileOut:
+def import_profile(backend: Here, caller: MakesProfiles, response: Response, head: UploadFile, arrays: UploadFile) -> ProfileOut:
     """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
-    digest, new = shelf.add(_bounded(head), _bounded(arrays))
+    digest, new = backend.shelf.add(_bounded(head), _bounded(arrays))
+    backend.holdings.add(caller.tenant, digest)
     response.headers["Location"] = f"/v1/profiles/{digest}"
     response.status_code = 201 if new else 200
-    return _summary(digest, shelf.profile(digest))
+    return _summary(digest, backend.shelf.profile(digest))
 
 
 @router.get("/profiles", operation_id="list_profiles")
-def list_profiles(shelf: ShelfHere) -> ProfilesOut:
+def list_profiles(backend: Here, caller: SeesProfiles) -> ProfilesOut:
     """List the digests of all profiles."""
-    return ProfilesOut(data=shelf.digests())
+    return ProfilesOut(data=backend.holdings.all(caller.tenant))
 
 
 @router.get("/profiles/{digest}", operation_id="get_profile", response_model=ProfileOut)
 def get_profile(
-    shelf: ShelfHere, digest: str, response: Response, if_none_match: Annotated[str | None, Header()] = None
+    backend: Here, caller: SeesProfiles, digest: str, response: Response, if_none_match: Annotated[str | None, Header()] = None
 ) -> ProfileOut | Response:
     """Describe a profile; it never changes, so its digest is its entity tag."""
-    shelf.file(digest, HEAD)
-    headers = {"ETag": f'"{digest}"', "Cache-Control": _FOREVER}
+    backend.holdings.check(caller.tenant, digest)
+    headers = {"ETag": f'"{digest}"', "Cache-Control": FOREVER}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
-    return _summary(digest, shelf.profile(digest))
+    return _summary(digest, backend.shelf.profile(digest))
 
 
-@router.get("/profiles/{digest}/{name}", operation_id="export_profile", response_class=FileResponse)
-def export_profile(shelf: ShelfHere, digest: str, name: str) -> FileResponse:
+@router.get("/profiles/{digest}/{name}", operation_id="export_profile", response_class=StreamingResponse)
+def export_profile(backend: Here, caller: SeesProfiles, digest: str, name: str, request: Request) -> Response:
     """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
-    path: Path = shelf.file(digest, name)
-    kind = "application/json" if name == HEAD else "application/octet-stream"
-    return FileResponse(path, media_type=kind, headers={"Cache-Control": _FOREVER})
+    backend.holdings.check(caller.tenant, digest)
+    place, artifact = backend.shelf.find(digest, name)
+    return download(backend.artifacts, place, artifact, request)
 
 
 @router.delete("/profiles/{digest}", status_code=204, operation_id="delete_profile")
-def delete_profile(shelf: ShelfHere, digest: str) -> None:
-    """Delete a profile."""
-    shelf.remove(digest)
+def delete_profile(backend: Here, caller: MakesProfiles, digest: str) -> None:
+    """Delete a profile. Jobs that used it keep their results."""
+    if backend.holdings.drop(caller.tenant, digest):
+        backend.shelf.remove(digest)
 
 
 @router.post(
@@ -97,22 +89,24 @@ def delete_profile(shelf: ShelfHere, digest: str) -> None:
     operation_id="ask",
     response_model=AllocationsOut,
     response_model_exclude_none=True,
-    responses={422: {"model": ProblemOut, "description": "No question has a plan; the problem of the first one."}},
+    responses={422: problems.DOCUMENTED | {"description": "No question has a plan; the problem of the first one."}},
 )
-def ask(shelf: ShelfHere, digest: str, body: AllocationsIn, response: Response) -> AllocationsOut | Response:
+def ask(backend: Here, caller: Solves, digest: str, body: AllocationsIn, response: Response) -> AllocationsOut | Response:
     """Answer budget what-ifs, in milliseconds: the best plan of each, its bound, its gap, the price of a byte.
 
     A question without a plan has a problem in its place; where none has a plan, the problem of the first is the answer.
     """
+    backend.holdings.check(caller.tenant, digest)
     start, answers = time.perf_counter(), []
-    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ready = time.perf_counter()
         for question in body.questions:
             try:
                 answers.append(AnswerOut(allocation=_answer(whatif, question, include_plan=body.include_plans)))
             except AllocatorError as error:
-                answers.append(AnswerOut(problem=ProblemOut(**problems.problem_of(error))))
+                answers.append(AnswerOut(problem=ProblemOut(**problem_of(error))))
     solved = time.perf_counter()
+    backend.metrics.solve_seconds.observe(solved - ready)
     timing = f"ready;dur={1e3 * (ready - start):.2f}, solve;dur={1e3 * (solved - ready):.2f}"
     if all(answer.problem is not None for answer in answers):
         first = answers[0].problem
@@ -122,9 +116,10 @@ def ask(shelf: ShelfHere, digest: str, body: AllocationsIn, response: Response) 
 
 
 @router.post("/profiles/{digest}/frontier", operation_id="frontier")
-def get_frontier(shelf: ShelfHere, digest: str, body: FrontierIn) -> dict[str, Any]:
+def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -> dict[str, Any]:
     """Return what every budget buys: plans by size, the convex hull and the knees marked."""
-    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    backend.holdings.check(caller.tenant, digest)
+    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         layers = whatif.profile.layers
         ends = [None if text is None else Budget.parse(text).weight_bytes(layers) for text in (body.low, body.high)]
         points = frontier(whatif, budgets_between(*span_of(whatif, *ends), body.points))
@@ -132,18 +127,21 @@ def get_frontier(shelf: ShelfHere, digest: str, body: FrontierIn) -> dict[str, A
 
 
 @router.post("/profiles/{digest}/plan-checks", operation_id="check_plan")
-def check_plan(shelf: ShelfHere, digest: str, body: CheckIn) -> dict[str, Any]:
+def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dict[str, Any]:
     """Price a plan, such as one that a person edited: bytes, predicted loss, and the ties, rules and limits that it breaks."""
+    backend.holdings.check(caller.tenant, digest)
     plan = Plan.from_json(body.plan)
-    with shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         budget = None if body.budget is None else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
         return price_plan(whatif, plan, budget).to_json()
 
 
 @router.post("/plan-diffs", operation_id="diff_plans")
-def diff_plans(shelf: ShelfHere, body: DiffIn) -> dict[str, Any]:
+def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
     """Compare two plans of one model; with a profile, their predicted losses too."""
-    profile = None if body.profile is None else shelf.profile(body.profile)
+    if body.profile is not None:
+        backend.holdings.check(caller.tenant, body.profile)
+    profile = None if body.profile is None else backend.shelf.profile(body.profile)
     return compare_plans(Plan.from_json(body.before), Plan.from_json(body.after), profile).to_json()
 
 
@@ -175,7 +173,7 @@ def _summary(digest: str, profile: Profile) -> ProfileOut:
         coupling_rank=len(profile.factor),
         smallest_bytes=int(sizes.min(axis=1).sum()),
         largest_bytes=int(sizes.max(axis=1).sum()),
-        trusted_bytes=profile.budget_range,
+        trusted_bytes=list(profile.budget_range),
         model_sha256=profile.model_sha256,
         calibration_sha256=profile.calibration_sha256,
     )

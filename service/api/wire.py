@@ -11,11 +11,13 @@ Pattern = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=600)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A body whose fields are all known."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class LatencyRow(_Strict):
+class LatencyRow(Strict):
     """Time of the layers that a pattern names, at one fidelity."""
 
     layer: Pattern
@@ -23,7 +25,7 @@ class LatencyRow(_Strict):
     latency_us: Annotated[float, Field(ge=0)]
 
 
-class ConstraintsIn(_Strict):
+class ConstraintsIn(Strict):
     """Demands on a plan, as the command line takes them."""
 
     target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
@@ -54,7 +56,7 @@ class ConstraintsIn(_Strict):
         )
 
 
-class Question(_Strict):
+class Question(Strict):
     """A budget, or the predicted loss that a plan may have at most."""
 
     budget: Annotated[str, Field(max_length=40, examples=["2.5bpw", "34MB"])] | None = None
@@ -67,7 +69,7 @@ class Question(_Strict):
         return self
 
 
-class AskIn(_Strict):
+class AskIn(Strict):
     """Constraints and coupling that questions are asked under."""
 
     constraints: ConstraintsIn = ConstraintsIn()
@@ -96,7 +98,7 @@ class CheckIn(AskIn):
     budget: Annotated[str, Field(max_length=40)] | None = None
 
 
-class DiffIn(_Strict):
+class DiffIn(Strict):
     """Two plans of one model, and a profile that prices them."""
 
     before: dict[str, Any]
@@ -173,7 +175,7 @@ class ProfileOut(BaseModel):
     coupling_rank: int
     smallest_bytes: int
     largest_bytes: int
-    trusted_bytes: tuple[int, int]
+    trusted_bytes: Annotated[list[int], Field(min_length=2, max_length=2)]
     model_sha256: str
     calibration_sha256: str
 

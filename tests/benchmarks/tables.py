@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands`, `plans`, `whatif` or `stability`."""
+    """Return the stored rows of `runs`, `commands`, `plans`, `whatif`, `stability` or `service`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -129,6 +129,41 @@ def stability_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def service_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of the job service under kills and under load, in Markdown; later rows replace earlier ones."""
+    lines = ["| what | how | found |", "|---|---|---|"]
+    latest = {(row["benchmark"], row.get("database")): row for row in rows}.values()
+    lines += [f"| {' | '.join(_SERVICE[row['benchmark']](row))} |" for row in latest]
+    return "\n".join(lines)
+
+
+def _kills(row: dict[str, Any]) -> tuple[str, str, str]:
+    killed = ", ".join(f"{count} x {what}" for what, count in row["kills"].items())
+    how = f"{row['jobs']} jobs, killed at random: {killed}; {row['seconds'] / row['undisturbed_seconds']:.1f} x the time"
+    again = row["stage_starts"] - row["stages"]
+    found = f"{row['lost']} lost, {row['different']} different or half-written; {again} of {row['stages']} stages begun again"
+    name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[row["database"]]
+    return f"kills, {name} (`python -m tests.benchmarks.kills`)", how, found
+
+
+def _what_ifs(row: dict[str, Any]) -> tuple[str, str, str]:
+    how = f"real SmolLM2 profile, {row['requests_per_second']} requests a second over loopback, two cores that a job keeps busy"
+    found = f"p50 {row['what_if_p50_ms']:.1f} ms, p99 {row['what_if_p99_ms']:.0f} ms"
+    return "what-ifs (`python -m tests.benchmarks.load`)", how, found
+
+
+def _queue(row: dict[str, Any]) -> tuple[str, str, str]:
+    how = f"1,000 queued jobs beside 10; {row['submissions_per_second']:.0f} submissions a second"
+    parts = [
+        f"{kind} p50 {row[f'{kind}_1000_p50_ms']:.1f} ms (10 jobs: {row[f'{kind}_10_p50_ms']:.1f})"
+        for kind in ("list", "poll", "unchanged")
+    ]
+    return "lists and polls", how, ", ".join(parts)
+
+
+_SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and poll": _queue}
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -137,6 +172,7 @@ def with_tables(readme: str) -> str:
         "plans": plans_table(rows("plans")),
         "whatif": whatif_table(rows("whatif")),
         "stability": stability_table(rows("stability")),
+        "service": service_table(rows("service")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

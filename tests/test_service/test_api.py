@@ -1,13 +1,7 @@
 """The API answers what the command line answers, over HTTP: profiles as resources, what-ifs at once, errors as problems."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +13,10 @@ from allocator.whatif import WhatIf
 from quantizer.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
+from service.artifacts import ArtifactStore
 from service.cli import app as commands
 from service.shelf import Shelf
+from tests.served import Served, backend_in
 from tests.test_allocator.stored import FOLDER, stored_profile
 from tests.test_allocator.synthetic import budget_at, make_profile
 
@@ -34,7 +30,7 @@ def upload(client: TestClient | httpx2.Client, head: bytes, arrays: bytes) -> An
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    return TestClient(create_app(tmp_path_factory.mktemp("data")), raise_server_exceptions=False)
+    return TestClient(create_app(backend_in(tmp_path_factory.mktemp("data"))), raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +205,7 @@ def test_pages_of_other_sites_and_other_names_are_not_served(client: TestClient)
 
 
 def test_bodies_are_limited_whether_or_not_they_say_their_size(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "MOST_BODY_BYTES", 1000)
+    monkeypatch.setattr(application, "MOST_JSON_BYTES", 1000)
     said = client.post("/v1/plan-diffs", content=b"x" * 2000)
     unsaid = client.post("/v1/plan-diffs", content=(b"x" * 100 for _ in range(20)))
     for answer in (said, unsaid):
@@ -218,7 +214,7 @@ def test_bodies_are_limited_whether_or_not_they_say_their_size(client: TestClien
 
 def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.shelf.READY", 2)
-    shelf = Shelf(tmp_path)
+    shelf = Shelf(ArtifactStore(str(tmp_path)))
     digests = [shelf.add(*make_profile(seed).dumps())[0] for seed in range(4)]
     from allocator.constraints import Constraints
 
@@ -228,53 +224,25 @@ def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(tmp_path: Path, mon
     assert len(shelf._ready) == 2
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-c",
-        "from service.cli import entry; entry()",
-        "serve",
-        "--port",
-        str(port),
-        "--data",
-        str(tmp_path),
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=Path(__file__).parents[2], env={**os.environ, "NO_COLOR": "1"})
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(200):
-        try:
-            if httpx2.get(f"{url}/healthz").status_code == 200:
-                break
-        except httpx2.TransportError:
-            time.sleep(0.1)
-    yield url, process
-    process.kill()
-    process.communicate()
+def test_the_server_of_the_command_line_answers_and_documents_itself(server: Served) -> None:
+    digest = upload(server.client, *(path.read_bytes() for path in FILES.values())).json()["digest"]
+    answer = server.client.post(f"/v1/profiles/{digest}/allocations", json={"questions": [{"budget": "2.5bpw"}]})
+    assert answer.json()["data"][0]["allocation"]["gap"] < 0.001
+    page = server.client.get("/docs").text
+    assert "Bitwright" in page
+    assert "//" not in page.replace(server.url, "")  # nothing is fetched from elsewhere
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert server.client.get(asset).status_code == 200
+    assert server.client.get("/v1/capabilities").json()["targets"][0] == "transformers"
 
 
-def test_a_real_server_answers_real_clients_and_stops_when_told(server: tuple[str, subprocess.Popen[bytes]]) -> None:
-    url, process = server
-    with httpx2.Client(base_url=url) as client:
-        digest = upload(client, *(path.read_bytes() for path in FILES.values())).json()["digest"]
-        answer = client.post(f"/v1/profiles/{digest}/allocations", json={"questions": [{"budget": "2.5bpw"}]})
-        assert answer.json()["data"][0]["allocation"]["gap"] < 0.001
-        assert "Bitwright" in client.get("/docs").text
-        assert client.get("/v1/capabilities").json()["targets"][0] == "transformers"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=15) in (0, -signal.SIGTERM)
-
-
-def test_nobody_else_is_let_in_while_there_are_no_keys(tmp_path: Path) -> None:
+def test_nobody_else_is_let_in_without_keys(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     for host in ("0.0.0.0", "192.0.2.1", "example.com"):  # noqa: S104
         result = CliRunner().invoke(commands, ["serve", "--host", host, "--data", str(tmp_path)])
         assert result.exit_code == 2
-        assert "no API keys yet" in result.stderr
+        assert "--keys" in result.stderr
 
 
 def test_the_openapi_document_in_the_repository_is_that_of_the_code(client: TestClient) -> None:

@@ -1,0 +1,48 @@
+"""Messages of the service: lines for people on a terminal, JSON elsewhere, each with its job, stage and request."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+import structlog.tracebacks
+from asgi_correlation_id import correlation_id
+
+_SHARED: list[Any] = [
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.ExtraAdder(allow=("job_id", "stage", "tenant", "worker")),
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+
+_FAULTS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+"""Tracebacks without the values of variables, among which secrets may be."""
+
+
+def set_up_service_logging(*, as_json: bool | None = None) -> None:
+    """Send messages of the service and of the libraries below to standard error; as JSON unless that is a terminal."""
+    plain = sys.stderr.isatty() if as_json is None else not as_json
+    last: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
+    faults: list[Any] = [] if plain else [_FAULTS]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=_SHARED,
+        processors=[_with_request, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *faults, last],
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers, root.level = [handler], logging.WARNING
+    ours = logging.getLogger("bitwright")
+    ours.handlers, ours.propagate = [], True
+    ours.setLevel(logging.INFO)
+    for name in ("dbos", "uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True
+
+
+def _with_request(_: Any, __: str, message: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request = correlation_id.get()
+    if request is not None:
+        message["request_id"] = request
+    return message

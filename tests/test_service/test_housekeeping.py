@@ -1,0 +1,132 @@
+"""Promises of service.housekeeping, presence and settings: what is old goes, what is lost ends, names are held by who lives."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from service.artifacts import ArtifactStore
+from service.database import jobs
+from service.engine import Client, workflow_id
+from service.errors import JobUnknown, RequestError
+from service.housekeeping import Housekeeper
+from service.jobs import JobStore, Status
+from service.presence import Presence
+from service.settings import ServiceSettings
+from service.submission import Desk, Quota, Submission, set_quota
+
+DAY = 86400
+
+
+@pytest.fixture
+def keeper(database: sa.Engine, tmp_path: Path) -> Housekeeper:
+    settings = ServiceSettings(tmp_path, tmp_path, str(database.url), str(tmp_path / "artifacts"), (), keep_days=10)
+    return Housekeeper(JobStore(database), Client(database), Presence(database), ArtifactStore(settings.artifacts), settings)
+
+
+def ended_job(keeper: Housekeeper, tenant: str, days_ago: float) -> str:
+    """Return a job that succeeded some days ago, with an artifact."""
+    desk = Desk(keeper.store, keeper.client.enqueue, Quota())
+    job, _ = desk.submit(Submission(tenant, {"model": "m", "budget": "3bpw"}, labels={"a": "b"}))
+    keeper.store.begin_stage(job.id, 1, "profile", "w")
+    keeper.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
+    keeper.store.end(job.id, 1, Status.SUCCEEDED, result={})
+    with keeper.store.engine.begin() as connection:
+        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(finished_at=time.time() - days_ago * DAY))
+    return job.id
+
+
+def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(keeper: Housekeeper) -> None:
+    set_quota(keeper.store.engine, "keeps", Quota(keep_days=100))
+    old, new, kept = ended_job(keeper, "me", 11), ended_job(keeper, "me", 9), ended_job(keeper, "keeps", 50)
+    waiting, _ = Desk(keeper.store, keeper.client.enqueue, Quota()).submit(Submission("me", {"model": "m", "budget": "3bpw"}))
+    keeper.retain()
+    with pytest.raises(JobUnknown):
+        keeper.store.get(old)
+    assert not keeper.artifacts.exists(f"jobs/{old}")
+    assert keeper.store.events(old, 0, 10) == []
+    for job_id in (new, kept):
+        assert keeper.store.get(job_id).status is Status.SUCCEEDED
+        assert keeper.artifacts.exists(f"jobs/{job_id}")
+    assert keeper.store.get(waiting.id).status is Status.QUEUED
+
+
+def test_without_a_limit_nothing_is_removed(keeper: Housekeeper) -> None:
+    old = ended_job(keeper, "me", 10_000)
+    keeper.settings = ServiceSettings(keeper.settings.data, keeper.settings.cache, "", keeper.settings.artifacts, ())
+    keeper.retain()
+    assert keeper.store.get(old).status is Status.SUCCEEDED
+
+
+def test_a_job_that_the_engine_lost_is_ended(keeper: Housekeeper) -> None:
+    desk = Desk(keeper.store, keeper.client.enqueue, Quota())
+    job, _ = desk.submit(Submission("me", {"model": "m", "budget": "3bpw"}))
+    keeper.store.begin_stage(job.id, 1, "profile", "w")
+    keeper.tidy()
+    assert keeper.store.get(job.id).status is Status.RUNNING
+    keeper.client._client.cancel_workflow(workflow_id(job.id, 1))
+    keeper.tidy()
+    lost = keeper.store.get(job.id)
+    assert lost.status is Status.FAILED
+    assert lost.error is not None
+    assert lost.error["type"] == "urn:bitwright:problem:stage-killed"
+
+
+HOLD = """
+import sys, time
+from service.database import connect
+from service.presence import Presence
+presence = Presence(connect(sys.argv[1]))
+presence.hold('one')
+print('held', flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_name_is_held_until_its_process_ends_however_it_ends(database: sa.Engine, database_url: str) -> None:
+    mine = Presence(database)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, database_url], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with mine.absent("one") as absent:
+        assert not absent
+    with pytest.raises(RequestError, match="runs already"):
+        mine.hold("one")
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        with mine.absent("one") as absent:
+            if absent:
+                break
+        time.sleep(0.05)
+    assert absent
+    with mine.absent("one") as absent:
+        assert absent
+        with pytest.raises(RequestError):
+            Presence(database).hold("one")  # nobody of this name starts while its jobs are taken over
+    mine.hold("one")
+    mine.keep("one")
+    mine.let_go()
+
+
+def test_settings_are_read_from_variables_and_files_and_say_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql://me:secret@host/name\n")
+    found = ServiceSettings.read(
+        tmp_path,
+        tmp_path / "cache",
+        {"BITWRIGHT_DATABASE_URL_FILE": str(tmp_path / "url"), "BITWRIGHT_MODELS": f"/a{os.pathsep}/b", "BITWRIGHT_SLOTS": "2"},
+    )
+    assert found.database_url == "postgresql://me:secret@host/name"
+    assert found.models == (Path("/a"), Path("/b"))
+    assert (found.slots, found.keep_days, found.hub) == (2, None, True)
+    plain = ServiceSettings.read(tmp_path, tmp_path, {"BITWRIGHT_HUB": "0"})
+    assert (plain.database_url, plain.worker, plain.hub) == (f"sqlite:///{tmp_path / 'bitwright.sqlite'}", "local", False)
+    for wrong in ({"BITWRIGHT_SLOTS": "many"}, {"BITWRIGHT_KEEP_DAYS": "-1"}, {"BITWRIGHT_DATABASE_URL_FILE": "/none/such"}):
+        with pytest.raises(RequestError, match=next(iter(wrong))):
+            ServiceSettings.read(tmp_path, tmp_path, wrong)
