@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from service.pipeline import Made
     from service.request import RunRequest
 
-PROGRESS_SECONDS = 2.0
-"""Shortest time between two lines of progress of one step."""
+PROGRESS_SECONDS, STILL_SECONDS = 2.0, 15.0
+"""Shortest time between two lines of progress of one step, and how long less than a hundredth of it is not told."""
 
 NICE = 10
 """A stage leaves the processor to the API, whose answers somebody waits for."""
@@ -48,14 +48,15 @@ class Told:
 
     def step(self, label: str) -> "Progress":
         """Announce a step."""
-        start, last = time.monotonic(), 0.0
+        start, last, told = time.monotonic(), 0.0, 0
 
         def update(done: int, total: int) -> None:
-            nonlocal last
+            nonlocal last, told
             now = time.monotonic()
-            if done < total and now - last < PROGRESS_SECONDS:
+            pause = PROGRESS_SECONDS if done - told >= total / 100 else STILL_SECONDS
+            if done < total and now - last < pause:
                 return
-            last = now
+            last, told = now, done
             left = (now - start) * (total - done) / max(done, 1)
             progress = {"stage": self._stage, "step": label, "done": done, "total": total, "seconds_left": round(left, 1)}
             write(self._sink, {"progress": progress})

@@ -61,9 +61,7 @@ class Work:
             self._store_request(job)
             with traced(f"stage {stage}", job_id=job_id, attempt=attempt, tenant=job.tenant) as variables:
                 last = self.runner.run(
-                    StageCall(
-                        self.command(stage, job_id, job.profile), stage_environment() | variables, self.settings.stage_seconds
-                    ),
+                    self._call(stage, job, variables),
                     lambda progress: patiently(lambda: store.progress(job_id, attempt, progress)),
                     lambda lines: patiently(lambda: store.write_log(job_id, stage, lines)),
                     lambda: patiently(lambda: store.is_to_stop(job_id, attempt)),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from service.api.wire import ConstraintsIn, Strict
 from service.request import RunRequest, make_request
@@ -62,6 +62,12 @@ class JobIn(JobOptions):
     labels: dict[LabelName, LabelValue] = Field({}, max_length=32)
     priority: Literal["high", "normal", "low"] = "normal"
     profile: Digest | None = Field(None, description="Digest of a profile of this model; without it, one is measured.")
+
+    @model_validator(mode="after")
+    def _checks_need_a_profile_of_ones_own(self) -> "JobIn":
+        if self.profile is not None and self.check_plans:
+            raise ValueError("check_plans measures a profile that the job made itself; leave one of both out")
+        return self
 
     def options(self) -> JobOptions:
         """Return what the job does, without what it is called."""

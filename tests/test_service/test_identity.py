@@ -22,7 +22,7 @@ from service.identity import SCOPES, Tokens
 from service.jobs import Status
 from service.submission import Submission
 from tests.command import bitwright, bitwright_json
-from tests.served import SMALL_JOB, backend_in
+from tests.served import SMALL_JOB, backend_in, served
 from tests.test_allocator.synthetic import make_profile
 
 OPEN = {"/healthz", "/readyz", "/v1/capabilities"}
@@ -160,6 +160,17 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
     assert bitwright("keys", "revoke", made["id"], "--data", tmp_path).returncode == 0
     assert bitwright("keys", "revoke", made["id"], "--data", tmp_path).returncode == 2
     assert not bitwright_json("keys", "list", "--data", tmp_path)[0]["in_use"]
+
+
+def test_a_server_with_keys_asks_for_them_and_says_none_of_them(tmp_path: Path, models: Path) -> None:
+    key = bitwright_json("keys", "create", "me", "--data", tmp_path / "data")["key"]
+    with served(tmp_path, models, "--keys", "--no-worker") as server:
+        assert server.client.get("/v1/jobs").status_code == 401
+        assert server.client.get("/v1/jobs", headers=bearer(key)).json()["data"] == []
+        assert server.client.get("/v1/jobs", headers=bearer(key) | {"Host": "bitwright.example"}).status_code == 200
+        assert server.client.get("/v1/jobs", headers=bearer(key + "x")).status_code == 401
+        assert server.client.post("/v1/jobs", headers=bearer(key), json={"model": key, "budget": key}).status_code == 422
+        assert key not in server.log
 
 
 class Provider(HTTPServer):

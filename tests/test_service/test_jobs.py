@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 import quantizer  # noqa: F401  teaches transformers the format
 from service.stage_names import STAGES
 from tests.command import bitwright_json
-from tests.served import SMALL_JOB, Served, command_line, kill
+from tests.s3 import S3
+from tests.s3 import variables as aws
+from tests.served import SMALL_JOB, Served, command_line, kill, served
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +302,38 @@ def test_a_graceful_stop_says_goodbye_ends_the_stage_and_the_job_goes_on_after(m
         assert own.wait(job["id"])["status"] == "succeeded"
     finally:
         own.stop(signal.SIGKILL)
+
+
+def test_jobs_of_a_higher_priority_go_first(server: Served) -> None:
+    first = server.submit(calibration_windows=64, budget="3bpw", seed=9)
+    server.wait(first["id"], statuses=("running",))
+    waiting = {priority: server.submit(priority=priority, budget="4bpw")["id"] for priority in ("low", "normal", "high")}
+    server.client.post(f"/v1/jobs/{first['id']}/cancel")
+    ended = [server.wait(job_id) for job_id in waiting.values()]
+    begun = sorted(ended, key=lambda job: str(job["started_at"]))
+    assert [job["priority"] for job in begun] == ["high", "normal", "low"]
+
+
+def test_results_and_profiles_can_lie_in_an_s3_store(models: Path, tmp_path: Path) -> None:
+    store = S3()
+    try:
+        bucket = store.fresh()
+        variables = {**aws(store.url), "BITWRIGHT_ARTIFACTS": f"{bucket}/deep/er"}
+        with served(tmp_path, models, variables=variables) as server:
+            job = server.wait(server.submit()["id"])
+            assert job["status"] == "succeeded", job
+            row = next(
+                row
+                for row in server.client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]
+                if row["name"] == "model.safetensors"
+            )
+            assert sha256(server.client.get(row["url"]).content).hexdigest() == row["sha256"]
+            asked = {"questions": [{"budget": "4bpw"}]}
+            assert server.client.post(f"/v1/profiles/{job['profile']}/allocations", json=asked).status_code == 200
+            assert not (tmp_path / "data" / "artifacts").exists()
+            assert server.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    finally:
+        store.stop()
 
 
 def test_two_hundred_submissions_with_one_key_make_one_job(server: Served) -> None:
