@@ -248,8 +248,10 @@ class ArtifactStore:
         """Remove what no manifest will name again; take the manifest back if its files were deleted before it came."""
         now = self._manifest_or_none(place)
         if (now is None or now == made) and self._missing(place, made):
-            self._blobs.remove([f"{place}/{MANIFEST}"])
-            raise StorageError(f"{place} was deleted while it was put; put it again if it is still wanted")
+            now = self._manifest_or_none(place)  # another put may have come between the two looks, and removed the files
+            if now is None or now == made:
+                self._blobs.remove([f"{place}/{MANIFEST}"])
+                raise StorageError(f"{place} was deleted while it was put; put it again if it is still wanted")
         done_with = {each.put for each in (before, made) if each is not None and each != now}
         oldest = _microseconds(made.put) - LEFTOVER_SECONDS * 1_000_000
         try:

@@ -54,7 +54,7 @@ def worker(data: Data = _DEFAULT_DATA, cache: Cache = _DEFAULT_CACHE) -> None:
 
 
 def migrate(data: Data = _DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """Bring the database up to date. `serve` with a worker, and `worker`, do so themselves."""
+    """Bring the database up to date. `worker`, and `serve` with a worker or on SQLite, do so themselves."""
     with told_errors(as_json=as_json):
         from service.database import connect, is_current  # noqa: PLC0415
         from service.settings import ServiceSettings  # noqa: PLC0415

@@ -37,7 +37,7 @@ def serve(host: str, port: int, settings: ServiceSettings, *, worker: bool, need
     live_and_die_with_parent()
     set_up_service_logging()
     backend = Backend.of(settings, needs_key=needs_key)
-    if worker:
+    if worker or backend.database.dialect.name == "sqlite":
         bring_up_to_date(backend.database)
     app = create_app(backend)
     set_up_tracing(app)

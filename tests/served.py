@@ -50,6 +50,7 @@ class Served:
             **(variables or {}),
         }
         self.process: subprocess.Popen[bytes]
+        self.client: Any = None
         self.start()
 
     @property
@@ -68,6 +69,8 @@ class Served:
         with (self.data / "server.log").open("ab") as log:
             settings = {**self.variables, **(variables or {})}
             self.process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, cwd=self.data)
+        if self.client is not None:
+            self.client.close()
         self.client = httpx2.Client(base_url=self.url, timeout=60)
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:

@@ -103,6 +103,8 @@ def test_two_workers_of_one_name_do_not_run_at_once(tmp_path: Path, models: Path
     for variables in ({}, {"BITWRIGHT_DATABASE_URL": postgres.fresh("names")}):
         with served(tmp_path / str(len(variables)), models, variables=variables) as server:
             other = {**server.variables, "BITWRIGHT_WORKER": "local"} if not variables else server.variables
+            while "worker begins" not in server.log:
+                time.sleep(0.05)
             command = [sys.executable, "-m", "service.cli", "worker"]
             second = subprocess.run(command, env=other, capture_output=True, text=True, timeout=60, check=False)
             assert second.returncode == 2
