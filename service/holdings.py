@@ -33,8 +33,8 @@ class Holdings:
             ProfileUnknown: it is not there, or another tenant's.
         """
         with self._engine.connect() as connection:
-            held = connection.execute(sa.select(profiles).where(profiles.c.tenant == tenant, profiles.c.digest == digest))
-            if held.one_or_none() is None:
+            held = sa.select(profiles).where(profiles.c.tenant == tenant, profiles.c.digest == digest)
+            if "\0" in digest or connection.execute(held).one_or_none() is None:
                 raise ProfileUnknown(f"there is no profile {digest[:80]!r}; list them, or import one")
 
     def drop(self, tenant: str, digest: str) -> bool:

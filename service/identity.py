@@ -80,7 +80,7 @@ class Keys:
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             raise RequestError(f"scope {unknown[0] if unknown else ''!r} does not exist; use some of {', '.join(SCOPES)}")
-        if not 0 < len(tenant) <= _LONGEST:
+        if not 0 < len(tenant) <= _LONGEST or not tenant.isprintable():
             raise RequestError(f"tenant {tenant[:100]!r}: give a name of 1 to {_LONGEST} characters")
         key, now = _PREFIX + secrets.token_urlsafe(_KEY_BYTES), time.time()
         expires = None if days is None else now + days * _DAY_SECONDS
@@ -154,8 +154,8 @@ class Tokens:
         except (jwt.PyJWTError, httpx2.HTTPError, KeyError, ValueError) as error:
             raise NoCredentials(f"the token is not taken: {type(error).__name__}") from error
         tenant = str(claims.get("tenant") or claims.get("sub") or "")[:_LONGEST]
-        if not tenant:
-            raise NoCredentials("the token names neither a tenant nor a subject")
+        if not tenant.isprintable() or not tenant:
+            raise NoCredentials("the token names neither a tenant nor a subject that can be printed")
         return Caller(tenant, frozenset(str(claims.get("scope", "")).split()) & frozenset(SCOPES))
 
 

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from service.database import events, jobs, log_lines, stage_runs
 from service.errors import JobUnknown
 from service.holdings import hold
+from service.ids import is_id
 from service.outbox import leave_deliveries
 
 MOST_LOG_LINES = 20_000
@@ -108,8 +109,10 @@ class JobStore:
         Raises:
             JobUnknown: it is not there, or another tenant's.
         """
-        with self.engine.connect() as connection:
-            row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        row = None
+        if is_id(job_id):
+            with self.engine.connect() as connection:
+                row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).one_or_none()
         if row is None or tenant not in (None, row.tenant):
             raise JobUnknown(f"there is no job {job_id[:80]!r}; list them, or submit one")
         return Job.of(row)

@@ -149,7 +149,7 @@ class _Lines:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines, self._rest = [*lines, self._rest[:_LONGEST_LINE]], b""
-        return [line.decode("utf-8", "replace") for line in lines if line.strip()]
+        return [line.decode("utf-8", "replace").replace("\0", "\ufffd") for line in lines if line.strip()]
 
 
 class _Ears:

@@ -11,6 +11,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -66,8 +67,17 @@ class Told:
 
 def write(sink: TextIO, document: Mapping[str, Any]) -> None:
     """Write one document as a line."""
-    sink.write(json.dumps(document) + "\n")
+    sink.write(json.dumps(finite(document)) + "\n")
     sink.flush()
+
+
+def finite(document: Any) -> Any:
+    """Return a document with None for numbers that JSON cannot say, such as the perplexity of a model that is nothing but noise."""
+    if isinstance(document, Mapping):
+        return {key: finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite(value) for value in document]
+    return None if isinstance(document, float) and not isfinite(document) else document
 
 
 def main() -> None:

@@ -110,6 +110,8 @@ class Desk:
                 self._enqueue(connection, job.id, 1, asked.first_stage, job.priority)
                 failpoint("job-uncommitted")
         except IntegrityError:
+            if asked.key is None:
+                raise
             return self._earlier(asked), False
         failpoint("job-committed")
         return job, True

@@ -29,6 +29,8 @@ KEEP_SECONDS, TIDY_SECONDS = 3.0, 5.0
 """How often a worker makes sure that it still holds its name, and looks after jobs whose worker is gone."""
 RETAIN_SECONDS = 600.0
 """How often it removes what is kept no longer."""
+DELIVERY_SECONDS = 30 * 86400.0
+"""How long it is on record how a webhook's message went."""
 LOST_SECONDS = 120.0
 """How long it goes on without the database before it gives up its jobs."""
 
@@ -58,6 +60,7 @@ def run_worker(settings: ServiceSettings) -> None:
         _Round(TICK_SECONDS, lambda: outbox.send_due(time.time())),
         _Round(TIDY_SECONDS, keeper.tidy),
         _Round(RETAIN_SECONDS, keeper.retain),
+        _Round(RETAIN_SECONDS, lambda: outbox.forget(time.time() - DELIVERY_SECONDS)),
     ]
     stop = threading.Event()
     for how in (signal.SIGTERM, signal.SIGINT):

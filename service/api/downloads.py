@@ -2,6 +2,7 @@
 
 import re
 import tarfile
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 
 from fastapi import Request
@@ -23,7 +24,7 @@ def download(store: ArtifactStore, place: str, artifact: Artifact, request: Requ
     tag = f'"{artifact.sha256}"'
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": FOREVER, "Content-Security-Policy": "sandbox"}
     headers["Content-Disposition"] = f'attachment; filename="{artifact.name.rsplit("/", 1)[-1]}"'
-    headers["Digest"] = f"sha-256={artifact.sha256}"
+    headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(artifact.sha256)).decode()}:"
     sent = request.headers
     if tag in sent.get("if-none-match", ""):
         return Response(status_code=_NOT_MODIFIED, headers=headers)

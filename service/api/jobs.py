@@ -1,12 +1,14 @@
 """Jobs: submit, watch, cancel, retry, fork, delete."""
 
 import asyncio
+import re
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 
 from service.api.backend import Backend, Here, MakesJobs, SeesJobs
 from service.api.job_wire import ForkIn, JobIn, JobOptions, JobOut, JobsOut, StageOut
@@ -27,7 +29,6 @@ _NOT_MODIFIED = 304
 _NAMES: dict[int, Any] = {number: name for name, number in PRIORITIES.items()}
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-Id = Annotated[str, "id of a job"]
 
 
 @router.post(
@@ -187,14 +188,7 @@ def _estimate(backend: Backend, options: JobOptions, profile: str | None) -> Res
         return respond(answer["problem"])
     if "outcome" not in answer:
         raise RequestError("the worker gave no estimate")
-    return respond_plain(answer["outcome"])
-
-
-def respond_plain(document: dict[str, Any]) -> Response:
-    """Return a JSON document as a response."""
-    from fastapi.responses import JSONResponse  # noqa: PLC0415
-
-    return JSONResponse(document)
+    return JSONResponse(answer["outcome"])
 
 
 def _told(backend: Backend, job: Job, response: Response) -> JobOut:
@@ -219,7 +213,7 @@ def _tag(job: Job) -> str:
 
 def _version_of(if_none_match: str | None, job: Job) -> int:
     """Return the version that a client has seen; without one, the version now."""
-    for version in range(job.version, 0, -1) if if_none_match else ():
-        if f'"{job.id}-{version}"' in (if_none_match or ""):
-            return version
-    return job.version if if_none_match is None else -1
+    if if_none_match is None:
+        return job.version
+    seen = re.search(rf'"{job.id}-(\d{{1,9}})"', if_none_match)
+    return int(seen[1]) if seen else -1

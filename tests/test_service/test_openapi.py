@@ -1,6 +1,7 @@
 """The API keeps to its own OpenAPI document, whatever is sent to it: no fault of the service, every error a problem."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
     unsupported_method,
 )
+from starlette.testclient import TestClient
 
 from service.api.app import create_app
 from service.jobs import Status
@@ -31,13 +33,15 @@ CHECKS = (
     response_schema_conformance,
     unsupported_method,
 )
-EXAMPLES = 40
+EXAMPLES = {"sqlite": 40, "postgresql": 15}
 
 
-@pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An application with one of each thing, and the ids by the name of their parameter."""
-    backend = backend_in(tmp_path_factory.mktemp("fuzzed"), active_jobs=200)
+@pytest.fixture(scope="module", params=EXAMPLES)
+def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """An application with one of each thing on either kind of database, and the ids by the name of their parameter."""
+    folder = tmp_path_factory.mktemp("fuzzed")
+    settings = {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgres").fresh("fuzzed")}
+    backend = backend_in(folder, active_jobs=200, webhook_targets=("192.0.2.0/24",), **settings)
     digest, _ = backend.shelf.add(*make_profile(4).dumps())
     backend.holdings.add("local", digest)
     job, _ = backend.desk.submit(Submission("local", {"model": "model", "budget": "4bpw"}, profile=digest))
@@ -45,7 +49,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     backend.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     backend.jobs.end(job.id, 1, Status.SUCCEEDED, result={})
     app = create_app(backend)
-    return {"app": app, "job_id": job.id, "digest": digest, "name": "plan.json"}
+    webhook = backend.outbox.add("local", "https://192.0.2.1/x", ["job.failed"])
+    ids = {"job_id": job.id, "digest": digest, "name": "plan.json", "webhook_id": webhook.id}
+    return {"app": app, "examples": EXAMPLES[request.param], **ids}
 
 
 STORED = json.loads((Path(__file__).parents[2] / "service" / "api" / "openapi.json").read_text())
@@ -60,7 +66,9 @@ def schema(known: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=str)
 def test_whatever_is_sent_is_answered_as_documented(method: str, path: str, schema: Any, known: dict[str, Any]) -> None:
     @given(schema[path][method].as_strategy(), st.sampled_from(["as it is", "known", "known"]))
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=known["examples"], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     def check(case: Any, ids: str) -> None:
         if ids == "known" and method != "delete":  # what is there is to stay for the other cases
             case.path_parameters = {name: known.get(name, value) for name, value in (case.path_parameters or {}).items()}
@@ -73,6 +81,40 @@ def test_whatever_is_sent_is_answered_as_documented(method: str, path: str, sche
             assert problem["type"].startswith("urn:bitwright:problem:")
 
     check()
+
+
+@pytest.mark.parametrize(("method", "path"), [row for row in OPERATIONS if "{" in row[1]], ids=str)
+@pytest.mark.parametrize("odd", ["%00", "job_%00", "%ff", "..", "%2e%2e%2f", "x" * 3000, "%F0%9F%98%80", "';--"])
+def test_odd_ids_name_nothing(method: str, path: str, odd: str, known: dict[str, Any]) -> None:
+    client = TestClient(known["app"], raise_server_exceptions=False)
+    answer = client.request(
+        method, re.sub(r"\{\w+\}", odd, path), json={"questions": [{"budget": "4bpw"}], "plan": {}, "budget": "3bpw"}
+    )
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"model": ' * 5000,
+        b'{"model": "m", "budget": "3bpw", "seed": ' + b"9" * 20_000 + b"}",
+        b"\xff\xfe",
+        b"null",
+        b'{"model": "\\ud800", "budget": "3bpw"}',
+        b'{"model": "m\\u0000", "budget": "3bpw"}',
+        b'{"model": "m", "budget": NaN}',
+        b'{"model": "m", "budget": "3bpw", "labels": {"a": "\\u0000"}}',
+        b'{"model": "m", "budget": "3bpw", "name": "\\u0000"}',
+        b'{"model": "m", "budget": "3bpw", "constraints": {"rules": ["\\u0000=int4g128"]}}',
+    ],
+    ids=lambda body: str(body[:40]),
+)
+def test_odd_bodies_are_refused(body: bytes, known: dict[str, Any]) -> None:
+    client = TestClient(known["app"], raise_server_exceptions=False)
+    answer = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422), answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
 
 
 def test_a_generated_client_does_a_real_clients_work(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
