@@ -16,6 +16,7 @@ from service.api.app import create_app
 from service.artifacts import ArtifactStore
 from service.cli import app as commands
 from service.shelf import Shelf
+from tests.openapi import STORED
 from tests.served import Served, backend_in
 from tests.test_allocator.stored import FOLDER, stored_profile
 from tests.test_allocator.synthetic import budget_at, make_profile
@@ -246,5 +247,4 @@ def test_nobody_else_is_let_in_without_keys(tmp_path: Path) -> None:
 
 
 def test_the_openapi_document_in_the_repository_is_that_of_the_code(client: TestClient) -> None:
-    stored = json.loads((Path(__file__).parents[2] / "service" / "api" / "openapi.json").read_text())
-    assert client.get("/openapi.json").json() == stored
+    assert client.get("/openapi.json").json() == json.loads(STORED.read_text()), "run python -m tests.openapi"

@@ -5,22 +5,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from service.stage_names import STAGES
-from tests.crashes import calm_results, finish, nothing_half_written, results_of, soak
+from tests.crashes import calm_results, nothing_half_written, results_of, soak
 from tests.postgres import Postgres
+from tests.receiver import receiving
 from tests.served import SMALL_JOB, Served, served
 
 POINTS = (
     "job-uncommitted",
     "job-committed",
     *(f"{stage}-{where}" for stage in STAGES for where in ("started", "done", "unrecorded")),
+    "artifact-begun",
     "artifact-written",
     "artifact-listed",
     "end-unrecorded",
+    "webhook-before",
+    "webhook-sent",
 )
 
 
@@ -51,36 +56,43 @@ def test_jobs_survive_random_kills_of_workers_servers_and_the_database(
 def test_a_job_survives_a_kill_at_every_point(kind: str, tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> None:
     markers = tmp_path / "markers"
     markers.mkdir()
-    body = {**SMALL_JOB, "model": "llama", "budget": "4bpw"}
     with served(tmp_path / "calm", models) as calm:
         expected = results_of(calm, calm.wait(calm.submit()["id"]))
     points = ",".join(f"{point}:{markers / point}" for point in POINTS)
-    server = Served(tmp_path / "wild", models, variables=variables_for(kind, request, tmp_path))
-    server.stop()
-    server.start({"BITWRIGHT_FAILPOINT": points})
-    try:
-        while True:
-            try:
-                answer = server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "the one"})
-                break
-            except httpx2.HTTPError:
-                server.process.wait(10)
-                server.start({"BITWRIGHT_FAILPOINT": points})
-        job = answer.json()
+    variables = {**variables_for(kind, request, tmp_path), "BITWRIGHT_WEBHOOK_TARGETS": "127.0.0.0/8"}
+    with receiving() as receiver, served(tmp_path / "wild", models, variables=variables) as server:
+        hook = {"url": receiver.url, "events": ["job.queued", "job.succeeded"]}
+        assert server.client.post("/v1/webhooks", json=hook).status_code == 201
+        server.stop()
+        server.start({"BITWRIGHT_FAILPOINT": points})
+        job = submit_stubbornly(server, {"BITWRIGHT_FAILPOINT": points})
         end = time.monotonic() + 600
-        while job["status"] != "succeeded" and time.monotonic() < end:
+        while (job["status"] != "succeeded" or len(receiver.messages) < 3) and time.monotonic() < end:
             if job["status"] == "failed":  # the stage alone was killed: whoever sent the job tries again
                 assert job["error"]["type"] == "urn:bitwright:problem:stage-killed", job["error"]
                 assert server.client.post(f"/v1/jobs/{job['id']}/retry").status_code == 202
             time.sleep(0.2)
             job = server.client.get(f"/v1/jobs/{job['id']}").json()
         assert sorted(path.name for path in markers.iterdir()) == sorted(POINTS)
-        (found,) = finish(server, [job["id"]], 60)
-        assert results_of(server, found) == expected
+        assert results_of(server, job) == expected
         assert len(server.client.get("/v1/jobs").json()["data"]) == 1
         nothing_half_written(tmp_path / "wild" / "data" / "artifacts")
-    finally:
-        server.stop()
+        while receiver.messages[-1]["type"] != "job.succeeded" and time.monotonic() < end:
+            time.sleep(0.2)
+        told = [(message["type"], message["data"]["seq"]) for message in receiver.messages]
+        assert told[-1] == ("job.succeeded", job["version"])
+        assert [seq for _, seq in told] == sorted(seq for _, seq in told)
+
+
+def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, Any]:
+    """Submit one job as a client does that hears nothing: again, under the same key, once the server is back."""
+    body = {**SMALL_JOB, "model": "llama", "budget": "4bpw"}
+    while True:
+        try:
+            return dict(server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "the one"}).json())
+        except httpx2.HTTPError:
+            server.process.wait(10)
+            server.start(variables)
 
 
 @pytest.mark.slow
