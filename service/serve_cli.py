@@ -35,9 +35,8 @@ def serve(
     """Take jobs and answer what-ifs over REST; documentation at /docs."""
     with told_errors(as_json=False):
         from service.server import serve as run_server  # noqa: PLC0415  --help must not wait
-        from service.settings import ServiceSettings, set_folders  # noqa: PLC0415
+        from service.settings import ServiceSettings  # noqa: PLC0415
 
-        set_folders(data, cache)
         err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
         run_server(host, port, ServiceSettings.read(data, cache), worker=worker, needs_key=needs_key)
 

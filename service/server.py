@@ -14,7 +14,7 @@ from service.api.app import create_app
 from service.api.backend import Backend
 from service.errors import RequestError
 from service.logs import set_up_service_logging
-from service.settings import PARENT_VARIABLE, ServiceSettings, live_and_die_with_parent
+from service.settings import CACHE_VARIABLE, DATA_VARIABLE, PARENT_VARIABLE, ServiceSettings, live_and_die_with_parent
 from service.tracing import set_up_tracing
 from service.worker import bring_up_to_date
 
@@ -48,9 +48,9 @@ def serve(host: str, port: int, settings: ServiceSettings, *, worker: bool, need
         )
     )  # fmt: skip
     backend.is_stopping = lambda: server.should_exit
-    keeper = _WorkerKeeper() if worker else None
+    keeper = _WorkerKeeper(settings) if worker else None
     for how in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(how, lambda *_: None)  # once it has stopped, the server passes on to these what stopped it
+        signal.signal(how, lambda *_: setattr(server, "should_exit", True))  # before it listens to signals itself, and after
     try:
         server.run()
     finally:
@@ -68,7 +68,9 @@ def _is_loopback(host: str) -> bool:
 class _WorkerKeeper:
     """Runs a worker as a process of its own, and starts it again when it dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: ServiceSettings) -> None:
+        folders = {DATA_VARIABLE: str(settings.data.absolute()), CACHE_VARIABLE: str(settings.cache.absolute())}
+        self._variables = {**os.environ, **folders, PARENT_VARIABLE: str(os.getpid())}
         self._stopping = threading.Event()
         self._process = self._start()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -76,7 +78,7 @@ class _WorkerKeeper:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "service.cli", "worker"]
-        return subprocess.Popen(command, env={**os.environ, PARENT_VARIABLE: str(os.getpid())}, stdin=subprocess.DEVNULL)  # noqa: S603
+        return subprocess.Popen(command, env=self._variables, stdin=subprocess.DEVNULL)  # noqa: S603  a list of arguments
 
     def _watch(self) -> None:
         while not self._stopping.wait(_PAUSE_SECONDS):
@@ -84,13 +86,13 @@ class _WorkerKeeper:
             if code is not None:
                 log.warning("the worker ended with code %d; it is started again", code)
                 self._process = self._start()
+        self._process.terminate()  # in this thread: a worker dies at once with the thread that started it
+        try:
+            self._process.wait(_WORKER_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def stop(self) -> None:
         """End the worker."""
         self._stopping.set()
         self._thread.join()
-        self._process.terminate()
-        try:
-            self._process.wait(_WORKER_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()

@@ -33,11 +33,6 @@ def default_data() -> Path:
     return Path(named) if named else user_data_path("bitwright")
 
 
-def set_folders(data: Path, cache: Path) -> None:
-    """Have processes that this one starts use the same folders."""
-    os.environ[DATA_VARIABLE], os.environ[CACHE_VARIABLE] = str(data.absolute()), str(cache.absolute())
-
-
 @dataclass(frozen=True, slots=True)
 class ServiceSettings:
     """What the job service is told by its environment; the README has the table.

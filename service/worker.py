@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from service import engine as durable
 from service.artifacts import ArtifactStore
@@ -78,9 +78,17 @@ def run_worker(settings: ServiceSettings) -> None:
 
 
 def bring_up_to_date(database: sa.Engine) -> None:
-    """Make or update all tables."""
-    migrate(database)
-    durable.prepare(database)
+    """Make or update all tables.
+
+    Raises:
+        Unavailable: the database does not answer.
+    """
+    try:
+        migrate(database)
+        durable.prepare(database)
+    except (InterfaceError, OperationalError) as error:
+        reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
+        raise Unavailable(f"the database does not answer: {reason}; see BITWRIGHT_DATABASE_URL") from error
 
 
 def _stay(presence: Presence, worker: str, stop: threading.Event) -> None:

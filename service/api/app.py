@@ -29,7 +29,7 @@ MOST_BODY_BYTES = 2 * profiles.MOST_BYTES + 2**20
 MOST_JSON_BYTES = 16 * 2**20
 """Largest body elsewhere; tables of times and plans are the largest of these."""
 
-_HERE = ("localhost", "127.0.0.1", "[::1]", "testserver")
+_HERE = ("localhost", "127.0.0.1", "[::1]")
 
 
 def create_app(backend: Backend) -> FastAPI:

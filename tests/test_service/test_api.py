@@ -31,7 +31,9 @@ def upload(client: TestClient | httpx2.Client, head: bytes, arrays: bytes) -> An
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    return TestClient(create_app(backend_in(tmp_path_factory.mktemp("data"))), raise_server_exceptions=False)
+    return TestClient(
+        create_app(backend_in(tmp_path_factory.mktemp("data"))), base_url="http://localhost", raise_server_exceptions=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,7 @@ def test_a_deleted_profile_is_gone(client: TestClient, digest: str) -> None:
 def test_pages_of_other_sites_and_other_names_are_not_served(client: TestClient) -> None:
     foreign = client.get("/v1/profiles", headers={"Origin": "https://example.com"})
     assert (foreign.status_code, foreign.json()["type"]) == (403, "urn:bitwright:problem:foreign-origin")
-    assert client.get("/v1/profiles", headers={"Origin": "http://testserver"}).status_code == 200
+    assert client.get("/v1/profiles", headers={"Origin": "http://localhost"}).status_code == 200
     assert client.get("/v1/profiles", headers={"Host": "example.com"}).status_code == 400
 
 

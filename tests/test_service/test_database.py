@@ -2,6 +2,7 @@
 
 import multiprocessing
 import re
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from service.engine import Client
 from service.errors import RequestError
 from service.jobs import JobStore
 from service.submission import Desk, Quota, Submission
+from tests.command import bitwright
 
 
 def test_migrating_makes_exactly_the_tables_that_the_code_uses(database_url: str) -> None:
@@ -67,3 +69,12 @@ def test_what_the_engine_stores_is_json_and_never_pickled(database: sa.Engine) -
     assert job.id in stored
     assert "portable_json" in stored
     assert not re.search(r"gAS[VR]|\\x80\\x0[345]", stored)
+
+
+def test_a_worker_and_a_server_say_in_a_sentence_that_the_database_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITWRIGHT_DATABASE_URL", f"postgresql://me:hunter2@/none?host={tmp_path}")
+    for command in ("worker", "serve", "migrate"):
+        done = bitwright(command, "--data", tmp_path)
+        assert done.returncode == 3
+        assert "the database does not answer" in done.stderr
+        assert "hunter2" not in done.stderr

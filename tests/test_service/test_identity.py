@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     (folder / "model").mkdir()
     backend = backend_in(folder, needs_key=True, webhook_targets=("192.0.2.0/24",))
-    client = TestClient(create_app(backend), raise_server_exceptions=False)
+    client = TestClient(create_app(backend), base_url="http://localhost", raise_server_exceptions=False)
     _, mine = backend.keys.create("me", "all", list(SCOPES))
     _, theirs = backend.keys.create("they", "all", list(SCOPES))
     digest, _ = backend.shelf.add(*make_profile(4).dumps())
@@ -218,7 +218,7 @@ def provider() -> Iterator[Provider]:
 
 def test_tokens_of_the_provider_are_taken_and_no_others(provider: Provider, tmp_path: Path) -> None:
     backend = backend_in(tmp_path, needs_key=True, oidc_issuer=provider.issuer, oidc_audience="bitwright")
-    client = TestClient(create_app(backend), raise_server_exceptions=False)
+    client = TestClient(create_app(backend), base_url="http://localhost", raise_server_exceptions=False)
 
     def status(token: str, path: str = "/v1/jobs") -> int:
         return client.get(path, headers=bearer(token)).status_code

@@ -285,6 +285,9 @@ def test_logs_are_json_with_the_job_and_without_secrets(server: Served, done: di
 def test_a_graceful_stop_says_goodbye_ends_the_stage_and_the_job_goes_on_after(models: Path, tmp_path: Path) -> None:
     own = Served(tmp_path, models)
     try:
+        while not own.workers() or "worker begins" not in own.log:
+            time.sleep(0.02)
+        kill(own.workers()[0].pid)  # one that was started again is to end as gracefully as the first
         job = own.submit(calibration_windows=64, budget="3bpw", seed=8)
         while not own.stages():
             time.sleep(0.02)
@@ -298,6 +301,7 @@ def test_a_graceful_stop_says_goodbye_ends_the_stage_and_the_job_goes_on_after(m
         assert own.stop() == 0
         assert time.monotonic() - start < 20
         assert not stage.is_running()
+        assert "worker ends" in own.log
         own.start()
         assert own.wait(job["id"])["status"] == "succeeded"
     finally:
