@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,7 +35,7 @@ class Webhook:
     id: str
     tenant: str
     url: str
-    secret: str
+    secret: str = field(repr=False)
     events: tuple[str, ...]
     created_at: float
 

@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class ServiceSettings:
 
     data: Path
     cache: Path
-    database_url: str
+    database_url: str = field(repr=False)  # it may hold a password
     artifacts: str
     models: tuple[Path, ...]
     hub: bool = True

@@ -123,6 +123,7 @@ def test_settings_are_read_from_variables_and_files_and_say_what_is_wrong(tmp_pa
         {"BITWRIGHT_DATABASE_URL_FILE": str(tmp_path / "url"), "BITWRIGHT_MODELS": f"/a{os.pathsep}/b", "BITWRIGHT_SLOTS": "2"},
     )
     assert found.database_url == "postgresql://me:secret@host/name"
+    assert "secret" not in repr(found)
     assert found.models == (Path("/a"), Path("/b"))
     assert (found.slots, found.keep_days, found.hub) == (2, None, True)
     plain = ServiceSettings.read(tmp_path, tmp_path, {"BITWRIGHT_HUB": "0"})
