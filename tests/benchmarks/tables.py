@@ -139,7 +139,7 @@ def service_table(rows: list[dict[str, Any]]) -> str:
 
 def _kills(row: dict[str, Any]) -> tuple[str, str, str]:
     killed = ", ".join(f"{count} x {what}" for what, count in row["kills"].items())
-    how = f"{row['jobs']} jobs, killed at random: {killed}; {row['seconds'] / row['undisturbed_seconds']:.1f} x the time"
+    how = f"{row['jobs']} jobs; killed at random: {killed}"
     again = row["stage_starts"] - row["stages"]
     found = f"{row['lost']} lost, {row['different']} different or half-written; {again} of {row['stages']} stages begun again"
     name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[row["database"]]
