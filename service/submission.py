@@ -124,11 +124,6 @@ class Desk:
             raise KeyReused(f"idempotency key {asked.key!r} was used for job {job.id} with another body; use a new key")
         return job
 
-    def quota(self, tenant: str) -> Quota:
-        """Return what a tenant may have."""
-        with self._engine.connect() as connection:
-            return self._quota(connection, tenant)
-
     def _quota(self, connection: sa.Connection, tenant: str) -> Quota:
         row = connection.execute(sa.select(tenants).where(tenants.c.name == tenant)).one_or_none()
         own = Quota() if row is None else Quota(row.most_active_jobs, row.most_stored_bytes, row.keep_days)
@@ -214,12 +209,6 @@ class Desk:
             for row in connection.execute(sa.select(labels).where(labels.c.job_id.in_(job_ids))):
                 found[row.job_id][row.name] = row.value
         return found
-
-    def stored_bytes(self, tenant: str) -> int:
-        """Return how many bytes of artifacts a tenant stores."""
-        with self._engine.connect() as connection:
-            total = connection.execute(sa.select(sa.func.sum(jobs.c.stored_bytes)).where(jobs.c.tenant == tenant)).scalar()
-        return int(total or 0)
 
 
 def set_quota(engine: sa.Engine, tenant: str, quota: Quota) -> None:

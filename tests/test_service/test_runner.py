@@ -14,6 +14,7 @@ import pytest
 
 from service.errors import StageKilled
 from service.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
+from service.stage import as_called, finite
 
 TIE = "from service.settings import live_and_die_with_parent as tie; tie(); "
 
@@ -55,6 +56,13 @@ sys.stderr.write('the end')
     assert last == {"outcome": {"found": "é"}}
     assert progress == [{"done": 1}, {"done": 2}]
     assert log == ["a warning", "the end"]
+
+
+def test_what_a_stage_says_is_json_and_names_no_path_of_the_machine() -> None:
+    loss = [float("inf"), float("nan"), 1.5]
+    document = {"path": "no /srv/models/a/config.json", "loss": loss, "more": {"at": ("/srv/models/a",)}}
+    said = finite(as_called(document, {"/srv/models/a": "a"}))
+    assert said == {"path": "no a/config.json", "loss": [None, None, 1.5], "more": {"at": ["a"]}}
 
 
 def test_much_output_neither_blocks_nor_is_lost() -> None:
