@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantizer.durable import file_sha256, sync_folder
-from service.blobs import aside, open_blobs, told
+from quantizer.durable import file_sha256
+from service.blobs import open_blobs
 from service.errors import ArtifactDamaged, ArtifactUnknown, RequestError, ServiceError, StorageError
 from service.failpoint import failpoint
 from service.ids import new_id
@@ -32,7 +32,6 @@ LEFTOVER_SECONDS = 2 * 86400
 """Age at which a put that has no manifest is taken for dead."""
 
 _PLACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}/[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 _NAME_PART = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._+@=~-]{1,255}")
 _MOST_NAME_CHARACTERS = 1000
 _PUT = re.compile(r"put_([0-9a-f]{14})[0-9a-f]{12}")
@@ -145,22 +144,6 @@ class ArtifactStore:
         """
         return b"".join(self._verified(place, *self._locate(place, name)))
 
-    def fetch(self, place: str, folder: Path) -> None:
-        """Write all files of a place into a folder by their names, verified; each is whole or absent.
-
-        Raises:
-            ArtifactUnknown, ArtifactDamaged: as for `read`.
-            StorageError: the folder cannot be written, or the store does not answer.
-        """
-        manifest = self._manifest(place)
-        for artifact in manifest.artifacts:
-            target = folder / artifact.name
-            with told(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with aside(target) as temporary, temporary.open("xb") as file:
-                    file.writelines(self._verified(place, artifact, manifest))
-                sync_folder(target.parent)
-
     def exists(self, place: str) -> bool:
         """Return whether a place has a manifest that can be read.
 
@@ -169,18 +152,6 @@ class ArtifactStore:
         """
         _check_place(place)
         return self._manifest_or_none(place) is not None
-
-    def places(self, kind: str) -> tuple[str, ...]:
-        """Return all places of a kind, such as `jobs`, that have a manifest.
-
-        Raises:
-            RequestError: the kind is not plain.
-            StorageError: the store does not answer.
-        """
-        if not _KIND.fullmatch(kind):
-            raise RequestError(f"{kind[:80]!r} is no kind of place; use letters, digits, '_' and '-'")
-        parents = [key.removesuffix(f"/{MANIFEST}") for key in self._blobs.sizes(kind) if key.endswith(f"/{MANIFEST}")]
-        return tuple(sorted(place for place in parents if _PLACE.fullmatch(place)))
 
     def delete(self, place: str) -> None:
         """Delete all that is at a place, the manifest first; a place that is not there is none to delete.

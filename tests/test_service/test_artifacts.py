@@ -140,7 +140,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_what_was_put_is_listed_read_and_fetched(store: ArtifactStore, tmp_path: Path) -> None:
+def test_what_was_put_is_listed_and_read(store: ArtifactStore, tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(b"out of a file")
     files = {"b.json": b"{}", "a.bin": source, "below/c.txt": b"", "below/d.json": b"{}"}
@@ -156,9 +156,6 @@ def test_what_was_put_is_listed_read_and_fetched(store: ArtifactStore, tmp_path:
     assert store.find(PLACE, "b.json") == put[1]
     assert store.read(PLACE, "a.bin") == b"out of a file"
     assert list(store.chunks(PLACE, put[2])) == []
-    store.fetch(PLACE, tmp_path / "fetched" / "here")
-    found = {str(path.relative_to(tmp_path / "fetched/here")): path for path in (tmp_path / "fetched").rglob("*") if path.is_file()}
-    assert {name: path.read_bytes() for name, path in found.items()} == content(store)
     assert store.exists(PLACE)
     store.check()
 
@@ -166,7 +163,6 @@ def test_what_was_put_is_listed_read_and_fetched(store: ArtifactStore, tmp_path:
 def test_what_is_not_there_is_told(store: ArtifactStore) -> None:
     store.check()
     assert not store.exists(PLACE)
-    assert store.places("jobs") == ()
     for ask in (store.list, lambda place: store.find(place, "a"), lambda place: store.read(place, "a")):
         with pytest.raises(ArtifactUnknown, match="nothing at 'jobs/job_1'"):
             ask(PLACE)
@@ -214,17 +210,14 @@ def test_putting_other_files_replaces_all(store: ArtifactStore) -> None:
     assert len(keys(store)) == len(NEW) + 1
 
 
-def test_places_and_delete(store: ArtifactStore) -> None:
+def test_delete_takes_one_place_and_no_other(store: ArtifactStore) -> None:
     for place in (PLACE, "jobs/job_10", "jobs/job_2", "profiles/abc"):
         store.put(place, OLD)
-    assert store.places("jobs") == ("jobs/job_1", "jobs/job_10", "jobs/job_2")
     store.delete(PLACE)
     store.delete(PLACE)
-    assert store.places("jobs") == ("jobs/job_10", "jobs/job_2")
     assert not store.exists(PLACE)
     assert not [key for key in keys(store) if key.startswith(f"{PLACE}/")]
     assert content(store, "jobs/job_10") == OLD
-    assert store.places("profiles") == ("profiles/abc",)
 
 
 @pytest.mark.parametrize("point", ["artifact-begun", "artifact-written"])
@@ -232,7 +225,6 @@ def test_killed_put_is_invisible_and_can_be_repeated(store: ArtifactStore, url: 
     put_killed(url, OLD, point, tmp_path / "first")
     assert keys(store)
     assert not store.exists(PLACE)
-    assert store.places("jobs") == ()
     store.put(PLACE, OLD)
     put_killed(url, NEW, point, tmp_path / "second")
     assert content(store) == OLD
@@ -284,15 +276,12 @@ def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(store: Arti
 
 
 @pytest.mark.parametrize("data", [b"Weights", b"weight", b"weights and more", None], ids=["changed", "short", "long", "missing"])
-def test_damage_is_found_and_putting_again_mends_what_can_be_seen(store: ArtifactStore, tmp_path: Path, data: bytes | None) -> None:
+def test_damage_is_found_and_putting_again_mends_what_can_be_seen(store: ArtifactStore, data: bytes | None) -> None:
     store.put(PLACE, OLD)
     overwrite(store, "model.safetensors", data)
     if data != b"weights and more":  # the bytes beyond are never read
         with pytest.raises(ArtifactDamaged, match=r"model\.safetensors"):
             store.read(PLACE, "model.safetensors")
-        with pytest.raises(ArtifactDamaged, match=r"model\.safetensors"):
-            store.fetch(PLACE, tmp_path / "fetched")
-        assert not list((tmp_path / "fetched").iterdir())
     if data is None or len(data) < len(OLD["model.safetensors"]):
         with pytest.raises(ArtifactDamaged, match=r"model\.safetensors"):
             list(store.chunks(PLACE, store.find(PLACE, "model.safetensors")))
@@ -353,12 +342,10 @@ def test_hostile_places_are_refused(tmp_path: Path, place: str) -> None:
     artifact = Artifact("a", "0" * 64, 0)
     for use in (
         lambda: store.put(place, OLD), lambda: store.list(place), lambda: store.read(place, "a"), lambda: store.exists(place),
-        lambda: store.delete(place), lambda: store.fetch(place, tmp_path), lambda: store.chunks(place, artifact),
+        lambda: store.delete(place), lambda: store.chunks(place, artifact),
     ):  # fmt: skip
         with pytest.raises(RequestError, match="is no place"):
             use()
-    with pytest.raises(RequestError, match="no kind"):
-        store.places("../jobs")
     assert not list(tmp_path.iterdir())
 
 
@@ -467,7 +454,6 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_sentence(
         store = ArtifactStore("s3://absent/x")
         for use in (
             store.check, lambda: store.exists(PLACE), lambda: store.put(PLACE, OLD), lambda: store.delete(PLACE),
-            lambda: store.places("jobs"),
         ):  # fmt: skip
             start = time.monotonic()
             with pytest.raises(StorageError) as told:
