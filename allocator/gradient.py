@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from allocator.backward import inner_products
-from allocator.divergence import cross_entropy_gradient
 from allocator.effects import Effects, assemble, interpolation
 from allocator.integral import context_loss
 from allocator.scene import LossModel, Scene, kept
+from quantizer.divergence import cross_entropy_gradient
 from quantizer.linear import get_linear
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from allocator.backward import inner_products
-from allocator.divergence import divergence
 from allocator.profile import Array
 from allocator.scene import LossModel, Scene, additive, kept
+from quantizer.divergence import divergence
 from quantizer.linear import get_linear
 
 NODES = 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from quantizer.durable import sync_folder
 from quantizer.errors import CheckpointError
@@ -80,6 +81,26 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     found = quantized_bytes(folder, plan)
     if found != plan.weight_bytes:
         raise CheckpointError(f"quantized tensors take {found} bytes on disk, the plan says {plan.weight_bytes}")
+
+
+def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedWeight]:
+    """Return the stored forms of a checkpoint's quantized layers, by name.
+
+    Raises:
+        CheckpointError: a layer is missing, or is stored at another fidelity than the plan says.
+    """
+    tensors: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in plan.layers}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as stored:
+            for key in stored.keys():  # noqa: SIM118  not a dict
+                layer, _, leaf = key.rpartition(".")
+                if layer in tensors and leaf != "bias":
+                    tensors[layer][leaf] = stored.get_tensor(key)
+    pairs = zip(plan.layers, plan.fidelities, strict=True)
+    return {
+        layer.name: QuantizedWeight(fidelity, layer.out_features, layer.in_features, tensors[layer.name])
+        for layer, fidelity in pairs
+    }
 
 
 def quantized_bytes(folder: Path, plan: Plan) -> int:

@@ -55,6 +55,11 @@ class BlockRunner:
         with torch.no_grad():
             return self._run(input_ids, first=first, hidden=hidden, stop_after=last - 1)
 
+    def block_with_gradient(self, input_ids: Tensor, hidden: Tensor, index: int) -> Tensor:
+        """Return the hidden states after block `index` when `hidden` enters it, differentiable in all that the block computes."""
+        with torch.enable_grad():
+            return self._run(input_ids, first=index, hidden=hidden, stop_after=index)
+
     def head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         """Return what enters the output head when `hidden` enters block `first`; [batch, tokens, hidden].
 

@@ -70,6 +70,15 @@ class QuantizedWeight:
             tensors[f"{name}_zeros"] = pack(part.zero.to(torch.uint8), bits)
         return cls(fidelity, out_features, in_features, tensors)
 
+    def parts(self) -> tuple[PartCodes, ...]:
+        """Return the parts that `from_codes` packed, in stored order."""
+        found = []
+        for name, columns, bits in named_parts(self.fidelity, self.in_features):
+            codes = unpack(self.tensors[f"{name}_codes"], bits, columns)
+            zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
+            found.append(PartCodes(codes.float(), self.tensors[f"{name}_scales"].float(), zero.float()))
+        return tuple(found)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the stored tensors; equal to `Fidelity.weight_bytes`."""

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from allocator.divergence import divergence
 from allocator.profile import Profile
 from allocator.random_plans import random_plans
 from quantizer.convert import install, read_block
+from quantizer.divergence import divergence
 from quantizer.durable import PartStore, Progress
 from quantizer.runner import BlockRunner
 

@@ -37,6 +37,7 @@ SignalName = Annotated[
 ]
 Coupling = Annotated[str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")]
 Context = Annotated[str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")]
+EffortName = Annotated[str, typer.Option("--effort", help="fast: no training; balanced, best: train what is delivered.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Cache = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="BITWRIGHT_CACHE")]
@@ -70,6 +71,7 @@ def run(
     signal: SignalName = "integral",
     coupling: Coupling = "full",
     context: Context = "uniform",
+    effort: EffortName = "balanced",
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
@@ -96,7 +98,7 @@ def run(
             model, budget, calibration=calibration, evaluation=evaluation, calibration_windows=calibration_windows,
             evaluation_windows=evaluation_windows, tokens=tokens, probe_windows=probe_windows, probe_tokens=probe_tokens,
             check_plans=check_plans, guard_windows=guard_windows, group_size=group_size, signal=signal, coupling=coupling,
-            context=context, seed=seed, device=device, whole_file=whole_file,
+            context=context, effort=effort, seed=seed, device=device, whole_file=whole_file,
             constraints=plan_cli.constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct),
         )  # fmt: skip
         store = StageStore(cache)

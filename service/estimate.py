@@ -13,6 +13,7 @@ from allocator.uniform import uniform_plans
 from service.pipeline import Task
 from service.request import RunRequest
 from service.stages import PROBE_BATCH, Machine
+from service.tuning import MODEL, TRAINING_BYTES, Phase, phases_for
 
 _FLOAT_BYTES = 4
 _BENCH_SIZE, _BENCH_RUNS = 1024, 12
@@ -28,6 +29,10 @@ _PLANS = 3
 """Plans that are quantized and scored: the solver's, and most often two uniform ones that may be best."""
 _ACTIVATION_COPIES = 2.5
 """What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
+_STEP_PRODUCTS, _HEAD_PRODUCTS = 3, 5
+"""Products with all layers, and with all other weights, that each token of a training step costs: forward and backward."""
+_TRAIN_EFFICIENCY = 0.5
+"""Speed of a training step as a share of that of one large matrix product in its precision."""
 _LIBRARY_BYTES = 900_000_000
 """The interpreter with torch and transformers."""
 _METRIC_COPIES, _SCORE_COPIES = 9, 7
@@ -86,14 +91,14 @@ def _other_weights(task: Task) -> int:
 
 def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     """The most that is held at once: while effects are measured, or while all plans are scored beside the original."""
-    effort = request.effort
+    amounts = request.amounts
     blocks = sorted({layer.block for layer in task.layers})
     block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
     widest = max(layer.in_features for layer in task.layers)
-    batch = PROBE_BATCH * effort.probe_tokens
-    probes = effort.probe_windows * effort.probe_tokens
+    batch = PROBE_BATCH * amounts.probe_tokens
+    probes = amounts.probe_windows * amounts.probe_tokens
     kept = sum(layer.in_features + layer.out_features for layer in task.layers) * _ACTIVATION_COPIES * batch
-    states = effort.calibration.windows * effort.calibration.tokens + probes
+    states = amounts.calibration.windows * amounts.calibration.tokens + probes
     if request.method.signal in ("output", "noise"):
         kept, batch, states = 0, probes, states + probes * (len(blocks) + WIDTH)
     model = (task.sizes.layer_weights + _other_weights(task)) * machine.dtype.itemsize
@@ -101,22 +106,52 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     logits = task.sizes.vocabulary * _FLOAT_BYTES
     originals = task.sizes.layer_weights * machine.dtype.itemsize
     measuring = originals + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * batch * logits
-    scoring = _PLANS * packed + _SCORE_COPIES * effort.batch * effort.evaluation.tokens * logits
+    measuring = max(measuring, _training_bytes(request, task, machine, logits))
+    scoring = _PLANS * packed + _SCORE_COPIES * amounts.batch * amounts.evaluation.tokens * logits
     return int(_LIBRARY_BYTES + model + max(measuring, scoring))
 
 
 def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
-    effort, weights, others = request.effort, task.sizes.layer_weights, _other_weights(task)
-    calibration = effort.calibration.windows * effort.calibration.tokens
-    probes = effort.probe_windows * effort.probe_tokens
-    scored = effort.evaluation.windows * effort.evaluation.tokens + effort.guard_windows * effort.calibration.tokens
+    amounts, weights, others = request.amounts, task.sizes.layer_weights, _other_weights(task)
+    calibration = amounts.calibration.windows * amounts.calibration.tokens
+    probes = amounts.probe_windows * amounts.probe_tokens
+    scored = amounts.evaluation.windows * amounts.evaluation.tokens + amounts.guard_windows * amounts.calibration.tokens
     layer_passes, head_passes = _passes(request.method.signal, len(task.layers))
     products: float = 2 * weights * probes * layer_passes + 2 * others * probes * head_passes
     products += (1 + _PLANS) * 2 * weights * calibration * _CALIBRATION_PASSES
     products += (1 + _PLANS) * 2 * (weights + others) * scored
     loop = sum(layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT for layer in task.layers)
     loads = _LOADS * task.sizes.file_bytes * _SECONDS_PER_LOAD_BYTE
-    return products / (_EFFICIENCY * _flops_per_second(machine)) + (len(task.menu.fidelities) + _PLANS) * loop + loads
+    seconds = products / (_EFFICIENCY * _flops_per_second(machine.device, machine.dtype)) + loads
+    return seconds + (len(task.menu.fidelities) + _PLANS) * loop + _training_seconds(request, task, machine)
+
+
+def _phases(request: RunRequest, task: Task, machine: Machine) -> tuple[Phase, ...]:
+    return phases_for(request.effort, task.layers, machine, request.amounts.batch, request.seed)
+
+
+def _training_bytes(request: RunRequest, task: Task, machine: Machine, logits: int) -> int:
+    """Return what the hungriest phase of training holds beside the model."""
+    window = request.amounts.calibration.tokens
+    tokens = request.amounts.batch * window
+    kept = 2 * sum(layer.in_features + layer.out_features for layer in task.layers) * tokens * _FLOAT_BYTES
+    found = 0
+    for phase in _phases(request, task, machine):
+        trained = task.sizes.layer_weights if phase.kind == MODEL else 0
+        each = TRAINING_BYTES if phase.spec.trained == "codes" else _FLOAT_BYTES
+        found = max(found, each * trained + int(kept) + _METRIC_COPIES * window * logits)
+    return found
+
+
+def _training_seconds(request: RunRequest, task: Task, machine: Machine) -> float:
+    seconds = 0.0
+    for phase in _phases(request, task, machine):
+        tokens = phase.spec.steps * phase.spec.batch * request.amounts.calibration.tokens
+        products = 2.0 * tokens * _STEP_PRODUCTS * task.sizes.layer_weights
+        if phase.kind == MODEL:
+            products += 2.0 * tokens * _HEAD_PRODUCTS * _other_weights(task)
+        seconds += products / (_TRAIN_EFFICIENCY * _flops_per_second(machine.device, phase.spec.precision))
+    return seconds
 
 
 def _passes(signal: str, layers: int) -> tuple[float, float]:
@@ -131,9 +166,9 @@ def _passes(signal: str, layers: int) -> tuple[float, float]:
     }[signal]
 
 
-def _flops_per_second(machine: Machine) -> float:
+def _flops_per_second(device: str, dtype: torch.dtype) -> float:
     """Measure large matrix products for a moment; the fastest counts, as threads start slowly and other programs come and go."""
-    left = torch.ones(_BENCH_SIZE, _BENCH_SIZE, dtype=machine.dtype, device=machine.device)
+    left = torch.ones(_BENCH_SIZE, _BENCH_SIZE, dtype=dtype, device=device)
     times = []
     for _ in range(_BENCH_RUNS):
         start = time.perf_counter()

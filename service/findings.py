@@ -19,6 +19,7 @@ from service.guard import Guard
 from service.report import SCHEMA, Report
 from service.request import RunRequest
 from service.sizes import ModelSizes
+from service.tuning import TuneTask
 
 _PACKAGES = ("bitwright", "torch", "transformers", "cvxpy", "osqp", "numpy")
 
@@ -32,7 +33,9 @@ class Comparison:
         allocation: the plan that is delivered.
         uniform: the uniform plan.
         guard: why this plan was delivered.
-        quality: of `original`, `plan` and `uniform` on held-out text.
+        tuning: how its layers were trained; no phases if they were not.
+        quality: of `original`, `plan` and `uniform` on held-out text, and of `untuned`, the plan before training, where the trained
+            one is delivered.
         checks: random plans, predicted and measured; empty if none were asked for.
     """
 
@@ -40,6 +43,7 @@ class Comparison:
     allocation: Allocation
     uniform: Plan
     guard: Guard
+    tuning: TuneTask
     quality: dict[str, Quality]
     checks: list[Check]
 
@@ -69,11 +73,12 @@ def build_report(
         "unquantized_bytes": checkpoint_bytes(checkpoint) - plan.weight_bytes,
         "uniform_bytes": comparison.uniform.weight_bytes,
         "evaluation": {
-            **{name: comparison.quality[name].to_json() for name in ("original", "uniform", "plan")},
-            "text": request.effort.evaluation.source,
+            **{name: quality.to_json() for name, quality in comparison.quality.items()},
+            "text": request.amounts.evaluation.source,
         },
-        "calibration": {"text": request.effort.calibration.source, "sha256": comparison.profile.calibration_sha256},
-        "guard": {"text": request.effort.calibration.source} | comparison.guard.to_json(),
+        "calibration": {"text": request.amounts.calibration.source, "sha256": comparison.profile.calibration_sha256},
+        "tuning": _tuning(request, comparison.tuning),
+        "guard": {"text": request.amounts.calibration.source} | comparison.guard.to_json(),
         "profile": _profile(comparison.profile, request),
         "prediction": _prediction(comparison),
         "checks": summary(comparison.checks) if comparison.checks else None,
@@ -93,8 +98,9 @@ def build_report(
 
 
 def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """Return modelled loss on calibration text beside measured loss on held-out text, for both plans."""
+    """Return modelled loss on calibration text beside measured loss on held-out text, for both plans, untrained."""
     profile, quality = comparison.profile, comparison.quality
+    measured = {"plan": quality.get("untuned", quality["plan"]), "uniform": quality["uniform"]}
     predicted = {
         "plan": comparison.allocation.predicted_loss,
         "uniform": profile.loss_of_shares(shares_of(profile, comparison.uniform)),
@@ -102,10 +108,19 @@ def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
     return {
         name: {
             "predicted_kl_nats_per_token": loss,
-            "measured_kl_nats_per_token": quality[name].kl_nats_per_token,
-            "measured_kl_stderr": quality[name].kl_stderr,
+            "measured_kl_nats_per_token": measured[name].kl_nats_per_token,
+            "measured_kl_stderr": measured[name].kl_stderr,
         }
         for name, loss in predicted.items()
+    }
+
+
+def _tuning(request: RunRequest, tuning: TuneTask) -> dict[str, Any]:
+    """Return how the delivered layers were trained."""
+    return {
+        "effort": request.effort.name,
+        "phases": [phase.to_json() for phase in tuning.phases],
+        "windows": len(tuning.windows.tokens) if tuning.phases else 0,
     }
 
 
@@ -146,6 +161,9 @@ def _notes(comparison: Comparison) -> list[str]:
     nearest = guard.quality[guard.uniform].kl_nats_per_token
     if nearest < guard.quality[guard.delivered].kl_nats_per_token:
         notes.append(f"{guard.uniform!r} is nearer to the original (KL {nearest:.4f} in the guard) but breaks the constraints")
+    if guard.tuned is not None and not guard.keeps_tuned:
+        reached = f"KL {guard.tuned.kl_nats_per_token:.4f} on text that it was not trained on"
+        notes.append(f"training did not help ({reached}): the plan is delivered as it was before")
     plan, uniform = comparison.quality["plan"], comparison.quality["uniform"]
     change = 1 - plan.kl_nats_per_token / uniform.kl_nats_per_token if uniform.kl_nats_per_token > 0 else 0.0
     if change < 0:

@@ -18,11 +18,13 @@ class Guard:
         delivered: name of the plan with the least KL divergence of those that may be delivered; of equals, the first.
         uniform: name of the best uniform plan.
         quality: of every candidate, and of the original.
+        tuned: of the delivered plan after training; None where there was none.
     """
 
     delivered: str
     uniform: str
     quality: Mapping[str, Quality]
+    tuned: Quality | None = None
 
     @classmethod
     def judge(cls, quality: Mapping[str, Quality], forbidden: Collection[str] = ()) -> "Guard":
@@ -35,12 +37,16 @@ class Guard:
         candidates = [name for name in quality if name != "original"]
 
         def loss(name: str) -> float:
-            found = quality[name].kl_nats_per_token
-            return found if isfinite(found) else inf
+            return _loss(quality[name])
 
         uniforms = [name for name in candidates if name.startswith(UNIFORM)]
         allowed = [name for name in candidates if name not in forbidden]
         return cls(min(allowed, key=loss), min(uniforms, key=loss), quality)
+
+    @property
+    def keeps_tuned(self) -> bool:
+        """Whether training brought the delivered plan nearer to the original, so that the trained one is delivered."""
+        return self.tuned is not None and _loss(self.tuned) < _loss(self.quality[self.delivered])
 
     @property
     def lead(self) -> float:
@@ -55,4 +61,10 @@ class Guard:
             "uniform": self.uniform,
             "lead_over_uniform": self.lead,
             "candidates": {name: found.to_json() for name, found in self.quality.items() if name != "original"},
+            "tuned": self.tuned.to_json() if self.tuned is not None else None,
         }
+
+
+def _loss(quality: Quality) -> float:
+    found = quality.kl_nats_per_token
+    return found if isfinite(found) else inf

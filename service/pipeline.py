@@ -28,6 +28,7 @@ from service.report import Report
 from service.request import RunRequest
 from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
+from service.tuning import TuneTask, phases_for, training_windows, tune
 
 T = TypeVar("T")
 
@@ -100,6 +101,7 @@ class Made:
         allocations: the solver's plans, `plan` first.
         candidates: folders of the quantized checkpoints, by name of their plan.
         checkpoint: folder of the one that is delivered.
+        trained: whether its layers were trained.
         report: the proof.
     """
 
@@ -108,6 +110,7 @@ class Made:
     allocations: Mapping[str, Allocation] = field(default_factory=dict)
     candidates: Mapping[str, Path] = field(default_factory=dict)
     checkpoint: Path | None = None
+    trained: bool = False
     report: Report | None = None
 
 
@@ -136,11 +139,11 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
         AllocatorError: the budget cannot be met, or the given profile is of another model.
         ServiceError: something could not be stored.
     """
-    clock, machine, effort = Clock(), stages.Machine.choose(request.device), request.effort
+    clock, machine, amounts = Clock(), stages.Machine.choose(request.device), request.amounts
     task = clock.time("prepare", lambda: prepare(request, store, given))
-    calibration = stages.windows_of(store, task.model, effort.calibration)
-    guard_windows = stages.windows_of(store, task.model, effort.guard)
-    held_out = stages.windows_of(store, task.model, effort.evaluation)
+    calibration = stages.windows_of(store, task.model, amounts.calibration)
+    guard_windows = stages.windows_of(store, task.model, amounts.guard)
+    held_out = stages.windows_of(store, task.model, amounts.evaluation)
 
     profiling = profile_task(request, task, store)
     profile = given or clock.time("profile", lambda: stages.profile(store, profiling, reporter))
@@ -153,13 +156,13 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     def quantize(name: str, plan: Plan) -> Path:
         label = f"quantize: {name}"
         return clock.time(
-            label, lambda: stages.checkpoint(store, task.model, plan, calibration, effort.batch, machine, reporter, label)
+            label, lambda: stages.checkpoint(store, task.model, plan, calibration, amounts.batch, machine, reporter, label)
         )
 
     def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows) -> dict[str, Quality]:
         return clock.time(
             label,
-            lambda: stages.evaluation(store, task.model, checkpoints, windows, effort.batch, machine, reporter, label),
+            lambda: stages.evaluation(store, task.model, checkpoints, windows, amounts.batch, machine, reporter, label),
         )
 
     candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
@@ -167,14 +170,21 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     yield (made := replace(made, stage="quantize", candidates=candidates))
 
     guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
-    chosen = {"plan": candidates[guard.delivered], "uniform": candidates[guard.uniform]}
-    quality = score("evaluate", chosen, held_out)
-
-    found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
+    untuned = candidates[guard.delivered]
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
-    comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, quality, found)
-    report = build_report(request, task.model, task.sizes, comparison, chosen["plan"], clock.seconds)
-    yield replace(made, stage="evaluate", checkpoint=chosen["plan"], report=report)
+    tuning = tune_task(request, task.model, delivered.plan, untuned, guard_windows, store)
+    tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
+    if tuning.phases:
+        guard = replace(guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"])
+    compared = {"plan": tuned if guard.keeps_tuned else untuned, "uniform": candidates[guard.uniform]}
+    compared |= {"untuned": untuned} if guard.keeps_tuned else {}
+    yield (made := replace(made, stage="tune", checkpoint=compared["plan"], trained=guard.keeps_tuned))
+
+    quality = score("evaluate", compared, held_out)
+    found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
+    comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, tuning, quality, found)
+    report = build_report(request, task.model, task.sizes, comparison, compared["plan"], clock.seconds)
+    yield replace(made, stage="evaluate", report=report)
 
 
 def label_of(uniform: Plan) -> str:
@@ -185,16 +195,16 @@ def label_of(uniform: Plan) -> str:
 
 def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:
     """Return all that decides the profile of a request."""
-    effort, machine = request.effort, stages.Machine.choose(request.device)
+    amounts, machine = request.amounts, stages.Machine.choose(request.device)
     return stages.ProfileTask(
         model=task.model,
         menu=task.menu,
-        calibration=stages.windows_of(store, task.model, effort.calibration),
-        probes=stages.windows_of(store, task.model, effort.probes, effort.probe_tokens),
+        calibration=stages.windows_of(store, task.model, amounts.calibration),
+        probes=stages.windows_of(store, task.model, amounts.probes, amounts.probe_tokens),
         signal=request.method.signal,
         in_original=request.method.in_original,
-        keep_all=effort.check_plans > 0,
-        batch=effort.batch,
+        keep_all=amounts.check_plans > 0,
+        batch=amounts.batch,
         seed=request.seed,
         machine=machine,
     )
@@ -210,8 +220,18 @@ def checks_of(
     reporter: Reporter,
 ) -> list[Check]:
     """Return the random plans that were measured, as many as the request wants."""
-    count = request.effort.check_plans
+    count = request.amounts.check_plans
     return stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter) if count else []
+
+
+def tune_task(
+    request: RunRequest, model: ModelFolder, plan: Plan, checkpoint: Path, guard_windows: stages.Windows, store: StageStore
+) -> TuneTask:
+    """Return all that decides how a plan's checkpoint is trained."""
+    amounts, machine = request.amounts, stages.Machine.choose(request.device)
+    phases = phases_for(request.effort, plan.layers, machine, amounts.batch, request.seed)
+    windows = training_windows(store, model, amounts.calibration, phases, guard_windows) if phases else guard_windows
+    return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
 
 def plans_of(profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:

@@ -8,14 +8,18 @@ Report = dict[str, Any]
 """JSON values. Fields are added, never renamed or removed, within a schema version."""
 
 
+_SHOWN = {"untuned": "plan, before training"}
+
+
 def summary_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
     """Return the table that people look at first: model, bits per weight, layer bytes, perplexity, KL."""
     evaluation = report["evaluation"]
-    sizes = {"original": report["original_layer_bytes"], "uniform": report["uniform_bytes"], "plan": report["plan_bytes"]}
+    sizes = {"original": report["original_layer_bytes"], "uniform": report["uniform_bytes"]}
+    sizes |= {name: report["plan_bytes"] for name in ("untuned", "plan") if name in evaluation}
     bits_per_byte = report["bits_per_weight"] / report["plan_bytes"]
     return [
         (
-            name,
+            _SHOWN.get(name, name),
             f"{size * bits_per_byte:.3f}",
             f"{size:,}",
             _with_error(evaluation[name]["perplexity"], evaluation[name]["perplexity_stderr"], 2),

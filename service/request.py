@@ -7,6 +7,7 @@ from allocator.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
 from quantizer.fidelity import COLUMN_STEP
 from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
+from service.effort import USUAL, Effort, find_effort
 from service.errors import RequestError
 
 FEWEST_CHECKS = 3
@@ -20,7 +21,7 @@ PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noi
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class Amounts:
     """How much is measured.
 
     Attributes:
@@ -113,8 +114,9 @@ class RunRequest:
         budget: size of the quantized layers, or of the whole checkpoint.
         whole_file: whether the budget includes what is not quantized: embeddings, norms, head, biases.
         group_size: columns that share a scale, in all fidelities; None leaves the choice to the menu.
-        effort: how much is measured.
+        amounts: how much is measured.
         method: how it is measured and modelled.
+        effort: how much work goes into the layers that are delivered.
         seed: of everything random.
         device: `cpu`, `cuda`, or `auto`.
         constraints: what the plan must respect beside the budget.
@@ -127,8 +129,9 @@ class RunRequest:
     budget: Budget
     whole_file: bool
     group_size: int | None
-    effort: Effort
+    amounts: Amounts
     method: Method
+    effort: Effort
     seed: int
     device: str
     constraints: Constraints = FREE
@@ -160,6 +163,7 @@ def make_request(
     signal: str = "integral",
     coupling: str = "full",
     context: str = "uniform",
+    effort: str = USUAL,
     seed: int = 0,
     device: str = "auto",
     whole_file: bool = False,
@@ -175,7 +179,7 @@ def make_request(
         raise RequestError(f"context {context!r}: use uniform or original")
     method = Method(signal, coupling, context == "original")
     usual_windows, usual_tokens = PROBES[signal]
-    effort = Effort(
+    amounts = Amounts(
         calibration=TextSpec(calibration, calibration_windows, tokens, seed),
         evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
         probe_windows=usual_windows if probe_windows is None else probe_windows,
@@ -184,4 +188,5 @@ def make_request(
         guard_windows=guard_windows,
         batch=BATCH,
     )
-    return RunRequest(model, Budget.parse(budget), whole_file, group_size, effort, method, seed, device, constraints)
+    parsed, chosen = Budget.parse(budget), find_effort(effort)
+    return RunRequest(model, parsed, whole_file, group_size, amounts, method, chosen, seed, device, constraints)

@@ -186,6 +186,8 @@ def tell(artifacts: ArtifactStore, made: "Made") -> dict[str, Any]:
         }
     if made.stage == "quantize":
         return {"candidates": sorted(made.candidates)}
+    if made.stage == "tune":
+        return {"trained": made.trained}
     return {"delivered": (made.report or {})["guard"]["delivered"]}
 
 

@@ -1,6 +1,6 @@
 """What the stages of a job are called, and where a job's files are kept."""
 
-PIPELINE = ("profile", "plan", "quantize", "evaluate")
+PIPELINE = ("profile", "plan", "quantize", "tune", "evaluate")
 """The stages of `service.pipeline`."""
 
 DELIVER = "deliver"

@@ -60,6 +60,11 @@ class Windows:
     sha256: str
     source: str
 
+    @classmethod
+    def of(cls, tokens: Tensor, source: str) -> "Windows":
+        """Return these windows with their digest."""
+        return cls(tokens, hashlib.sha256(tokens.numpy().tobytes()).hexdigest(), source)
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -93,7 +98,7 @@ def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_token
 
     folder = store.get(StageKey("calibration", inputs), make)
     tokens = load_file(folder / "windows.safetensors")["windows"][:, :used_tokens].contiguous()
-    return Windows(tokens, hashlib.sha256(tokens.numpy().tobytes()).hexdigest(), spec.source)
+    return Windows.of(tokens, spec.source)
 
 
 def skeleton(model: ModelFolder) -> Any:
@@ -301,7 +306,7 @@ def evaluation(
     """Score the original and the saved checkpoints on the same windows, side by side."""
     inputs = {
         "model": model.sha256,
-        "checkpoints": {name: _manifest_digest(path) for name, path in checkpoints.items()},
+        "checkpoints": {name: checkpoint_digest(path) for name, path in checkpoints.items()},
         "windows": windows.sha256,
         "batch": batch,
         "machine": machine.inputs(),
@@ -335,7 +340,7 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
     return loaded.to(machine.device).eval()
 
 
-def _manifest_digest(folder: Path) -> str:
+def checkpoint_digest(folder: Path) -> str:
     """Return a digest of a checkpoint's weights and configuration."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
     return hashlib.sha256("\n".join(f"{file.name}:{file_sha256(file)}" for file in files).encode()).hexdigest()

@@ -43,7 +43,8 @@ def bitwright_json(*arguments: str | Path) -> Any:
 
 def run_options(model: Path, cache: Path, out: Path, budget: str = "4bpw") -> list[str]:
     """Return the arguments of a small `bitwright run`."""
-    return ["run", str(model), "--budget", budget, "--out", str(out), "--cache", str(cache), "--evaluation-windows", "3", *SMALL]
+    folders = ["--out", str(out), "--cache", str(cache)]
+    return ["run", str(model), "--budget", budget, *folders, "--effort", "fast", "--evaluation-windows", "3", *SMALL]
 
 
 def heed_interrupts() -> None:

@@ -21,7 +21,8 @@ from tests.command import environment
 
 START_SECONDS = 60
 SMALL_JOB = {
-    "calibration_windows": 4, "tokens": 64, "probe_windows": 3, "probe_tokens": 32, "guard_windows": 2, "evaluation_windows": 3
+    "calibration_windows": 4, "tokens": 64, "probe_windows": 3, "probe_tokens": 32, "guard_windows": 2, "evaluation_windows": 3,
+    "effort": "fast",
 }  # fmt: skip
 """Options that make a job on a tiny model take seconds."""
 

@@ -55,7 +55,7 @@ def _run(folder: Path) -> dict[str, Any]:
     arguments = (
         *("run", str(model), "--budget", "2.5bpw", "--out", folder / "out", "--cache", folder / "cache"),
         *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--guard-windows", "4"),
-        *("--evaluation-windows", "8", "--json"),
+        *("--evaluation-windows", "8", "--effort", "fast", "--json"),
     )
     expected = bitwright_json(*arguments[:-1], "--dry-run")
     output = folder / "stdout"

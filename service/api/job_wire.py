@@ -34,6 +34,7 @@ class JobOptions(Strict):
     signal: Annotated[str, Field(max_length=40)] = "integral"
     coupling: Annotated[str, Field(max_length=40)] = "full"
     context: Annotated[str, Field(max_length=40)] = "uniform"
+    effort: Annotated[str, Field(max_length=40)] = "balanced"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: Annotated[str, Field(max_length=40)] = "auto"
     constraints: ConstraintsIn = ConstraintsIn()

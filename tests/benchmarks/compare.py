@@ -71,14 +71,14 @@ def score(arguments: argparse.Namespace, store: StageStore, budget: str, plans: 
     """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
     model, machine = pipeline.prepare(request, store).model, stages.Machine.choose("cpu")
-    calibration = stages.windows_of(store, model, request.effort.calibration)
-    windows = stages.windows_of(store, model, request.effort.evaluation)
+    calibration = stages.windows_of(store, model, request.amounts.calibration)
+    windows = stages.windows_of(store, model, request.amounts.evaluation)
 
     def checkpoint(name: str, plan: Plan) -> Path:
-        return stages.checkpoint(store, model, plan, calibration, request.effort.batch, machine, Lines(), f"{budget} {name}")
+        return stages.checkpoint(store, model, plan, calibration, request.amounts.batch, machine, Lines(), f"{budget} {name}")
 
     folders = {name: checkpoint(name, plan) for name, plan in plans.items()}
-    return stages.evaluation(store, model, folders, windows, request.effort.batch, machine, Lines())
+    return stages.evaluation(store, model, folders, windows, request.amounts.batch, machine, Lines())
 
 
 def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:

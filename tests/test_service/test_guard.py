@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -94,4 +95,12 @@ def test_the_finding_is_json_of_all_candidates_without_the_original() -> None:
         "uniform": "uniform",
         "lead_over_uniform": pytest.approx(0.25),
         "candidates": {"plan": quality(0.15).to_json(), "additive": quality(0.3).to_json(), "uniform": quality(0.2).to_json()},
+        "tuned": None,
     }
+    assert replace(found, tuned=quality(0.1)).to_json() == document | {"tuned": quality(0.1).to_json()}
+
+
+@pytest.mark.parametrize(("tuned", "kept"), [(0.14, True), (0.15, False), (0.2, False), (math.nan, False), (math.inf, False)])
+def test_a_trained_plan_is_delivered_only_where_it_is_nearer_to_the_original(tuned: float, kept: bool) -> None:  # noqa: FBT001
+    assert replace(judge(plan=0.15, uniform=0.2), tuned=quality(tuned)).keeps_tuned == kept
+    assert not judge(plan=0.15, uniform=0.2).keeps_tuned

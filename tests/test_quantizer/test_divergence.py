@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from allocator.divergence import cross_entropy_gradient, divergence
+from quantizer.divergence import cross_entropy_gradient, divergence
 from quantizer.runner import BlockRunner
 from tests.test_allocator.scenes import make_loader, windows
 

@@ -1,0 +1,155 @@
+"""Block-wise training: each block in turn learns to give, on what the trained blocks before it give, what the original gives.
+
+Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay). The loss of a block is the mean
+squared difference of its output from the original's, over that output's mean square. One block and its activations are held at
+a time, so this works for models of which all weights cannot be trained at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from quantizer.convert import install
+from quantizer.durable import PartStore, Progress
+from quantizer.latent import LatentLinear
+from quantizer.linear import get_linear, replace_linear
+from quantizer.plan import LayerSpec
+from quantizer.runner import BlockRunner
+from quantizer.training import Training, TrainingSpec, products_in, window_order
+from quantizer.weight import QuantizedWeight
+
+METHOD = "blockwise-1"
+"""Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedBlock:
+    """What training one block gave.
+
+    Attributes:
+        weights: stored forms by layer name.
+        before: loss of the forms that it started from, on all windows.
+        after: loss of the forms that it ended with; never more.
+    """
+
+    weights: dict[str, QuantizedWeight]
+    before: float
+    after: float
+
+
+def train_blocks(
+    runner: BlockRunner,
+    layers: Sequence[LayerSpec],
+    stored: Mapping[str, QuantizedWeight],
+    windows: Tensor,
+    spec: TrainingSpec,
+    parts: PartStore,
+    on_progress: Progress,
+) -> list[TrainedBlock]:
+    """Train the stored forms of a model's layers, block by block, and leave the model running with them.
+
+    Args:
+        runner: the original model; its weights are overwritten.
+        layers: the layers that are trained.
+        stored: their forms, by name.
+        windows: int64 [windows, tokens].
+        spec: how each block is trained.
+        parts: where finished blocks are kept, so that a later run takes the work up.
+        on_progress: told of each finished block.
+
+    Returns:
+        every block; of those that hold none of the layers, nothing is trained.
+    """
+    for parameter in runner.model.parameters():
+        parameter.requires_grad_(False)
+    batches = torch.split(windows, spec.batch)
+    inputs = [runner.enter(batch) for batch in batches]
+    targets, found = list(inputs), []
+    count = len(runner.blocks)
+    for index in range(count):
+        targets = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, targets, strict=True)]
+        members = [layer for layer in layers if layer.block == index]
+        forms = {layer.name: stored[layer.name] for layer in members}
+        name = f"trained-{index:04d}"
+        data = parts.read(name)
+        block = _train_block(runner, forms, windows, inputs, targets, spec, index) if data is None else _decode(data, forms)
+        if data is None:
+            parts.write(name, _encode(block))
+        for layer, form in block.weights.items():
+            install(runner.model, layer, form)
+        inputs = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, inputs, strict=True)]
+        found.append(block)
+        on_progress(index + 1, count)
+    return found
+
+
+def _train_block(
+    runner: BlockRunner,
+    forms: Mapping[str, QuantizedWeight],
+    windows: Tensor,
+    inputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    spec: TrainingSpec,
+    index: int,
+) -> TrainedBlock:
+    """Train one block; whatever happens, it does not end with forms of a higher loss than it was given."""
+    linears = {name: get_linear(runner.model, name) for name in forms}
+
+    def loss_of(weights: Mapping[str, QuantizedWeight]) -> float:
+        originals = {name: linear.weight.data for name, linear in linears.items()}
+        for name, form in weights.items():
+            install(runner.model, name, form)
+        pairs = zip(torch.split(windows, spec.batch), inputs, targets, strict=True)
+        losses = [_loss(runner.blocks_between(ids, states, index, index + 1), target) * len(ids) for ids, states, target in pairs]
+        for name, weight in originals.items():
+            linears[name].weight.data = weight
+        return float(torch.stack(losses).sum()) / len(windows)
+
+    before = loss_of(forms)
+    if not forms:
+        return TrainedBlock({}, before, before)
+    layers = {name: LatentLinear(linears[name], form).to(windows.device) for name, form in forms.items()}
+    for name, layer in layers.items():
+        replace_linear(runner.model, name, layer)
+    all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
+    training = Training(layers, spec)
+    for rows in window_order(len(windows), spec).to(windows.device):
+        with products_in(spec.precision, windows.device):
+            output = runner.block_with_gradient(windows[rows], all_inputs[rows], index)
+        with torch.enable_grad():
+            loss = _loss(output, all_targets[rows])
+        torch.autograd.backward(loss)
+        training.descend(float(loss.detach()))
+    trained = {name: layer.stored() for name, layer in layers.items()}
+    for name, linear in linears.items():
+        replace_linear(runner.model, name, linear)
+    after = loss_of(trained)
+    return TrainedBlock(trained, before, after) if after < before else TrainedBlock(dict(forms), before, before)
+
+
+def _loss(output: Tensor, target: Tensor) -> Tensor:
+    target = target.float()
+    return (output.float() - target).square().mean() / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _encode(block: TrainedBlock) -> bytes:
+    tensors = {"losses": torch.tensor([block.before, block.after], dtype=torch.float64)}
+    for layer, form in block.weights.items():
+        tensors |= {f"{layer}|{name}": tensor.cpu().contiguous() for name, tensor in form.tensors.items()}
+    data: bytes = save(tensors)
+    return data
+
+
+def _decode(data: bytes, forms: Mapping[str, QuantizedWeight]) -> TrainedBlock:
+    tensors = load(data)
+    before, after = tensors["losses"].tolist()
+    weights = {
+        layer: QuantizedWeight(
+            form.fidelity, form.out_features, form.in_features, {name: tensors[f"{layer}|{name}"] for name in form.tensors}
+        )
+        for layer, form in forms.items()
+    }
+    return TrainedBlock(weights, before, after)

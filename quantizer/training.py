@@ -1,0 +1,142 @@
+"""Steps of gradient descent on the codes and scales of quantized layers, which can be stopped and taken up again."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from quantizer.errors import TrainingError
+from quantizer.latent import LatentLinear, LatentPart
+
+TRAINED = ("codes", "scales")
+"""What may be trained: codes and scales together, or scales alone."""
+
+WARMUP_STEPS = 20
+LAST_RATE = 0.05
+"""Share of the full rate that is left at the last step."""
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSpec:
+    """How quantized layers are trained.
+
+    Attributes:
+        steps: steps of the optimizer.
+        batch: windows that one step sees.
+        trained: one of `TRAINED`.
+        code_rate: learning rate of latent codes, in codes; about what one step of Adam changes.
+        scale_rate: learning rate of scales, as a share of the scale.
+        precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
+        seed: of the order of the windows.
+
+    Raises:
+        TrainingError: a field is out of range.
+    """
+
+    steps: int
+    batch: int = 4
+    trained: str = "codes"
+    code_rate: float = 2e-3
+    scale_rate: float = 1e-3
+    precision: torch.dtype = torch.float32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.trained not in TRAINED:
+            raise TrainingError(f"trained {self.trained!r}: use one of {', '.join(TRAINED)}")
+        if self.steps < 1 or self.batch < 1:
+            raise TrainingError(f"{self.steps} steps of {self.batch} windows: give at least one of each")
+        if self.code_rate <= 0 or self.scale_rate <= 0:
+            raise TrainingError(f"learning rates {self.code_rate} and {self.scale_rate}: give positive numbers")
+
+    def rate_share(self, step: int) -> float:
+        """Return the share of the full learning rate at step 0 .. steps-1: a linear warm-up, then half a cosine wave."""
+        falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * falling)
+
+
+def fast_precision(device: str) -> torch.dtype:
+    """Return the dtype in which the matrix products of training are fastest: bfloat16 where the processor multiplies it itself."""
+    capable: Mapping[str, Any] = torch.cpu.get_capabilities()
+    fast = device.startswith("cuda") or capable.get("avx512_bf16") or capable.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def products_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Return the context in which matrix products are computed in `precision`, and all else in float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+def window_order(windows: int, spec: TrainingSpec) -> Tensor:
+    """Return which windows each step sees, int64 [steps, batch]: all windows in random order, then all in another order, ..."""
+    generator = torch.Generator().manual_seed(spec.seed)
+    wanted = spec.steps * spec.batch
+    epochs = [torch.randperm(windows, generator=generator) for _ in range(-(-wanted // windows))]
+    return torch.cat(epochs)[:wanted].view(spec.steps, spec.batch)
+
+
+class Training:
+    """Adam on the codes and scales of some layers (arXiv 1412.6980), with its own state kept for a later run.
+
+    Attributes:
+        losses: loss at each step that was taken.
+    """
+
+    def __init__(self, layers: Mapping[str, LatentLinear], spec: TrainingSpec) -> None:
+        """Set up the optimizer; no other parameter of the layers is touched."""
+        self.losses: list[float] = []
+        self._spec = spec
+        parts: dict[str, LatentPart] = {
+            f"{name}.{index}": part for name, layer in layers.items() for index, part in enumerate(layer.parts)
+        }
+        self._trained = {f"{name}.factor": part.factor for name, part in parts.items()}
+        groups = [{"params": list(self._trained.values()), "full": spec.scale_rate}]
+        latents = {f"{name}.latent": part.latent for name, part in parts.items()}
+        if spec.trained == "codes":
+            groups.append({"params": list(latents.values()), "full": spec.code_rate})
+            self._trained |= latents
+        else:
+            for latent in latents.values():
+                latent.requires_grad_(False)
+        self._optimizer = torch.optim.Adam(groups, lr=spec.scale_rate, betas=BETAS, fused=True)
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return len(self.losses)
+
+    def descend(self, loss: float) -> None:
+        """Take one step along the gradients that have been gathered, and forget them; `loss` is what they belong to."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["full"] * self._spec.rate_share(self.step)
+        self._optimizer.step()
+        self.forget()
+        self.losses.append(loss)
+
+    def forget(self) -> None:
+        """Drop the gradients that have been gathered."""
+        self._optimizer.zero_grad()
+
+    def dumps(self) -> bytes:
+        """Return all that a later run needs to go on from here."""
+        tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self._trained.items():
+            tensors[f"{name}|value"] = parameter.data
+            tensors |= {f"{name}|{key}": value for key, value in self._optimizer.state[parameter].items()}
+        data: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        return data
+
+    def loads(self, data: bytes) -> None:
+        """Go on from what `dumps` returned, in training of the same layers by the same specification."""
+        tensors = load(data)
+        self.losses = tensors["losses"].tolist()
+        for name, parameter in self._trained.items():
+            own = {key.removeprefix(f"{name}|"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}|")}
+            parameter.data.copy_(own.pop("value"))
+            self._optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in own.items()}

@@ -1,0 +1,37 @@
+"""How much work goes into a result, by name."""
+
+from dataclasses import dataclass
+
+from service.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """One level of effort: what follows after all layers are quantized with error compensation.
+
+    Attributes:
+        name: what the user calls it.
+        steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See `quantizer.distill`.
+        block_steps: steps for each block of block-wise training, which takes the place of training codes end to end where the
+            whole model is too large for it. See `quantizer.blockwise`.
+    """
+
+    name: str
+    steps: int
+    block_steps: int
+
+
+FAST = "fast"
+USUAL = "balanced"
+EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0), Effort(USUAL, 100, 60), Effort("best", 400, 240))}
+
+
+def find_effort(name: str) -> Effort:
+    """Return the effort called `name`.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name not in EFFORTS:
+        raise RequestError(f"effort {name!r} does not exist; use one of {', '.join(EFFORTS)}")
+    return EFFORTS[name]

@@ -1,0 +1,146 @@
+"""The stage in which the delivered plan's layers are trained."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from quantizer import blockwise, distill
+from quantizer.checkpoint import pack_model, read_weights, save_checkpoint
+from quantizer.durable import PartStore
+from quantizer.layers import find_layers
+from quantizer.plan import LayerSpec, Plan
+from quantizer.runner import BlockRunner
+from quantizer.source import ModelFolder, load_model
+from quantizer.text import TextSpec
+from quantizer.training import TrainingSpec, fast_precision
+from quantizer.weight import QuantizedWeight
+from service.effort import Effort
+from service.progress import Reporter
+from service.stages import Machine, Windows, checkpoint_digest, windows_of
+from service.store import StageKey, StageStore
+
+TRAINING_BYTES = 16
+"""Latent code, gradient and two moments of each weight whose code is trained, in float32."""
+MEMORY_SHARE = 0.5
+"""How much of the machine's memory training may take beside the model itself; the rest is for what a backward pass keeps."""
+
+BLOCKS, MODEL = "blocks", "model"
+CODE_RATE, SCALE_RATE = 1e-3, 1e-3
+SCALES_ONLY_RATE = 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One piece of training.
+
+    Attributes:
+        kind: `blocks`, one block after another, or `model`, end to end.
+        spec: how.
+    """
+
+    kind: str
+    spec: TrainingSpec
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the phase as JSON values."""
+        return {"kind": self.kind} | asdict(self.spec) | {"precision": str(self.spec.precision)}
+
+
+@dataclass(frozen=True, slots=True)
+class TuneTask:
+    """All that decides a trained checkpoint.
+
+    Attributes:
+        model: the original.
+        checkpoint: folder of the plan's checkpoint that training starts from.
+        plan: its plan.
+        windows: what it is trained on.
+        phases: how.
+        machine: where.
+    """
+
+    model: ModelFolder
+    checkpoint: Path
+    plan: Plan
+    windows: Windows
+    phases: tuple[Phase, ...]
+    machine: Machine
+
+    @property
+    def key(self) -> StageKey:
+        """What the trained checkpoint is kept under."""
+        inputs = {
+            "model": self.model.sha256,
+            "checkpoint": checkpoint_digest(self.checkpoint),
+            "windows": self.windows.sha256,
+            "phases": [phase.to_json() for phase in self.phases],
+            "method": [blockwise.METHOD, distill.METHOD],
+            "machine": self.machine.inputs(),
+        }
+        return StageKey("tuned", inputs)
+
+
+def choose_phases(
+    effort: Effort, layer_weights: int, memory_bytes: int, batch: int, precision: torch.dtype, seed: int
+) -> tuple[Phase, ...]:
+    """Return how an effort trains a model of this size on a machine of this memory.
+
+    Codes and scales are trained end to end where memory allows; else block by block, and scales alone end to end.
+    """
+    if not effort.steps:
+        return ()
+    whole = TrainingSpec(effort.steps, batch, "codes", CODE_RATE, SCALE_RATE, precision, seed)
+    if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
+        return (Phase(MODEL, whole),)
+    blocks = TrainingSpec(effort.block_steps, batch, "codes", CODE_RATE, SCALE_RATE, precision, seed)
+    scales = TrainingSpec(effort.steps, batch, "scales", CODE_RATE, SCALES_ONLY_RATE, precision, seed)
+    return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
+
+
+def phases_for(effort: Effort, layers: Sequence[LayerSpec], machine: Machine, batch: int, seed: int) -> tuple[Phase, ...]:
+    """Return how an effort trains a model's layers on this machine."""
+    weights = sum(layer.weights for layer in layers)
+    on_card = machine.device.startswith("cuda")
+    memory_bytes = torch.cuda.get_device_properties(machine.device).total_memory if on_card else psutil.virtual_memory().total
+    return choose_phases(effort, weights, memory_bytes, batch, fast_precision(machine.device), seed)
+
+
+def training_windows(store: StageStore, model: ModelFolder, text: TextSpec, phases: tuple[Phase, ...], guard: Windows) -> Windows:
+    """Return windows to train on: of all windows of the calibration text but those of the guard, as many as are seen at all."""
+    every = windows_of(store, model, TextSpec(text.source, 0, text.tokens, None))
+    held_out = {row.numpy().tobytes() for row in guard.tokens}
+    rows = torch.tensor([at for at, row in enumerate(every.tokens) if row.numpy().tobytes() not in held_out])
+    seen = max(phase.spec.steps * phase.spec.batch for phase in phases)
+    generator = torch.Generator().manual_seed(text.seed or 0)
+    chosen = rows[torch.randperm(len(rows), generator=generator)[:seen]].sort().values
+    return Windows.of(every.tokens[chosen], text.source)
+
+
+def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
+    """Train the layers of a checkpoint, or go on where it was left; return the folder of the trained one, of the same bytes."""
+
+    def make(folder: Path, parts: PartStore) -> None:
+        forms = read_weights(task.checkpoint, task.plan)
+        for phase in task.phases:
+            forms = _train(task, phase, forms, parts, reporter)
+        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
+        pack_model(loaded, task.plan, forms)
+        save_checkpoint(loaded, task.model, task.plan, folder / "model")
+
+    return store.get(task.key, make) / "model"
+
+
+def _train(
+    task: TuneTask, phase: Phase, forms: dict[str, QuantizedWeight], parts: PartStore, reporter: Reporter
+) -> dict[str, QuantizedWeight]:
+    loaded = load_model(task.model, task.machine.dtype, task.machine.device)
+    runner, windows = BlockRunner(loaded), task.windows.tokens.to(task.machine.device)
+    told = reporter.step(f"tune: {phase.kind}")
+    if phase.kind == MODEL:
+        return distill.distill(runner, forms, windows, phase.spec, parts, told)
+    blocks = blockwise.train_blocks(runner, find_layers(loaded), forms, windows, phase.spec, parts, told)
+    return {name: form for block in blocks for name, form in block.weights.items()}

@@ -1,0 +1,76 @@
+"""Promises of quantizer.blockwise: no block ends worse than it began, and finished blocks are not trained again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from quantizer.blockwise import train_blocks
+from quantizer.convert import install
+from quantizer.durable import PartStore
+from quantizer.runner import BlockRunner
+from quantizer.training import TrainingSpec
+from tests.test_quantizer.helpers import TinyModel
+from tests.test_quantizer.training import WINDOWS, Interrupted, quantized, quiet, same
+
+SPEC = TrainingSpec(30, batch=4, code_rate=0.02, scale_rate=0.01)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
+    tiny_model: TinyModel, tmp_path: Path, family: str
+) -> None:
+    layers, forms = quantized(tiny_model(family), PartStore(tmp_path / "q"))
+    model = tiny_model(family)
+    blocks = train_blocks(BlockRunner(model), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet)
+
+    original, check = BlockRunner(tiny_model(family)), BlockRunner(tiny_model(family))
+    target = states = original.enter(WINDOWS)
+    for index, block in enumerate(blocks):
+        target = original.blocks_between(WINDOWS, target, index, index + 1)
+        losses = []
+        for weights in ({name: forms[name] for name in block.weights}, block.weights):
+            for name, form in weights.items():
+                install(check.model, name, form)
+            output = check.blocks_between(WINDOWS, states, index, index + 1)
+            halves = zip(torch.split(output, 4), torch.split(target, 4), strict=True)
+            losses.append(sum(float((o - t).square().mean() / t.square().mean()) for o, t in halves) / 2)
+        assert [block.before, block.after] == pytest.approx(losses, rel=1e-4)
+        assert block.after < block.before
+        states = output
+    for name, form in {name: form for block in blocks for name, form in block.weights.items()}.items():
+        assert model.get_submodule(name).weight.equal(form.dequantize()), "the model is left with what was trained"
+
+
+def test_a_block_that_training_makes_worse_stays_as_it_was(tiny_model: TinyModel, tmp_path: Path) -> None:
+    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    wild = TrainingSpec(3, batch=4, code_rate=50.0, scale_rate=5.0)
+    blocks = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, wild, PartStore(tmp_path / "t"), quiet)
+    assert same({name: form for block in blocks for name, form in block.weights.items()}, forms)
+    assert all(block.after == block.before for block in blocks)
+
+
+def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: Path) -> None:
+    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    straight = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet)
+
+    def interrupt(done: int, _count: int) -> None:
+        if done == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / "b"), interrupt)
+    kept = {path.name: path.stat().st_mtime_ns for path in PartStore(tmp_path / "b").paths()}
+    assert len(kept) == 2
+    again = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / "b"), quiet)
+    for block, expected in zip(again, straight, strict=True):
+        assert (block.before, block.after) == (expected.before, expected.after)
+        assert same(block.weights, expected.weights)
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in PartStore(tmp_path / "b").paths()}.items()
+
+
+def test_a_block_without_trained_layers_is_passed_through(tiny_model: TinyModel, tmp_path: Path) -> None:
+    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    some = [layer for layer in layers if layer.block != 1]
+    blocks = train_blocks(BlockRunner(tiny_model("llama")), some, forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet)
+    assert [bool(block.weights) for block in blocks] == [True, False, True]
