@@ -31,7 +31,7 @@ _ACTIVATION_COPIES = 2.5
 """What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
 _STEP_PRODUCTS, _HEAD_PRODUCTS = 3, 5
 """Products with all layers, and with all other weights, that each token of a training step costs: forward and backward."""
-_TRAIN_EFFICIENCY = 0.5
+_TRAIN_EFFICIENCY = 0.35
 """Speed of a training step as a share of that of one large matrix product in its precision."""
 _LIBRARY_BYTES = 900_000_000
 """The interpreter with torch and transformers."""

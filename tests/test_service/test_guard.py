@@ -101,6 +101,6 @@ def test_the_finding_is_json_of_all_candidates_without_the_original() -> None:
 
 
 @pytest.mark.parametrize(("tuned", "kept"), [(0.14, True), (0.15, False), (0.2, False), (math.nan, False), (math.inf, False)])
-def test_a_trained_plan_is_delivered_only_where_it_is_nearer_to_the_original(tuned: float, kept: bool) -> None:  # noqa: FBT001
+def test_a_trained_plan_is_delivered_only_where_it_is_nearer_to_the_original(tuned: float, kept: bool) -> None:
     assert replace(judge(plan=0.15, uniform=0.2), tuned=quality(tuned)).keeps_tuned == kept
     assert not judge(plan=0.15, uniform=0.2).keeps_tuned
