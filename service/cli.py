@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -179,7 +180,9 @@ def quantize(
     out_folder: OutFolder = Path("bitwright-out"),
     calibration: Calibration = "builtin:calibration",
     calibration_windows: CalibrationWindows = 8,
+    guard_windows: GuardWindows = 8,
     tokens: Tokens = 512,
+    effort: EffortName = "balanced",
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
@@ -190,22 +193,29 @@ def quantize(
         from quantizer.plan import Plan  # noqa: PLC0415
         from quantizer.source import find_model  # noqa: PLC0415
         from quantizer.text import TextSpec  # noqa: PLC0415
-        from service import stages  # noqa: PLC0415
+        from service import stages, tuning  # noqa: PLC0415
+        from service.effort import find_effort  # noqa: PLC0415
         from service.output import check_output, deliver  # noqa: PLC0415
         from service.request import BATCH  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
         check_output(out_folder)
+        level = find_effort(effort)
         chosen = Plan.loads(read_text_file(plan_file, "plan"))
         store, machine = StageStore(cache), stages.Machine.choose(device)
         found = find_model(model, store.root / "models")
         stages.check_plan(found, chosen)
-        windows = stages.windows_of(store, found, TextSpec(calibration, calibration_windows, tokens, seed))
+        text = TextSpec(calibration, calibration_windows, tokens, seed)
+        windows = stages.windows_of(store, found, text)
+        guard = stages.windows_of(store, found, replace(text, windows=guard_windows, skip=calibration_windows))
         with reporting() as reporter:
             folder = stages.checkpoint(store, found, chosen, windows, BATCH, machine, reporter, "quantize")
-        deliver(out_folder, folder, None)
+            task = tuning.tune_task(store, found, chosen, folder, tuning.Training(level, text, guard, BATCH, seed), machine)
+            best = tuning.better(store, task, guard, reporter) if task.phases else folder
+        deliver(out_folder, best, None)
         summary = {
             "checkpoint": str(out_folder.resolve()),
+            "trained": best != folder,
             "plan_bytes": chosen.weight_bytes,
             "bits_per_weight": chosen.bits_per_weight,
         }

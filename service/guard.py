@@ -46,7 +46,7 @@ class Guard:
     @property
     def keeps_tuned(self) -> bool:
         """Whether training brought the delivered plan nearer to the original, so that the trained one is delivered."""
-        return self.tuned is not None and _loss(self.tuned) < _loss(self.quality[self.delivered])
+        return self.tuned is not None and nearer(self.tuned, self.quality[self.delivered])
 
     @property
     def lead(self) -> float:
@@ -63,6 +63,11 @@ class Guard:
             "candidates": {name: found.to_json() for name, found in self.quality.items() if name != "original"},
             "tuned": self.tuned.to_json() if self.tuned is not None else None,
         }
+
+
+def nearer(one: Quality, other: Quality) -> bool:
+    """Return whether the first model is nearer to the original than the second."""
+    return _loss(one) < _loss(other)
 
 
 def _loss(quality: Quality) -> float:

@@ -28,7 +28,7 @@ from service.report import Report
 from service.request import RunRequest
 from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
-from service.tuning import TuneTask, phases_for, training_windows, tune
+from service.tuning import Training, tune, tune_task
 
 T = TypeVar("T")
 
@@ -172,7 +172,8 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
     untuned = candidates[guard.delivered]
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
-    tuning = tune_task(request, task.model, delivered.plan, untuned, guard_windows, store)
+    training = Training(request.effort, amounts.calibration, guard_windows, amounts.batch, request.seed)
+    tuning = tune_task(store, task.model, delivered.plan, untuned, training, machine)
     tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
     if tuning.phases:
         guard = replace(guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"])
@@ -222,16 +223,6 @@ def checks_of(
     """Return the random plans that were measured, as many as the request wants."""
     count = request.amounts.check_plans
     return stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter) if count else []
-
-
-def tune_task(
-    request: RunRequest, model: ModelFolder, plan: Plan, checkpoint: Path, guard_windows: stages.Windows, store: StageStore
-) -> TuneTask:
-    """Return all that decides how a plan's checkpoint is trained."""
-    amounts, machine = request.amounts, stages.Machine.choose(request.device)
-    phases = phases_for(request.effort, plan.layers, machine, amounts.batch, request.seed)
-    windows = training_windows(store, model, amounts.calibration, phases, guard_windows) if phases else guard_windows
-    return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
 
 def plans_of(profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:

@@ -19,14 +19,18 @@ from quantizer.text import TextSpec
 from quantizer.training import TrainingSpec, fast_precision
 from quantizer.weight import QuantizedWeight
 from service.effort import Effort
+from service.guard import nearer
 from service.progress import Reporter
-from service.stages import Machine, Windows, checkpoint_digest, windows_of
+from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_of
 from service.store import StageKey, StageStore
 
 TRAINING_BYTES = 16
 """Latent code, gradient and two moments of each weight whose code is trained, in float32."""
 MEMORY_SHARE = 0.5
 """How much of the machine's memory training may take beside the model itself; the rest is for what a backward pass keeps."""
+
+GUARD_BATCH = 4
+"""Windows of the guard that are scored at once."""
 
 BLOCKS, MODEL = "blocks", "model"
 CODE_RATE, SCALE_RATE = 1e-3, 1e-3
@@ -48,6 +52,25 @@ class Phase:
     def to_json(self) -> dict[str, Any]:
         """Return the phase as JSON values."""
         return {"kind": self.kind} | asdict(self.spec) | {"precision": str(self.spec.precision)}
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a user settles about training.
+
+    Attributes:
+        effort: how much.
+        text: the calibration text; all its windows are trained on, but those of the guard.
+        guard: windows that the result is judged by.
+        batch: windows that one step sees.
+        seed: of everything random.
+    """
+
+    effort: Effort
+    text: TextSpec
+    guard: Windows
+    batch: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +132,15 @@ def phases_for(effort: Effort, layers: Sequence[LayerSpec], machine: Machine, ba
     return choose_phases(effort, weights, memory_bytes, batch, fast_precision(machine.device), seed)
 
 
+def tune_task(
+    store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, training: Training, machine: Machine
+) -> TuneTask:
+    """Return all that decides how a plan's checkpoint is trained on this machine; no phases if it is not."""
+    phases = phases_for(training.effort, plan.layers, machine, training.batch, training.seed)
+    windows = training_windows(store, model, training.text, phases, training.guard) if phases else training.guard
+    return TuneTask(model, checkpoint, plan, windows, phases, machine)
+
+
 def training_windows(store: StageStore, model: ModelFolder, text: TextSpec, phases: tuple[Phase, ...], guard: Windows) -> Windows:
     """Return windows to train on: of all windows of the calibration text but those of the guard, as many as are seen at all."""
     every = windows_of(store, model, TextSpec(text.source, 0, text.tokens, None))
@@ -132,6 +164,13 @@ def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
         save_checkpoint(loaded, task.model, task.plan, folder / "model")
 
     return store.get(task.key, make) / "model"
+
+
+def better(store: StageStore, task: TuneTask, guard: Windows, reporter: Reporter) -> Path:
+    """Return the folder of the trained checkpoint, or of the untrained one where that is nearer to the original on the guard."""
+    folders = {"untrained": task.checkpoint, "trained": tune(store, task, reporter)}
+    found = evaluation(store, task.model, folders, guard, GUARD_BATCH, task.machine, reporter, "guard")
+    return folders["trained" if nearer(found["trained"], found["untrained"]) else "untrained"]
 
 
 def _train(

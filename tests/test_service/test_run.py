@@ -166,7 +166,8 @@ def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Pat
     probing = ["--probe-windows", "3", "--probe-tokens", "32"]
     bitwright_json("profile", tiny_llama, "--budget", "4bpw", "--out", tmp_path / "profile", *shared, *probing)
     bitwright_json("plan", tmp_path / "profile", "--budget", "4bpw", "--out", tmp_path / "plan.json")
-    bitwright_json("quantize", tiny_llama, "--plan", tmp_path / "plan.json", "--out", tmp_path / "quantized", *shared)
+    out = tmp_path / "quantized"
+    bitwright_json("quantize", tiny_llama, "--plan", tmp_path / "plan.json", "--out", out, "--effort", "fast", *shared)
     scores = bitwright_json(
         "evaluate", tiny_llama, tmp_path / "quantized", "--evaluation-windows", "3", "--tokens", "64", "--cache", tmp_path / "other"
     )  # fmt: skip

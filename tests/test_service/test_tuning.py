@@ -19,7 +19,7 @@ from service.errors import RequestError
 from service.stages import Machine, windows_of
 from service.store import StageStore
 from service.tuning import BLOCKS, MODEL, TuneTask, choose_phases, training_windows, tune
-from tests.command import bitwright_json, run_options, stop_when
+from tests.command import SMALL, bitwright_json, run_options, stop_when
 
 GIGABYTE = 10**9
 
@@ -109,6 +109,20 @@ def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path
     assert trained < 0.95 * before
     assert tune(store, task, Lines()) == folder
     assert json.loads((folder.parent / "manifest.json").read_text())["inputs"]["phases"][1]["trained"] == "scales"
+
+
+def test_a_given_plan_is_trained_too(tiny_llama: Path, tmp_path: Path) -> None:
+    bitwright_json(*_options(tiny_llama, tmp_path, "run", "fast"))
+    shared = ("--plan", tmp_path / "run" / "plan.json", "--cache", tmp_path / "cache", *SMALL[:4])
+    found = {
+        effort: bitwright_json("quantize", tiny_llama, "--out", tmp_path / effort, "--effort", effort, *shared)
+        for effort in ("fast", "balanced")
+    }
+    assert [found[effort]["trained"] for effort in ("fast", "balanced")] == [False, True]
+    folders = [tmp_path / effort for effort in found]
+    scores = bitwright_json("evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache")
+    fast, balanced = (scores[str(folder)]["kl_nats_per_token"] for folder in folders)
+    assert balanced < 0.95 * fast
 
 
 def test_unknown_efforts_are_refused() -> None:

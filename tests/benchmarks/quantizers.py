@@ -1,0 +1,176 @@
+"""Compare quantizers at equal bytes: light methods, each source method alone, and the levels of effort.
+
+    python -m tests.benchmarks.quantizers MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
+
+Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in a process of its own, whose
+peak memory is the row's, and scored from its files. Finished stages are kept in the cache: it can be stopped and started again;
+seconds are those of stages that were not there yet, and missing where all were.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantizer.rounding import Rounding
+
+from allocator.allocate import allocate
+from allocator.profile import Profile
+from allocator.uniform import likely_uniform_plans
+from quantizer.plan import Plan
+from quantizer.text import TextSpec
+from service import pipeline, stages
+from service.console import Lines
+from service.effort import FAST
+from service.request import RunRequest, make_request
+from service.store import StageStore
+from service.tuning import tune
+from tests.benchmarks.record import circumstances
+
+RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
+OTHER = "builtin:evaluation"
+"""Text of another kind than what layers are quantized and trained on."""
+KEPT = 1.0
+"""Seconds below which a stage was not made but found."""
+
+
+GPTQ = Rounding()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a checkpoint comes about.
+
+    Attributes:
+        plan: `uniform`, the best of the uniform plans by the profile, or `solved`.
+        rounding: how layers are quantized.
+        effort: how they are trained afterwards.
+    """
+
+    plan: str
+    rounding: Rounding = GPTQ
+    effort: str = FAST
+
+
+RECIPES = {
+    "round to nearest": Recipe("uniform", Rounding("rtn")),
+    "HQQ": Recipe("uniform", Rounding("hqq")),
+    "GPTQ": Recipe("uniform"),
+    "fast": Recipe("solved"),
+    "balanced": Recipe("solved", effort="balanced"),
+    "best": Recipe("solved", effort="best"),
+}
+
+
+def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRequest:
+    """Return the request of one budget and effort."""
+    return make_request(
+        arguments.model, f"{budget}bpw", calibration=arguments.calibration, evaluation=arguments.evaluation,
+        evaluation_windows=arguments.windows, tokens=arguments.tokens, effort=effort, seed=arguments.seed, device="cpu",
+    )  # fmt: skip
+
+
+def plan_of(kind: str, profile: Profile, request: RunRequest, budget_bytes: int) -> Plan:
+    """Return the uniform plan of the budget, or the solver's."""
+    if kind == "uniform":
+        return likely_uniform_plans(profile, budget_bytes)[0]
+    return allocate(profile.with_coupling(request.method.coupling), budget_bytes).plan
+
+
+def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
+    """Make and score one checkpoint; return its row without circumstances."""
+    recipe, store = RECIPES[method], StageStore(arguments.cache)
+    request, machine = request_of(arguments, budget, recipe.effort), stages.Machine.choose("cpu")
+    task, seconds = pipeline.prepare(request, store), {}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        result = work()
+        spent = time.monotonic() - start
+        seconds[stage] = spent if spent >= KEPT else None
+        return result
+
+    profile = timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
+    plan = plan_of(recipe.plan, profile, request, task.budget_bytes)
+    calibration = stages.windows_of(store, task.model, request.amounts.calibration)
+    guard = stages.windows_of(store, task.model, request.amounts.guard)
+
+    def quantize() -> Path:
+        batch, label = request.amounts.batch, f"{budget} {method}"
+        return stages.checkpoint(store, task.model, plan, calibration, batch, machine, Lines(), label, rounding=recipe.rounding)
+
+    folder = timed("quantize", quantize)
+    tuning = pipeline.tune_task(request, task.model, plan, folder, guard, store)
+    if tuning.phases:
+        folder = timed("tune", lambda: tune(store, tuning, Lines()))
+    scores = {}
+    for name, text in (("held out", request.amounts.evaluation), ("other", TextSpec(OTHER, 16, 512, None))):
+        windows = stages.windows_of(store, task.model, text)
+        scores[name] = stages.evaluation(store, task.model, {"it": folder}, windows, request.amounts.batch, machine, Lines())
+    return {
+        "budget_bpw": float(budget),
+        "method": method,
+        "plan_bytes": plan.weight_bytes,
+        "bits_per_weight": plan.bits_per_weight,
+        "quality": {name: found["it"].to_json() for name, found in scores.items()},
+        "original": {name: found["original"].to_json() for name, found in scores.items()},
+        "phases": [phase.to_json() for phase in tuning.phases],
+        "seconds": seconds,
+        "seed": arguments.seed,
+    }
+
+
+def measure(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
+    """Return the row of one checkpoint, made in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.quantizers", *sys.argv[1:], "--one", budget, method]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{method} at {budget} bpw failed")
+        output.seek(0)
+        row: dict[str, Any] = json.loads(output.read().splitlines()[-1])
+    return {"model": arguments.label} | row | {"peak_memory_bytes": usage.ru_maxrss * 1024, "circumstances": circumstances()}
+
+
+def main() -> None:
+    """Measure and store the rows."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--label", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--evaluation", required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--budgets", nargs="+", default=["2.3", "2.5", "3.0", "4.25"])
+    parser.add_argument("--methods", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--one", nargs=2, metavar=("BUDGET", "METHOD"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(make(arguments, *arguments.one)))
+        return
+    for budget in arguments.budgets:
+        for method in arguments.methods:
+            row = measure(arguments, budget, method)
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            held_out, other = row["quality"]["held out"], row["quality"]["other"]
+            print(
+                f"{budget} {method:20} perplexity {held_out['perplexity']:.1f} KL {held_out['kl_nats_per_token']:.3f}, "
+                f"other text {other['perplexity']:.1f} {other['kl_nats_per_token']:.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
