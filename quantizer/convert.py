@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,11 +12,10 @@ from torch import Tensor, nn
 
 from quantizer.durable import PartStore, Progress
 from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
 from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
+from quantizer.rounding import USUAL, Rounding, make_form
 from quantizer.runner import BlockRunner
-from quantizer.selection import column_impact
 from quantizer.weight import QuantizedWeight
 
 METHOD = "gptq-2"
@@ -77,6 +77,8 @@ def quantize_blocks(
     parts: PartStore,
     on_progress: Progress,
     scored: Sequence[Fidelity] = (),
+    rounding: Rounding = USUAL,
+    scores: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
 
@@ -93,6 +95,8 @@ def quantize_blocks(
         parts: where finished blocks are kept.
         on_progress: told of each finished block.
         scored: further fidelities for all layers, of which only the errors are kept.
+        rounding: how codes are found.
+        scores: scores of columns by layer name, for a rounding to which they are given.
     """
     batches = calibration.batches()
     hidden = [runner.enter(batch) for batch in batches]
@@ -101,7 +105,8 @@ def quantize_blocks(
         members = [layer for layer in layers if layer.block == index]
         stored = read_block(parts, members, choices, index)
         if stored is None:
-            stored = _quantize_block(runner, members, choices, scored, batches, hidden, index)
+            make = partial(_make_form, rounding=rounding)
+            stored = _quantize_block(runner, members, choices, scored, batches, hidden, index, make, scores or {})
             parts.write(_part_name(index), _encode(stored))
         else:
             for layer in members:
@@ -171,13 +176,15 @@ def _quantize_block(
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
+    make: Callable[[Tensor, Tensor, Fidelity, Tensor | None], tuple[QuantizedWeight, FormError]],
+    scores: Mapping[str, Tensor],
 ) -> QuantizedBlock:
     block = QuantizedBlock({}, {})
     for group in input_groups(runner, members, batches[0], hidden[0], index):
         moments = input_moments(runner, group[0], batches, hidden, index)
         weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
         pairs = [(layer, option) for layer in group for option in dict.fromkeys((*choices[layer.name], *scored))]
-        made = _in_parallel(_make_form, [(weights[layer.name], moments, option) for layer, option in pairs])
+        made = _in_parallel(make, [(weights[layer.name], moments, option, scores.get(layer.name)) for layer, option in pairs])
         for (layer, option), (form, error) in zip(pairs, made, strict=True):
             block.errors.setdefault(layer.name, {})[option.name] = error
             if option in choices[layer.name]:
@@ -187,13 +194,17 @@ def _quantize_block(
     return block
 
 
-def _make_form(weight: Tensor, moments: Tensor, fidelity: Fidelity) -> tuple[QuantizedWeight, FormError]:
-    impact = column_impact(weight, moments, fidelity.bits_lo, fidelity.group_size)
-    form = quantize_layer(weight, moments, fidelity, impact)
+def _make_form(
+    weight: Tensor, moments: Tensor, fidelity: Fidelity, scores: Tensor | None, rounding: Rounding
+) -> tuple[QuantizedWeight, FormError]:
+    form = make_form(weight, moments, fidelity, rounding, scores)
     return form, form_error(form, weight, moments)
 
 
-def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity], R], items: Sequence[tuple[Tensor, Tensor, Fidelity]]) -> list[R]:
+Item = tuple[Tensor, Tensor, Fidelity, Tensor | None]
+
+
+def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity, Tensor | None], R], items: Sequence[Item]) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
     Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another

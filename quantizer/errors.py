@@ -4,6 +4,7 @@ QuantizerError
 ├── ModelError        the model cannot be used as it is: unknown, unsafe, broken, or unsupported
 ├── TextError         the calibration or evaluation text cannot be used
 ├── FidelityError     a fidelity that does not exist, or does not fit a layer
+├── RoundingError     a way to round that does not exist, or lacks what it needs
 ├── TrainingError     training that cannot be done as specified
 ├── PlanError         a plan that does not belong to this model, or cannot be read
 └── CheckpointError   a quantized checkpoint that is damaged
@@ -24,6 +25,10 @@ class TextError(QuantizerError):
 
 class FidelityError(QuantizerError):
     """The fidelity is not one that can be stored."""
+
+
+class RoundingError(QuantizerError):
+    """There is no such way to round, or what it needs was not given."""
 
 
 class TrainingError(QuantizerError):

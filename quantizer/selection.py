@@ -5,6 +5,7 @@ from torch import Tensor
 
 from quantizer.fidelity import Fidelity
 from quantizer.grid import round_to_nearest
+from quantizer.inverse import inverse_factor
 
 
 def column_impact(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> Tensor:
@@ -24,6 +25,52 @@ def column_impact(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -
     diagonal = hessian.diagonal()
     error = round_to_nearest(weight, bits, group_size, diagonal) - weight
     return diagonal * error.square_().sum(0)
+
+
+def sparsity_impact(weight: Tensor, hessian: Tensor) -> Tensor:
+    """Score each input column by what removing its weights would cost after the others made it good: sum_i w_ij^2 / [H^-1]_jj^2.
+
+    A reconstruction: SGR-Q scores columns by a "sparsity Hessian" of which no formula is public; this is the score by which
+    SparseGPT (arXiv 2301.00774, section 3.1) and SpQR find weights that matter, with the square of PB-LLM (arXiv 2310.00034).
+
+    Args:
+        weight: float32 [out, in].
+        hessian: second moments of the layer's inputs, [in, in]; damped as in `quantizer.inverse`. All zeros count as the identity.
+
+    Returns:
+        float32 [in], non-negative.
+    """
+    if not bool(hessian.diagonal().any()):
+        return weight.square().sum(0)
+    inverse_diagonal = inverse_factor(hessian).square().sum(0)  # H^-1 = U'U
+    return weight.square().sum(0) / inverse_diagonal.square()
+
+
+def random_impact(columns: int) -> Tensor:
+    """Return scores that mean nothing, the same for the same number of columns: a control for those that do; float32 [columns]."""
+    return torch.rand(columns, generator=torch.Generator().manual_seed(columns))
+
+
+def knee(scores: Tensor) -> int:
+    """Return how many of the highest scores lie before the knee of their cumulative share.
+
+    With scores in falling order and F(k) the share of their sum in the first k of n, the knee is the k of the largest F(k) - k / n, the
+    first of equals: from there on a score is below average. A reconstruction of SGR-Q's "inflection point", by arXiv 2304.09448's
+    reading of the Kneedle rule (Satopaa et al. 2011).
+
+    Args:
+        scores: non-negative, [n], n > 0.
+
+    Returns:
+        1 .. n; n where all scores are equal, as none stands out.
+    """
+    count, total = len(scores), float(scores.double().sum())
+    if total <= 0:
+        return count
+    ordered = scores.double().sort(descending=True).values
+    above = ordered.cumsum(0) / total - torch.arange(1, count + 1, dtype=torch.float64, device=scores.device) / count
+    best = int(above.argmax())
+    return best + 1 if float(above[best]) > count * torch.finfo(torch.float64).eps else count
 
 
 def column_order(impact: Tensor, diagonal: Tensor, fidelity: Fidelity) -> Tensor:

@@ -32,6 +32,7 @@ from quantizer.errors import PlanError
 from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
 from quantizer.plan import Plan
+from quantizer.rounding import USUAL, Rounding
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
 from quantizer.text import TextSpec, read_text, text_sha256
@@ -258,9 +259,10 @@ def checkpoint(
     machine: Machine,
     reporter: Reporter,
     label: str,
+    rounding: Rounding = USUAL,
 ) -> Path:
     """Quantize the model as the plan says and return the folder of the checkpoint, complete and loadable."""
-    inputs = {
+    inputs: dict[str, Any] = {
         "model": model.sha256,
         "calibration": windows.sha256,
         "plan": {name: fidelity.name for name, fidelity in chosen.by_name.items()},
@@ -269,12 +271,15 @@ def checkpoint(
         "machine": machine.inputs(),
         "transformers": version("transformers"),
     }
+    if rounding != USUAL:
+        inputs["rounding"] = rounding.name
 
     def make(folder: Path, parts: PartStore) -> None:
         loaded = load_model(model, machine.dtype, machine.device)
         choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
         calibration = Calibration(windows.tokens.to(machine.device), batch)
-        quantize_blocks(BlockRunner(loaded), chosen.layers, choices, calibration, parts, reporter.step(label))
+        told = reporter.step(label)
+        quantize_blocks(BlockRunner(loaded), chosen.layers, choices, calibration, parts, told, rounding=rounding)
         pack_model(loaded, chosen, _stored_weights(chosen, parts))
         save_checkpoint(loaded, model, chosen, folder / "model")
 

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantizer.rounding import Rounding
-
 from allocator.allocate import allocate
 from allocator.profile import Profile
 from allocator.uniform import likely_uniform_plans
 from quantizer.plan import Plan
+from quantizer.rounding import Rounding
 from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines

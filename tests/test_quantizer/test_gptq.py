@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
-from quantizer.gptq import DAMPING, inverse_factor, quantize_layer
+from quantizer.gptq import quantize_layer
 from quantizer.grid import fit_grid, round_to_nearest
+from quantizer.inverse import DAMPING, inverse_factor
 from quantizer.packing import unpack
 from quantizer.selection import column_impact, column_order
 from quantizer.weight import QuantizedWeight, named_parts

@@ -1,0 +1,116 @@
+"""How a layer's codes are found: the light method that rounds, and what the high-impact columns are chosen by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quantizer.errors import RoundingError
+from quantizer.fidelity import Fidelity
+from quantizer.gptq import quantize_layer
+from quantizer.grid import fit_grid, quantize
+from quantizer.hqq import fit_robust_grid
+from quantizer.selection import column_impact, column_order, random_impact, sparsity_impact
+from quantizer.weight import PartCodes, QuantizedWeight
+
+LIGHT = ("gptq", "rtn", "hqq")
+SELECTIONS = ("hessian", "sparsity", "random", "given")
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How codes are found.
+
+    Attributes:
+        light: `rtn`, each group rounded to the nearest on a grid of searched range; `hqq`, the same on a half-quadratic grid, see
+            `quantizer.hqq`; `gptq`, rounding that later columns make good, see `quantizer.gptq`.
+        selection: scores of columns, the highest of which make up the high-impact part: `hessian`, their output error; `sparsity`,
+            see `quantizer.selection.sparsity_impact`; `random`, a control; `given`, scores from outside, such as the Fisher
+            information of `quantizer.column_scores`.
+
+    Raises:
+        RoundingError: a name is not one of these.
+    """
+
+    light: str = LIGHT[0]
+    selection: str = SELECTIONS[0]
+
+    def __post_init__(self) -> None:
+        """Refuse unknown names."""
+        for value, known in ((self.light, LIGHT), (self.selection, SELECTIONS)):
+            if value not in known:
+                raise RoundingError(f"{value!r} is no way to round; use one of {', '.join(known)}")
+
+    @property
+    def name(self) -> str:
+        """Both names, as in `gptq/hessian`."""
+        return f"{self.light}/{self.selection}"
+
+
+USUAL = Rounding()
+
+
+def make_form(
+    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Tensor | None = None
+) -> QuantizedWeight:
+    """Quantize one layer.
+
+    Args:
+        weight: float32 [out, in].
+        hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of them.
+        fidelity: how to store the layer.
+        rounding: how to find the codes.
+        scores: scores of the columns where they are `given`, [in].
+
+    Raises:
+        RoundingError: scores are to be given, and are not.
+    """
+    impact = _impact(weight, hessian, fidelity, rounding, scores)
+    if rounding.light == "gptq":
+        return quantize_layer(weight, hessian, fidelity, impact)
+    importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
+    columns = column_order(impact, importance, fidelity)
+    fit = partial(_searched, importance=importance[columns]) if rounding.light == "rtn" else _robust
+    return _round(weight[:, columns], columns, fidelity, fit)
+
+
+Fit = Callable[[Tensor, int, slice], tuple[Tensor, Tensor]]
+"""From a group [out, columns], its code width and its place among the columns to scale and zero point, [out, 1] each."""
+
+
+def _searched(group: Tensor, bits: int, place: slice, importance: Tensor) -> tuple[Tensor, Tensor]:
+    return fit_grid(group, bits, importance[place])
+
+
+def _robust(group: Tensor, bits: int, _: slice) -> tuple[Tensor, Tensor]:
+    return fit_robust_grid(group, bits)
+
+
+def _round(ordered: Tensor, columns: Tensor, fidelity: Fidelity, fit: Fit) -> QuantizedWeight:
+    """Round each group to the nearest on its own grid; `ordered` is in stored order."""
+    parts, start = [], 0
+    for count, bits in fidelity.parts(ordered.shape[1]):
+        codes, scales, zeros = [], [], []
+        for at in range(start, start + count, fidelity.group_size):
+            place = slice(at, min(at + fidelity.group_size, start + count))
+            scale, zero = fit(ordered[:, place], bits, place)
+            codes.append(quantize(ordered[:, place], scale, zero, bits))
+            scales.append(scale[:, 0])
+            zeros.append(zero[:, 0])
+        parts.append(PartCodes(torch.cat(codes, 1), torch.stack(scales), torch.stack(zeros)))
+        start += count
+    return QuantizedWeight.from_codes(fidelity, columns, tuple(parts))
+
+
+def _impact(weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding, scores: Tensor | None) -> Tensor:
+    if rounding.selection == "given":
+        if scores is None or scores.shape != weight.shape[1:]:
+            raise RoundingError(f"columns are to be chosen by given scores: give one for each of {weight.shape[1]} columns")
+        return scores
+    if rounding.selection == "sparsity":
+        return sparsity_impact(weight, hessian)
+    if rounding.selection == "random":
+        return random_impact(weight.shape[1]).to(weight.device)
+    return column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size)
