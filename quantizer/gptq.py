@@ -3,8 +3,8 @@
 Source: GPTQ, arXiv 2210.17323, section 3, steps 2 and 3. High-impact columns come first, so that their small errors and, above all,
 the large errors of the low part can still be compensated inside the low part.
 
-Options of a fidelity: coded scales are fixed row by row before the first group of a part, so that every grid that errors are
-compensated for is the stored one. An outlier stores what has become of its weight when its column's turn comes, so it takes up
+Options of a fidelity: row scales are fixed before the first group is quantized, so that every grid that errors are compensated
+for is the stored one. An outlier stores what has become of its weight when its column's turn comes, so it takes up
 what earlier columns left over and leaves nothing but its rounding to 16 bits. An adapter is fitted to what remains at the end.
 """
 
@@ -48,15 +48,15 @@ def quantize_layer(
         The stored form.
 
     Raises:
-        ValueError: moments or scores are not finite, or scores have another shape than the weight.
+        ValueError: the moments are not finite, a score is not a number, or scores have another shape than the weight.
     """
     weight, hessian = weight.float(), hessian.float()
     if not bool(hessian.diagonal().any()):
         hessian = torch.eye(weight.shape[1], device=weight.device)
     columns = column_order(impact, hessian.diagonal(), fidelity)
-    chosen = _outlier_places(weight, hessian.diagonal(), fidelity, outlier_scores)
     ordered = hessian[columns][:, columns]
     factor = inverse_factor(ordered)
+    chosen = _outlier_places(weight, hessian.diagonal(), fidelity, outlier_scores)
     remaining = weight[:, columns].clone()
     ordered_chosen = None if chosen is None else chosen[:, columns]
     row_scale = None

@@ -173,8 +173,9 @@ def test_quantize_layer_leaves_its_arguments_alone() -> None:
 def test_moments_that_are_not_finite_are_refused(value: float) -> None:
     hessian = _hessian(64)
     hessian[3, 5] = hessian[5, 3] = value
-    with pytest.raises(ValueError, match="not finite"):
-        quantize_layer(normal(9, 64), hessian, Fidelity.uniform(3, 32), torch.ones(64))
+    for name in ("int3g32", "int3g32s6o0.01a4"):
+        with pytest.raises(ValueError, match="not finite"):
+            quantize_layer(normal(9, 64), hessian, Fidelity.parse(name), torch.ones(64))
 
 
 @pytest.mark.parametrize("features", [1, 2, 33, 100])
