@@ -1,5 +1,7 @@
 """Asymmetric integer grids: the light method that fits a scale and a zero point to a group of columns."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,14 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return scale * (codes - zero)
 
 
-def fit_grid(weight: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Tensor]:
+def half_scale(scale: Tensor) -> Tensor:
+    """Return the nearest scales that are normal 16-bit floats, as float32."""
+    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+
+
+def fit_grid(
+    weight: Tensor, bits: int, importance: Tensor, representable: Callable[[Tensor], Tensor] = half_scale
+) -> tuple[Tensor, Tensor]:
     """Fit one grid per row by searching how far to shrink the range.
 
     For p in 1.0, 0.95, ..., 0.4 the grid spans p * [min(w, 0), max(w, 0)]; the p with the smallest
@@ -32,9 +41,11 @@ def fit_grid(weight: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Ten
         weight: float32 [rows, columns].
         bits: code width.
         importance: non-negative weight of each column's error, float32 [columns].
+        representable: gives the positive scale near one that can be stored, [rows, 1] each. It comes before the error is
+            measured, so the search is among grids that can be stored.
 
     Returns:
-        scale, exactly representable in 16 bits, and integer zero point, both float32 [rows, 1].
+        representable scale and integer zero point, both float32 [rows, 1].
     """
     top = 2**bits - 1
     low = weight.amin(1, keepdim=True).clamp_(max=0)
@@ -42,7 +53,7 @@ def fit_grid(weight: Tensor, bits: int, importance: Tensor) -> tuple[Tensor, Ten
     best_error = best_scale = best_zero = None
     for step in range(SHRINK_STEPS):
         shrink = 1 - SHRINK_STEP * step
-        scale = ((high - low) * (shrink / top)).clamp_(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+        scale = representable((high - low) * (shrink / top))
         zero = (low * -shrink / scale).round_().clamp_(0, top)
         error = (dequantize(quantize(weight, scale, zero, bits), scale, zero) - weight).square_() @ importance.unsqueeze(1)
         if best_error is None or best_scale is None or best_zero is None:

@@ -3,9 +3,9 @@
 Source: Half-Quadratic Quantization, Badri and Shaji 2023: with W_q = s (codes - z), take by turns
     W_e  = shrink(W - W_q),  shrink(x) = sign(x) max(0, |x| - p |x|^(p-1) / beta)       what the grid need not fit
     z    = mean over the group of codes - (W - W_e) / s                                 the zero point, in closed form
-with beta growing by a factor at each turn. Here zero points are stored as integers of the codes' width, so each turn's zero point is
-rounded, and the one of the least sum |W - W_q|^p is kept; and as an integer cannot shift a grid by parts of a step, ranges that are
-smaller than the full one are tried too. Both are departures from the source.
+with beta growing by a factor at each turn. Here zero points are stored as integers of the codes' width, so each turn's zero point
+is rounded, and the one of the least sum |W - W_q|^p is kept; and as an integer cannot shift a grid by parts of a step, ranges that
+are smaller than the full one are tried too. Both are departures from the source.
 """
 
 import torch

@@ -1,11 +1,15 @@
 """A quantized linear layer in a form that gradients can change: latent codes and scales; zero points and column order stay."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantizer.adapter import Adapter, adapter_weight
 from quantizer.grid import LARGEST_SCALE, SMALLEST_SCALE
+from quantizer.scales import part_unit
+from quantizer.sparse import Outliers, add_outliers
 from quantizer.weight import COLUMNS, PartCodes, QuantizedWeight, named_parts
 
 HALF = 0.5
@@ -19,13 +23,22 @@ class LatentLinear(nn.Module):
 
     Rounding passes gradients on as if it were the identity, and none where the latent code is off the grid by more than half a
     step (the straight-through estimator of arXiv 1308.3432, section 4, with the clipped gradient of arXiv 1902.08153). Scales have
-    their true gradient. Training all of this against a loss is what arXiv 2407.11062, section 3.2, does block by block.
+    their true gradient; where they are stored in few bits they are rounded in the same manner. Outliers stay as they are. An
+    adapter is trained in full. Training all of this against a loss is what arXiv 2407.11062, section 3.2, does block by block.
 
     Attributes:
         places: where each input column is in stored order, int64 [in].
+        kept: where outliers are, bool [out, in]; None if there are none.
+        outlying: their values, zero elsewhere, float32 [out, in]; None if there are none.
+        adapter_a: float32 [rank, in]; None if there is no adapter.
+        adapter_b: float32 [out, rank]; None if there is no adapter.
     """
 
     places: Tensor
+    kept: Tensor | None
+    outlying: Tensor | None
+    adapter_a: nn.Parameter | None
+    adapter_b: nn.Parameter | None
 
     def __init__(self, linear: nn.Linear, stored: QuantizedWeight) -> None:
         """Start from a stored form of `linear`, with latent codes as near to its weight as the stored codes allow.
@@ -38,27 +51,70 @@ class LatentLinear(nn.Module):
             stored: what it was quantized to.
         """
         super().__init__()
+        device = linear.weight.device
         self._fidelity, self._columns = stored.fidelity, stored.tensors[COLUMNS].to(torch.int64)
-        self.register_buffer("places", self._columns.argsort())
+        self.register_buffer("places", self._columns.argsort().to(device))
         self.bias = linear.bias
-        weight = linear.weight.data.float()[:, self._columns.to(linear.weight.device)]
-        self._parts, start = nn.ModuleList(), 0
+        weight = linear.weight.data.float()
+        adapter, self._outliers, self._row_scale = stored.adapter, stored.outliers, stored.row_scale
+        self.adapter_a = nn.Parameter(adapter.a.float().to(device)) if adapter else None
+        self.adapter_b = nn.Parameter(adapter.b.float().to(device)) if adapter else None
+        self._set_outliers(weight.shape, device)
+        if adapter is not None:
+            weight = weight - adapter_weight(adapter).to(device)
+        ordered, self._parts, start = weight[:, self._columns.to(device)], nn.ModuleList(), 0
         for (_, columns, bits), part in zip(named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True):
-            self._parts.append(LatentPart(weight[:, start : start + columns], part, bits, stored.fidelity.group_size))
+            row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits).to(device)
+            group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
+            self._parts.append(LatentPart(ordered[:, start : start + columns], part, bits, group_size, row_unit, top))
             start += columns
+
+    def _set_outliers(self, shape: torch.Size, device: torch.device) -> None:
+        kept = outlying = None
+        if self._outliers is not None:
+            outlying, ones = torch.zeros(shape), torch.zeros(shape)
+            add_outliers(outlying, self._outliers)
+            add_outliers(ones, Outliers(torch.ones_like(self._outliers.values), self._outliers.columns, self._outliers.starts))
+            kept, outlying = ones.bool().to(device), outlying.to(device)
+        self.register_buffer("kept", kept)
+        self.register_buffer("outlying", outlying)
 
     @property
     def parts(self) -> list["LatentPart"]:
         """The parts in stored order."""
         return [part for part in self._parts if isinstance(part, LatentPart)]
 
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """The factors of the adapter by name; none where there is no adapter."""
+        named = {"adapter_a": self.adapter_a, "adapter_b": self.adapter_b}
+        return {name: factor for name, factor in named.items() if factor is not None}
+
     def weight(self) -> Tensor:
         """Return the weight that the layer has now, float32 [out, in], differentiable."""
-        return torch.cat([part.weight() for part in self.parts], 1)[:, self.places]
+        weight = torch.cat([part.weight() for part in self.parts], 1)[:, self.places]
+        if self.kept is not None and self.outlying is not None:
+            weight = torch.where(self.kept, self.outlying, weight)
+        if self.adapter_a is not None and self.adapter_b is not None:
+            weight = weight + self.adapter_b @ self.adapter_a
+        return weight
 
+    @torch.no_grad()
     def stored(self) -> QuantizedWeight:
-        """Return the stored form of the layer as it is now; scales are rounded to 16 bits."""
-        return QuantizedWeight.from_codes(self._fidelity, self._columns, tuple(part.codes() for part in self.parts))
+        """Return the stored form of the layer as it is now; scales and adapters are rounded to 16 bits."""
+        parts, start = [], 0
+        for part in self.parts:
+            found = part.codes()
+            if self.kept is not None:
+                kept = self.kept[:, self._columns.to(self.kept.device)][:, start : start + found.codes.shape[1]]
+                zero = found.zero.t().repeat_interleave(self._fidelity.group_size, 1)[:, : kept.shape[1]]
+                found = replace(found, codes=torch.where(kept, zero, found.codes))
+            parts.append(found)
+            start += found.codes.shape[1]
+        bare = replace(self._fidelity, adapter_rank=0)
+        weight = QuantizedWeight.from_codes(bare, self._columns, tuple(parts), self._row_scale, self._outliers)
+        if self.adapter_a is None or self.adapter_b is None:
+            return weight
+        return weight.with_adapter(self._fidelity.adapter_rank, Adapter(self.adapter_a.half(), self.adapter_b.half()))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
@@ -76,14 +132,18 @@ class LatentPart(nn.Module):
         factor: what multiplies the scales, 1 at the start, float32 [out, groups, 1].
         scale: the stored scales, float32 [out, groups, 1].
         zero: zero points, integers as floats, [out, groups, 1].
+        unit: what the code of a scale counts, float32 [out, 1, 1]; None where scales have 16 bits.
     """
 
     latent: nn.Parameter
     factor: nn.Parameter
     scale: Tensor
     zero: Tensor
+    unit: Tensor | None
 
-    def __init__(self, weight: Tensor, part: PartCodes, bits: int, group_size: int) -> None:
+    def __init__(
+        self, weight: Tensor, part: PartCodes, bits: int, group_size: int, row_unit: Tensor | None = None, scale_top: int = 0
+    ) -> None:
         """Start from the codes of a part.
 
         Args:
@@ -91,12 +151,15 @@ class LatentPart(nn.Module):
             part: the codes.
             bits: their width.
             group_size: columns that share a scale.
+            row_unit: what the code of a scale counts, [out], or None.
+            scale_top: the largest such code.
         """
         super().__init__()
-        self._columns, self._top = weight.shape[1], 2**bits - 1
+        self._columns, self._top, self._scale_top = weight.shape[1], 2**bits - 1, scale_top
         scale, zero, codes = (each.to(weight.device) for each in (part.scale, part.zero, part.codes))
         self.register_buffer("scale", scale.t().unsqueeze(-1).contiguous())  # [out, groups, 1]
         self.register_buffer("zero", zero.t().unsqueeze(-1).contiguous())
+        self.register_buffer("unit", None if row_unit is None else row_unit.view(-1, 1, 1))
         padding = (0, -weight.shape[1] % group_size)
         shape = (weight.shape[0], -1, group_size)
         codes = nn.functional.pad(codes, padding).view(shape)
@@ -104,30 +167,40 @@ class LatentPart(nn.Module):
         self.latent = nn.Parameter(exact.clamp(codes - CELL, codes + CELL))
         self.factor = nn.Parameter(torch.ones_like(self.scale))
 
+    def scales(self) -> Tensor:
+        """Return the scales as they are now, float32 [out, groups, 1], differentiable."""
+        scale = self.factor * self.scale
+        if self.unit is None:
+            return scale
+        codes: Tensor = _Round.apply(scale / self.unit, 1, self._scale_top)  # type: ignore[no-untyped-call]
+        return self.unit * codes
+
     def weight(self) -> Tensor:
         """Return the part's weight, float32 [out, columns], differentiable."""
-        codes: Tensor = _Round.apply(self.latent, self._top)  # type: ignore[no-untyped-call]
-        return ((codes - self.zero) * (self.factor * self.scale)).flatten(1)[:, : self._columns]
+        codes: Tensor = _Round.apply(self.latent, 0, self._top)  # type: ignore[no-untyped-call]
+        return ((codes - self.zero) * self.scales()).flatten(1)[:, : self._columns]
 
     @torch.no_grad()
     def codes(self) -> PartCodes:
-        """Return the part's codes as they are now, with scales that 16 bits can hold."""
-        scale = (self.factor * self.scale).clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+        """Return the part's codes as they are now, with scales that can be stored."""
+        scale = self.scales()
+        if self.unit is None:
+            scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
         codes = self.latent.round().clamp(0, self._top).flatten(1)[:, : self._columns]
         return PartCodes(codes, scale.squeeze(-1).t().contiguous(), self.zero.squeeze(-1).t().contiguous())
 
 
 class _Round(torch.autograd.Function):
-    """clamp(round(latent), 0, top), with the gradient of clamp(latent, -0.5, top + 0.5)."""
+    """clamp(round(value), low, top), with the gradient of clamp(value, low - 0.5, top + 0.5)."""
 
     @staticmethod
-    def forward(ctx: Any, latent: Tensor, top: int) -> Tensor:
-        """Return the codes as floats."""
-        ctx.save_for_backward((latent >= -HALF) & (latent <= top + HALF))
-        return latent.round().clamp_(0, top)
+    def forward(ctx: Any, value: Tensor, low: int, top: int) -> Tensor:
+        """Return whole numbers as floats."""
+        ctx.save_for_backward((value >= low - HALF) & (value <= top + HALF))
+        return value.round().clamp_(low, top)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient in the latent codes."""
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient in the values."""
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None
+        return gradients[0] * inside, None, None

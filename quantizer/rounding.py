@@ -1,14 +1,14 @@
 """How a layer's codes are found: the light method that rounds, and what the high-impact columns are chosen by."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from quantizer.errors import RoundingError
-from quantizer.fidelity import Fidelity
+from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.gptq import quantize_layer
 from quantizer.grid import fit_grid, quantize
 from quantizer.hqq import fit_robust_grid
@@ -65,8 +65,12 @@ def make_form(
         scores: scores of the columns where they are `given`, [in].
 
     Raises:
-        RoundingError: scores are to be given, and are not.
+        RoundingError: scores are to be given, and are not; or the fidelity asks for what only `gptq` makes: coded scales, outliers,
+            an adapter.
     """
+    plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
+    if rounding.light != "gptq" and fidelity != plain:
+        raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
     impact = _impact(weight, hessian, fidelity, rounding, scores)
     if rounding.light == "gptq":
         return quantize_layer(weight, hessian, fidelity, impact)

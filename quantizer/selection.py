@@ -54,9 +54,9 @@ def random_impact(columns: int) -> Tensor:
 def knee(scores: Tensor) -> int:
     """Return how many of the highest scores lie before the knee of their cumulative share.
 
-    With scores in falling order and F(k) the share of their sum in the first k of n, the knee is the k of the largest F(k) - k / n, the
-    first of equals: from there on a score is below average. A reconstruction of SGR-Q's "inflection point", by arXiv 2304.09448's
-    reading of the Kneedle rule (Satopaa et al. 2011).
+    With scores in falling order and F(k) the share of their sum in the first k of n, the knee is the k of the largest F(k) - k / n,
+    the first of equals: from there on a score is below average. A reconstruction: SGR-Q cuts at an "inflection point" of the
+    cumulative scores that is defined nowhere in public; this is the Kneedle rule (Satopaa et al. 2011, section III).
 
     Args:
         scores: non-negative, [n], n > 0.

@@ -13,7 +13,7 @@ from quantizer.errors import TrainingError
 from quantizer.latent import LatentLinear, LatentPart
 
 TRAINED = ("codes", "scales")
-"""What may be trained: codes and scales together, or scales alone."""
+"""What may be trained: codes and scales together, or scales alone; adapters, where there are any, with either."""
 
 WARMUP_STEPS = 20
 LAST_RATE = 0.05
@@ -31,6 +31,7 @@ class TrainingSpec:
         trained: one of `TRAINED`.
         code_rate: learning rate of latent codes, in codes; about what one step of Adam changes.
         scale_rate: learning rate of scales, as a share of the scale.
+        adapter_rate: learning rate of adapters.
         precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
         seed: of the order of the windows.
 
@@ -43,6 +44,7 @@ class TrainingSpec:
     trained: str = "codes"
     code_rate: float = 2e-3
     scale_rate: float = 1e-3
+    adapter_rate: float = 1e-4
     precision: torch.dtype = torch.float32
     seed: int = 0
 
@@ -52,8 +54,9 @@ class TrainingSpec:
             raise TrainingError(f"trained {self.trained!r}: use one of {', '.join(TRAINED)}")
         if self.steps < 1 or self.batch < 1:
             raise TrainingError(f"{self.steps} steps of {self.batch} windows: give at least one of each")
-        if self.code_rate <= 0 or self.scale_rate <= 0:
-            raise TrainingError(f"learning rates {self.code_rate} and {self.scale_rate}: give positive numbers")
+        rates = (self.code_rate, self.scale_rate, self.adapter_rate)
+        if min(rates) <= 0:
+            raise TrainingError(f"learning rates {', '.join(map(str, rates))}: give positive numbers")
 
     def rate_share(self, step: int) -> float:
         """Return the share of the full learning rate at step 0 .. steps-1: a linear warm-up, then half a cosine wave."""
@@ -104,6 +107,10 @@ class Training:
         else:
             for latent in latents.values():
                 latent.requires_grad_(False)
+        adapters = {f"{name}.{kind}": factor for name, layer in layers.items() for kind, factor in layer.adapters().items()}
+        if adapters:
+            groups.append({"params": list(adapters.values()), "full": spec.adapter_rate})
+            self._trained |= adapters
         self._optimizer = torch.optim.Adam(groups, lr=spec.scale_rate, betas=BETAS, fused=True)
 
     @property

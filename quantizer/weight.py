@@ -1,18 +1,24 @@
-"""A linear layer's weight in stored form: packed codes, scales, zero points, column order."""
+"""A linear layer's weight in stored form: packed codes, scales, zero points, column order, and what options add to them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from quantizer.adapter import Adapter, adapter_weight
 from quantizer.errors import CheckpointError
-from quantizer.fidelity import Fidelity, words
+from quantizer.fidelity import SCALE_BITS, Fidelity, words
 from quantizer.grid import dequantize
 from quantizer.packing import pack, unpack
+from quantizer.scales import part_unit, scale_codes
+from quantizer.sparse import Outliers, add_outliers
 
 PART_NAMES = ("high", "low")
 COLUMNS = "columns"
+ROW_SCALES = "row_scales"
+OUTLIER_VALUES, OUTLIER_COLUMNS, OUTLIER_STARTS = "outlier_values", "outlier_columns", "outlier_starts"
+ADAPTER_A, ADAPTER_B = "adapter_a", "adapter_b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,7 @@ class PartCodes:
 
     Attributes:
         codes: integers as floats, [out, columns of the part], in stored order.
-        scale: float32 representable in 16 bits, [groups, out].
+        scale: float32, [groups, out]; representable in 16 bits, or coded under the layer's row scales.
         zero: integers as floats, [groups, out].
     """
 
@@ -45,6 +51,12 @@ class QuantizedWeight:
     Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n = out_features:
     `<part>_codes` int32 [n, words(c, b)], `<part>_scales` float16 [g, n], `<part>_zeros` int32 [g, words(n, b)], part being
     `high` or `low`; and `columns` [in], the input column at each stored position, uint16 or int32.
+
+    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, words(n, s)], and `row_scales` float16
+    [n] is added: scale = row scale * 2**(bits_lo - b) * code, see `quantizer.scales`. With outliers come `outlier_values` float16
+    [count], `outlier_columns` [count] of the dtype of `columns`, `outlier_starts` int32 [n + 1], see `quantizer.sparse`; with an
+    adapter of rank r `adapter_a` float16 [r, in] and `adapter_b` float16 [n, r]. Both refer to the layer's own order of columns.
+    The weight is dense + outliers + adapter_b @ adapter_a, added in this order in float32.
     """
 
     fidelity: Fidelity
@@ -60,14 +72,42 @@ class QuantizedWeight:
             raise CheckpointError(f"stored tensors {found} do not make a {self.fidelity.name} layer; expected {expected}")
 
     @classmethod
-    def from_codes(cls, fidelity: Fidelity, columns: Tensor, parts: tuple[PartCodes, ...]) -> "QuantizedWeight":
-        """Pack the parts, given in stored order with `columns` [in] as the column order."""
+    def from_codes(
+        cls,
+        fidelity: Fidelity,
+        columns: Tensor,
+        parts: tuple[PartCodes, ...],
+        row_scale: Tensor | None = None,
+        outliers: Outliers | None = None,
+    ) -> "QuantizedWeight":
+        """Pack a layer of a fidelity without an adapter.
+
+        Args:
+            fidelity: how it is stored.
+            columns: the column order, [in].
+            parts: in stored order.
+            row_scale: float32 representable in 16 bits, [out]; for scales of fewer than 16 bits.
+            outliers: for a fidelity with outliers.
+
+        Raises:
+            CheckpointError: what is given does not make up such a layer.
+        """
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
         tensors = {COLUMNS: columns.to(_column_dtype(in_features))}
         for (name, _, bits), part in zip(named_parts(fidelity, in_features), parts, strict=True):
             tensors[f"{name}_codes"] = pack(part.codes.to(torch.uint8), bits)
-            tensors[f"{name}_scales"] = part.scale.half()
+            if row_scale is None:
+                tensors[f"{name}_scales"] = part.scale.half()
+            else:
+                codes = scale_codes(part.scale, part_unit(row_scale, fidelity, bits)).to(torch.uint8)
+                tensors[f"{name}_scale_codes"] = pack(codes, fidelity.scale_bits)
             tensors[f"{name}_zeros"] = pack(part.zero.to(torch.uint8), bits)
+        if row_scale is not None:
+            tensors[ROW_SCALES] = row_scale.half()
+        if outliers is not None:
+            tensors[OUTLIER_VALUES] = outliers.values
+            tensors[OUTLIER_COLUMNS] = outliers.columns.to(_column_dtype(in_features))
+            tensors[OUTLIER_STARTS] = outliers.starts.to(torch.int32)
         return cls(fidelity, out_features, in_features, tensors)
 
     def parts(self) -> tuple[PartCodes, ...]:
@@ -76,8 +116,32 @@ class QuantizedWeight:
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
             codes = unpack(self.tensors[f"{name}_codes"], bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
-            found.append(PartCodes(codes.float(), self.tensors[f"{name}_scales"].float(), zero.float()))
+            scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
+            found.append(PartCodes(codes.float(), scale, zero.float()))
         return tuple(found)
+
+    @property
+    def row_scale(self) -> Tensor | None:
+        """What scales of few bits are coded under, float32 [out]; None where scales have 16 bits."""
+        return self.tensors[ROW_SCALES].float() if self.fidelity.scale_bits < SCALE_BITS[0] else None
+
+    @property
+    def outliers(self) -> Outliers | None:
+        """The weights that are kept beside the grid, if any are."""
+        if not self.fidelity.outlier_share:
+            return None
+        columns, starts = self.tensors[OUTLIER_COLUMNS].to(torch.int64), self.tensors[OUTLIER_STARTS].to(torch.int64)
+        return Outliers(self.tensors[OUTLIER_VALUES], columns, starts)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The low-rank adapter, if there is one."""
+        return Adapter(self.tensors[ADAPTER_A], self.tensors[ADAPTER_B]) if self.fidelity.adapter_rank else None
+
+    def with_adapter(self, rank: int, adapter: Adapter) -> "QuantizedWeight":
+        """Return the same layer with an adapter of the nominal rank `rank`, for one that has none."""
+        tensors = {**self.tensors, ADAPTER_A: adapter.a, ADAPTER_B: adapter.b}
+        return QuantizedWeight(replace(self.fidelity, adapter_rank=rank), self.out_features, self.in_features, tensors)
 
     @property
     def weight_bytes(self) -> int:
@@ -103,8 +167,20 @@ def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dic
     for name, columns, bits in named_parts(fidelity, in_features):
         groups = -(-columns // fidelity.group_size)
         specs[f"{name}_codes"] = TensorSpec((out_features, words(columns, bits)), torch.int32)
-        specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
+        if fidelity.scale_bits == SCALE_BITS[0]:
+            specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
+        else:
+            specs[f"{name}_scale_codes"] = TensorSpec((groups, words(out_features, fidelity.scale_bits)), torch.int32)
         specs[f"{name}_zeros"] = TensorSpec((groups, words(out_features, bits)), torch.int32)
+    if fidelity.scale_bits < SCALE_BITS[0]:
+        specs[ROW_SCALES] = TensorSpec((out_features,), torch.float16)
+    if count := fidelity.outlier_count(out_features, in_features):
+        specs[OUTLIER_VALUES] = TensorSpec((count,), torch.float16)
+        specs[OUTLIER_COLUMNS] = TensorSpec((count,), _column_dtype(in_features))
+        specs[OUTLIER_STARTS] = TensorSpec((out_features + 1,), torch.int32)
+    if rank := fidelity.adapter_width(out_features, in_features):
+        specs[ADAPTER_A] = TensorSpec((rank, in_features), torch.float16)
+        specs[ADAPTER_B] = TensorSpec((out_features, rank), torch.float16)
     return specs
 
 
@@ -113,16 +189,30 @@ def dequantize_tensors(
 ) -> Tensor:
     """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
     parts = []
-    for name, columns, bits in named_parts(fidelity, in_features):
-        codes = unpack(tensors[f"{name}_codes"], bits, columns)
-        scale = tensors[f"{name}_scales"].float()
+    for name, count, bits in named_parts(fidelity, in_features):
+        codes = unpack(tensors[f"{name}_codes"], bits, count)
+        scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
-        group = torch.arange(columns, device=codes.device) // fidelity.group_size
+        group = torch.arange(count, device=codes.device) // fidelity.group_size
         parts.append(dequantize(codes.t().float(), scale[group], zero.float()[group]))  # [columns, out]
     stored = torch.cat(parts) if len(parts) > 1 else parts[0]
     weight = torch.empty_like(stored)
     weight[tensors[COLUMNS].to(torch.int64)] = stored
-    return weight.t().to(dtype)
+    weight = weight.t()
+    if fidelity.outlier_share:
+        columns = tensors[OUTLIER_COLUMNS].to(torch.int64)
+        add_outliers(weight, Outliers(tensors[OUTLIER_VALUES], columns, tensors[OUTLIER_STARTS].to(torch.int64)))
+    if fidelity.adapter_rank:
+        weight = weight + adapter_weight(Adapter(tensors[ADAPTER_A], tensors[ADAPTER_B]))
+    return weight.to(dtype)
+
+
+def _part_scales(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity, out_features: int) -> Tensor:
+    """Return the scales of a part, float32 [groups, out]."""
+    if fidelity.scale_bits == SCALE_BITS[0]:
+        return tensors[f"{name}_scales"].float()
+    codes = unpack(tensors[f"{name}_scale_codes"], fidelity.scale_bits, out_features)
+    return part_unit(tensors[ROW_SCALES].float(), fidelity, bits) * codes.float()
 
 
 def _column_dtype(in_features: int) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,12 @@ def choose_phases(
     """
     if not effort.steps:
         return ()
-    whole = TrainingSpec(effort.steps, batch, "codes", CODE_RATE, SCALE_RATE, precision, seed)
+    usual = partial(TrainingSpec, batch=batch, code_rate=CODE_RATE, precision=precision, seed=seed)
+    whole = usual(effort.steps, trained="codes", scale_rate=SCALE_RATE)
     if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
         return (Phase(MODEL, whole),)
-    blocks = TrainingSpec(effort.block_steps, batch, "codes", CODE_RATE, SCALE_RATE, precision, seed)
-    scales = TrainingSpec(effort.steps, batch, "scales", CODE_RATE, SCALES_ONLY_RATE, precision, seed)
+    blocks = usual(effort.block_steps, trained="codes", scale_rate=SCALE_RATE)
+    scales = usual(effort.steps, trained="scales", scale_rate=SCALES_ONLY_RATE)
     return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
 
 

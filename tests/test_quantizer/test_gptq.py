@@ -1,17 +1,21 @@
 """Promises of quantizer.gptq: errors are compensated exactly as the method says, and never in vain."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
 from quantizer.gptq import quantize_layer
-from quantizer.grid import fit_grid, round_to_nearest
+from quantizer.grid import fit_grid, half_scale, round_to_nearest
 from quantizer.inverse import DAMPING, inverse_factor
 from quantizer.packing import unpack
+from quantizer.scales import coded_scale, part_unit
 from quantizer.selection import column_impact, column_order
 from quantizer.weight import QuantizedWeight, named_parts
-from tests.test_quantizer.helpers import correlated_inputs, normal
+from tests.test_quantizer.helpers import correlated_inputs, normal, outliers_slowly, scales_slowly
 
 CASES = [
     (Fidelity.uniform(2, 32), 64),
@@ -20,6 +24,10 @@ CASES = [
     (Fidelity.uniform(8, 128), 64),
     (Fidelity(2, 4, 0.25, 32), 100),
     (Fidelity(3, 8, 0.5, 64), 33),
+    (Fidelity.parse("int2g32s6"), 100),
+    (Fidelity.parse("int3+4r0.25g32s8"), 100),
+    (Fidelity.parse("int2g32o0.05"), 100),
+    (Fidelity.parse("int2+4r0.25g32s6o0.01"), 100),
 ]
 
 
@@ -37,8 +45,15 @@ def _output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
     return float((difference @ hessian.double() * difference).sum())
 
 
+def _representable(stored: QuantizedWeight, bits: int) -> Callable[[Tensor], Tensor]:
+    if stored.fidelity.scale_bits == 16:
+        return half_scale
+    unit = part_unit(stored.tensors["row_scales"].float().unsqueeze(1), stored.fidelity, bits)
+    return partial(coded_scale, unit=unit, scale_bits=stored.fidelity.scale_bits)
+
+
 def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Quantize by explicit optimal brain surgery in float64, with the stored column order and grids.
+    """Quantize by explicit optimal brain surgery in float64, with the stored column order, grids and places of outliers.
 
     After each column the inverse Hessian of the columns that remain is computed anew. Returned are the dequantized weight, and, for
     each group of columns, the scales that fit what had remained of it and the stored ones.
@@ -46,17 +61,23 @@ def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight)
     order = stored.tensors["columns"].long()
     damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     damped, remaining, position = damped[order][:, order], weight.double()[:, order], 0
-    scales = []
+    kept = torch.zeros(weight.shape, dtype=torch.bool)
+    for place in outliers_slowly(stored):
+        kept[place] = True
+    kept, scales = kept[:, order], []
     for name, count, bits in named_parts(stored.fidelity, stored.in_features):
+        grids = torch.tensor(scales_slowly(stored, name, bits), dtype=torch.float64)
         zeros = unpack(stored.tensors[f"{name}_zeros"], bits, stored.out_features)
         for column in range(count):
             group = column // stored.fidelity.group_size
-            scale, zero = stored.tensors[f"{name}_scales"][group].double(), zeros[group].double()
+            scale, zero = grids[group], zeros[group].double()
             if column % stored.fidelity.group_size == 0:
                 columns = slice(position, position + min(stored.fidelity.group_size, count - column))
-                fitted, _ = fit_grid(remaining[:, columns].float(), bits, hessian.diagonal()[order][columns])
+                dense = remaining[:, columns].masked_fill(kept[:, columns], 0).float()
+                fitted, _ = fit_grid(dense, bits, hessian.diagonal()[order][columns], _representable(stored, bits))
                 scales.append((fitted[:, 0].double(), scale))
             rounded = scale * ((remaining[:, position] / scale + zero).round().clamp(0, 2**bits - 1) - zero)
+            rounded = torch.where(kept[:, position], remaining[:, position].half().double(), rounded)
             inverse = torch.linalg.inv(damped[position:, position:])
             step = (remaining[:, position] - rounded) / inverse[0, 0]
             remaining[:, position + 1 :] -= step[:, None] * inverse[0, 1:]
@@ -153,8 +174,9 @@ def test_quantize_layer_leaves_its_arguments_alone() -> None:
 def test_moments_that_are_not_finite_are_refused(value: float) -> None:
     hessian = _hessian(64)
     hessian[3, 5] = hessian[5, 3] = value
-    with pytest.raises(ValueError, match="not finite"):
-        quantize_layer(normal(9, 64), hessian, Fidelity.uniform(3, 32), torch.ones(64))
+    for name in ("int3g32", "int3g32s6o0.01a4"):
+        with pytest.raises(ValueError, match="not finite"):
+            quantize_layer(normal(9, 64), hessian, Fidelity.parse(name), torch.ones(64))
 
 
 @pytest.mark.parametrize("features", [1, 2, 33, 100])

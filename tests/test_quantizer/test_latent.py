@@ -1,5 +1,7 @@
 """Promises of quantizer.latent: a trainable layer computes what its stored form does, and its gradients are the documented ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,7 +27,7 @@ def _layer(fidelity: Fidelity = SPLIT, out: int = 24, features: int = 80) -> tup
 @few
 @given(fidelities())
 def test_latent_layer_is_its_stored_form_and_gives_it_back(fidelity: Fidelity) -> None:
-    stored = random_weight(fidelity, 12, 100)
+    stored = random_weight(replace(fidelity, outlier_share=0.0), 12, 100)
     linear = nn.Linear(100, 12)
     layer = LatentLinear(linear, stored)
 
@@ -34,6 +36,24 @@ def test_latent_layer_is_its_stored_form_and_gives_it_back(fidelity: Fidelity) -
     assert all(again.tensors[name].equal(tensor) for name, tensor in stored.tensors.items())
     inputs = normal(5, 100, seed=2)
     assert layer(inputs).equal(nn.functional.linear(inputs, stored.dequantize(), linear.bias))
+
+
+@pytest.mark.parametrize("name", ["int2g32o0.05", "int2+4r0.4g32s6o0.02", "int3g64o0.01a4"])
+def test_outliers_stay_and_all_else_around_them_can_move(name: str) -> None:
+    linear, stored = _layer(Fidelity.parse(name))
+    layer = LatentLinear(linear, stored)
+    assert (layer.weight() - stored.dequantize()).abs().max() < 1e-6
+    assert all(tensor.equal(stored.tensors[key]) for key, tensor in layer.stored().tensors.items())
+    layer.weight().square().sum().backward()
+    with torch.no_grad():
+        for part in layer.parts:
+            part.latent.add_(0.7)
+            part.factor.mul_(1.3)
+    moved = layer.stored()
+    assert (moved.dequantize() - layer.weight()).abs().max() < 2e-3
+    for key in ("outlier_values", "outlier_columns", "outlier_starts"):
+        assert moved.tensors[key].equal(stored.tensors[key])
+    assert not moved.dequantize().equal(stored.dequantize())
 
 
 def test_latent_codes_are_the_original_weight_as_far_as_the_stored_code_allows() -> None:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from quantizer.fidelity import Fidelity
 from quantizer.grid import round_to_nearest
-from quantizer.selection import column_impact, column_order
-from tests.test_quantizer.helpers import fidelities, fixed, normal
+from quantizer.inverse import DAMPING
+from quantizer.selection import column_impact, column_order, knee, random_impact, sparsity_impact
+from tests.test_quantizer.helpers import correlated_inputs, fidelities, fixed, normal
 
 scores = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=150)
 """(impact, moment) of each column, with many ties."""
@@ -73,3 +74,33 @@ def test_the_column_that_matters_most_gets_the_high_width() -> None:
     impact = column_impact(weight, hessian, 2, 32)
     assert int(impact.argmax()) == 77
     assert column_order(impact, hessian.diagonal(), Fidelity(2, 8, 0.25, 32))[0] == 77
+
+
+def test_sparsity_impact_is_the_squared_weight_over_the_squared_inverse_diagonal() -> None:
+    inputs = correlated_inputs(200, 40).double()
+    weight, hessian = normal(12, 40, seed=2), inputs.t() @ inputs / 200
+    damped = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    expected = weight.double().square().sum(0) / torch.linalg.inv(damped).diagonal().square()
+    assert sparsity_impact(weight, hessian.float()).double().allclose(expected, rtol=1e-2)
+    assert sparsity_impact(weight, torch.zeros(40, 40)).equal(weight.square().sum(0))
+
+
+def test_random_impact_is_the_same_every_time_and_another_for_another_width() -> None:
+    assert random_impact(64).equal(random_impact(64))
+    assert not random_impact(65)[:64].equal(random_impact(64))
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([9.0] * 3 + [1.0] * 7, 3),
+        ([1.0] * 7 + [9.0] * 3, 3),
+        ([5.0] * 10, 10),
+        ([0.0] * 4, 4),
+        ([1.0], 1),
+        ([100.0, 0.0, 0.0], 1),
+    ],
+    ids=str,
+)
+def test_knee_is_where_scores_fall_below_average(scores: list[float], expected: int) -> None:
+    assert knee(torch.tensor(scores)) == expected

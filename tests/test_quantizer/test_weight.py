@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantizer.adapter import Adapter
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
-from quantizer.weight import QuantizedWeight, TensorSpec, named_parts, tensor_specs
-from tests.test_quantizer.helpers import dequantize_slowly, few, fidelities, random_weight
+from quantizer.weight import PartCodes, QuantizedWeight, TensorSpec, named_parts, tensor_specs
+from tests.test_quantizer.helpers import OPTION_NAMES, dequantize_slowly, few, fidelities, normal, random_weight
 
 SHAPES = [(1, 1), (1, 32), (7, 33), (5, 100), (33, 64), (3, 129)]
 FIDELITIES = [
@@ -17,6 +18,7 @@ FIDELITIES = [
     Fidelity.uniform(8, 32),
     Fidelity(2, 4, 0.3, 32),
     Fidelity(3, 8, 0.9, 64),
+    *(Fidelity.parse(name) for name in OPTION_NAMES),
 ]
 
 
@@ -67,30 +69,49 @@ def test_columns_of_wide_layers_are_not_cut(in_features: int, dtype: torch.dtype
     assert float(dense[0, -1]) == float(weight.tensors["low_scales"][last // 128, 0]) * (code - zero)
 
 
-def _layer() -> QuantizedWeight:
-    return random_weight(Fidelity(2, 4, 0.3, 32), 7, 100)
+def test_an_adapter_of_any_halves_is_multiplied_in_float32() -> None:
+    weight = random_weight(Fidelity.uniform(3, 32), 33, 70)
+    adapter = Adapter(normal(5, 70).half(), normal(33, 5, seed=1).half())
+    expected = weight.dequantize().double() + adapter.b.double() @ adapter.a.double()
+    with_adapter = weight.with_adapter(5, adapter)
+    assert with_adapter.fidelity.name == "int3g32a5"
+    assert torch.allclose(with_adapter.dequantize().double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", list(_layer().tensors))
-def test_missing_tensors_are_refused(name: str) -> None:
-    weight = _layer()
-    rest = {key: tensor for key, tensor in weight.tensors.items() if key != name}
-    with pytest.raises(CheckpointError, match=f"expected.*{name}"):
+@pytest.mark.parametrize("name", OPTION_NAMES[:4])
+def test_parts_without_what_an_option_needs_are_refused(name: str) -> None:
+    codes = PartCodes(torch.zeros(4, 32), torch.ones(1, 4), torch.zeros(1, 4))
+    with pytest.raises(CheckpointError, match=f"do not make a {name} layer"):
+        QuantizedWeight.from_codes(Fidelity.parse(name), torch.arange(32), (codes,))
+
+
+def _layer(name: str = "int2+4r0.3g32") -> QuantizedWeight:
+    return random_weight(Fidelity.parse(name), 7, 100)
+
+
+_STORED = [(name, key) for name in ("int2+4r0.3g32", "int2+4r0.3g32s6o0.01a3") for key in _layer(name).tensors]
+
+
+@pytest.mark.parametrize(("name", "key"), _STORED)
+def test_missing_tensors_are_refused(name: str, key: str) -> None:
+    weight = _layer(name)
+    rest = {other: tensor for other, tensor in weight.tensors.items() if other != key}
+    with pytest.raises(CheckpointError, match=f"expected.*{key}"):
         QuantizedWeight(weight.fidelity, 7, 100, rest)
 
 
-@pytest.mark.parametrize("name", list(_layer().tensors))
-def test_tensors_of_another_shape_are_refused(name: str) -> None:
-    weight = _layer()
+@pytest.mark.parametrize(("name", "key"), _STORED)
+def test_tensors_of_another_shape_are_refused(name: str, key: str) -> None:
+    weight = _layer(name)
     with pytest.raises(CheckpointError, match=r"int2\+4r0\.3g32"):
-        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, name: weight.tensors[name][:-1]})
+        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, key: weight.tensors[key][:-1]})
 
 
-@pytest.mark.parametrize("name", list(_layer().tensors))
-def test_tensors_of_another_dtype_are_refused(name: str) -> None:
-    weight = _layer()
+@pytest.mark.parametrize(("name", "key"), _STORED)
+def test_tensors_of_another_dtype_are_refused(name: str, key: str) -> None:
+    weight = _layer(name)
     with pytest.raises(CheckpointError):
-        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, name: weight.tensors[name].to(torch.float64)})
+        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, key: weight.tensors[key].to(torch.float64)})
 
 
 def test_surplus_tensors_are_refused() -> None:
@@ -106,6 +127,9 @@ def test_surplus_tensors_are_refused() -> None:
         (Fidelity(2, 4, 0.3, 32), 7, 101),
         (Fidelity(3, 4, 0.3, 32), 7, 100),
         (Fidelity.uniform(2, 32), 7, 100),
+        (Fidelity(2, 4, 0.3, 32, scale_bits=8), 7, 100),
+        (Fidelity(2, 4, 0.3, 32, outlier_share=0.01), 7, 100),
+        (Fidelity(2, 4, 0.3, 32, adapter_rank=1), 7, 100),
     ],
 )
 def test_tensors_of_another_layer_are_refused(fidelity: Fidelity, out_features: int, in_features: int) -> None:
