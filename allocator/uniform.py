@@ -1,6 +1,7 @@
 """The plan that an allocator has to beat: every layer the same, at the same bytes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import floor
 
 import numpy as np
@@ -13,6 +14,8 @@ from quantizer.plan import LayerSpec, Plan
 UNUSED = 0.005
 """Uniform plans that leave more of the budget unused are no match for a plan that uses it."""
 
+_ANY_RATIO = 0.5
+"""Stands for the share that is sought."""
 _GOLDEN = (5**0.5 - 1) / 2
 _BISECTIONS = 40
 
@@ -34,20 +37,19 @@ def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
 
 
 def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:
-    """Return a uniform plan for each pair of code widths and group size on a menu that can use the budget.
+    """Return a uniform plan for each pair of code widths, group size and further options on a menu that can use the budget.
 
     Plans that leave more than `UNUSED` of what the fullest one uses are left out.
 
     Raises:
         BudgetInfeasible: no uniform plan fits.
     """
-    splits = [fidelity for fidelity in fidelities if fidelity.ratio > 0]
-    kinds = dict.fromkeys((split.bits_lo, split.bits_hi, split.group_size) for split in splits)
-    kinds |= dict.fromkeys((flat.bits_lo, flat.bits_lo, flat.group_size) for flat in fidelities if flat.ratio == 0)
+    kinds = dict.fromkeys(replace(split, ratio=_ANY_RATIO) for split in fidelities if split.ratio > 0)
+    kinds |= dict.fromkeys(flat for flat in fidelities if flat.ratio == 0)
     plans = []
     for kind in kinds:
         try:
-            plans.append(uniform_plan(layers, *kind, budget_bytes))
+            plans.append(uniform_plan(layers, kind, budget_bytes))
         except BudgetInfeasible:
             continue
     if not plans:
@@ -75,8 +77,10 @@ def shares_of(profile: Profile, plan: Plan) -> Array:
     return share
 
 
-def uniform_plan(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_size: int, budget_bytes: int) -> Plan:
+def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int) -> Plan:
     """Return the plan with one high-impact share for all layers, as large as the budget allows.
+
+    All else is as in `kind`, whose own share does not matter; one without such a share gives all layers that very fidelity.
 
     Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets. Layers therefore round the share up
     or down in turns, evenly spread over the model, until the budget is used up to a single step of a single layer.
@@ -85,15 +89,17 @@ def uniform_plan(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_
         BudgetInfeasible: not even a share of zero fits the budget.
     """
     low, high = 0.0, 1.0 + 1e-9
-    best = _plan_at(layers, bits_lo, bits_hi, group_size, low)
+    best = _plan_at(layers, kind, low)
     if best.weight_bytes > budget_bytes:
-        raise BudgetInfeasible(f"budget {budget_bytes} bytes is below {best.weight_bytes} bytes, every layer at {bits_lo} bits")
-    top = _plan_at(layers, bits_lo, bits_hi, group_size, high)
+        raise BudgetInfeasible(
+            f"budget {budget_bytes} bytes is below {best.weight_bytes} bytes, every layer at {kind.bits_lo} bits"
+        )
+    top = _plan_at(layers, kind, high)
     if top.weight_bytes <= budget_bytes:
         return top
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        plan = _plan_at(layers, bits_lo, bits_hi, group_size, middle)
+        plan = _plan_at(layers, kind, middle)
         if plan.weight_bytes <= budget_bytes:
             low, best = middle, plan
         else:
@@ -110,15 +116,16 @@ def _step_by_step(below: Plan, above: Plan, budget_bytes: int) -> Plan:
     return Plan(below.layers, tuple(fidelities))
 
 
-def _plan_at(layers: Sequence[LayerSpec], bits_lo: int, bits_hi: int, group_size: int, ratio: float) -> Plan:
+def _plan_at(layers: Sequence[LayerSpec], kind: Fidelity, ratio: float) -> Plan:
+    low, high = replace(kind, bits_hi=kind.bits_lo, ratio=0), replace(kind, bits_lo=kind.bits_hi, ratio=0)
     fidelities = []
     for index, layer in enumerate(layers):
         steps = floor(ratio * layer.in_features / COLUMN_STEP + index * _GOLDEN % 1)
         share = steps * COLUMN_STEP / layer.in_features
         if steps == 0:
-            fidelities.append(Fidelity.uniform(bits_lo, group_size))
+            fidelities.append(low)
         elif share >= 1 or ratio >= 1:
-            fidelities.append(Fidelity.uniform(bits_hi, group_size))
+            fidelities.append(high)
         else:
-            fidelities.append(Fidelity(bits_lo, bits_hi, round(share, 6), group_size))
+            fidelities.append(replace(kind, ratio=round(share, 6)))
     return Plan(tuple(layers), tuple(fidelities))

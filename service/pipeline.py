@@ -16,6 +16,7 @@ from allocator.profile import Profile, reach_of
 from allocator.uniform import likely_uniform_plans
 from allocator.whatif import WhatIf, check_feasible
 from quantizer.evaluate import Quality
+from quantizer.fidelity import SCALE_BITS
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
@@ -189,9 +190,11 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
 
 
 def label_of(uniform: Plan) -> str:
-    """Return a name for a uniform plan: its code widths and group size."""
+    """Return a name for a uniform plan: its code widths, group size and, where they are not the usual ones, bits of its scales."""
     widest = max(uniform.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
-    return f"{UNIFORM} {min(fidelity.bits_lo for fidelity in uniform.fidelities)}+{widest.bits_hi} g{widest.group_size}"
+    scales = f"s{widest.scale_bits}" if widest.scale_bits < SCALE_BITS[0] else ""
+    lowest = min(fidelity.bits_lo for fidelity in uniform.fidelities)
+    return f"{UNIFORM} {lowest}+{widest.bits_hi} g{widest.group_size}{scales}"
 
 
 def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:

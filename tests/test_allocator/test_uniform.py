@@ -39,6 +39,11 @@ def decoder(blocks: int, hidden: int, inner: int) -> tuple[LayerSpec, ...]:
 LAYERS = decoder(4, 192, 512)
 
 
+def kind_of(bits_lo: int, bits_hi: int, group_size: int = GROUP, scale_bits: int = 16) -> Fidelity:
+    """Return any fidelity of these code widths, and of this group size and width of scales."""
+    return Fidelity(bits_lo, bits_hi, 0.0 if bits_lo == bits_hi else 0.3, group_size, scale_bits)
+
+
 def ends(layers: tuple[LayerSpec, ...], widths: tuple[int, int]) -> tuple[int, int]:
     low, high = (uniform_bytes(layers, Fidelity.uniform(bits, GROUP)) for bits in widths)
     return low, high
@@ -72,7 +77,7 @@ def largest_step(layers: tuple[LayerSpec, ...], widths: tuple[int, int]) -> int:
 @given(widths=WIDTHS, share=SHARES)
 def test_budget_is_never_exceeded(widths: tuple[int, int], share: float) -> None:
     budget = between(LAYERS, widths, share)
-    assert uniform_plan(LAYERS, *widths, GROUP, budget).weight_bytes <= budget
+    assert uniform_plan(LAYERS, kind_of(*widths), budget).weight_bytes <= budget
 
 
 @PROPERTY
@@ -83,7 +88,7 @@ def test_budget_is_never_exceeded(widths: tuple[int, int], share: float) -> None
 )
 def test_at_most_one_step_of_one_layer_is_left_unused(layers: tuple[LayerSpec, ...], widths: tuple[int, int], share: float) -> None:
     budget = between(layers, widths, share)
-    plan = uniform_plan(layers, *widths, GROUP, budget)
+    plan = uniform_plan(layers, kind_of(*widths), budget)
     assert budget - plan.weight_bytes <= largest_step(layers, widths)
 
 
@@ -91,14 +96,14 @@ def test_at_most_one_step_of_one_layer_is_left_unused(layers: tuple[LayerSpec, .
 def test_layers_never_take_a_step_together(blocks: int, hidden: int, inner: int, share: float) -> None:
     layers = decoder(blocks, hidden, inner)
     budget = between(layers, (2, 4), share)
-    plan = uniform_plan(layers, 2, 4, GROUP, budget)
+    plan = uniform_plan(layers, kind_of(2, 4), budget)
     assert budget - plan.weight_bytes <= largest_step(layers, (2, 4))
 
 
 @PROPERTY
 @given(widths=WIDTHS, share=SHARES)
 def test_all_layers_have_nearly_the_same_share(widths: tuple[int, int], share: float) -> None:
-    plan = uniform_plan(LAYERS, *widths, GROUP, between(LAYERS, widths, share))
+    plan = uniform_plan(LAYERS, kind_of(*widths), between(LAYERS, widths, share))
     shares = [high_share(layer, fidelity, widths) for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)]
     steps = [COLUMN_STEP / layer.in_features for layer in LAYERS]
     assert max(s - step for s, step in zip(shares, steps, strict=True)) <= min(
@@ -109,7 +114,7 @@ def test_all_layers_have_nearly_the_same_share(widths: tuple[int, int], share: f
 @PROPERTY
 @given(widths=WIDTHS, share=SHARES)
 def test_only_the_two_widths_are_used(widths: tuple[int, int], share: float) -> None:
-    plan = uniform_plan(LAYERS, *widths, GROUP, between(LAYERS, widths, share))
+    plan = uniform_plan(LAYERS, kind_of(*widths), between(LAYERS, widths, share))
     used = {(fidelity.bits_lo, fidelity.bits_hi) for fidelity in plan.fidelities}
     assert used <= {widths, (widths[0], widths[0]), (widths[1], widths[1])}
 
@@ -118,41 +123,48 @@ def test_only_the_two_widths_are_used(widths: tuple[int, int], share: float) -> 
 @given(first=SHARES, second=SHARES)
 def test_more_bytes_never_give_a_smaller_plan(first: float, second: float) -> None:
     less, more = (between(LAYERS, (2, 4), share) for share in sorted((first, second)))
-    assert uniform_plan(LAYERS, 2, 4, GROUP, less).weight_bytes <= uniform_plan(LAYERS, 2, 4, GROUP, more).weight_bytes
+    assert uniform_plan(LAYERS, kind_of(2, 4), less).weight_bytes <= uniform_plan(LAYERS, kind_of(2, 4), more).weight_bytes
 
 
 def test_the_smallest_budget_gives_every_layer_the_low_width() -> None:
     low, _ = ends(LAYERS, (2, 4))
-    assert uniform_plan(LAYERS, 2, 4, GROUP, low) == Plan.uniform(LAYERS, Fidelity.uniform(2, GROUP))
+    assert uniform_plan(LAYERS, kind_of(2, 4), low) == Plan.uniform(LAYERS, Fidelity.uniform(2, GROUP))
 
 
 @pytest.mark.parametrize("surplus", [0, 1, 10**9])
 def test_a_budget_of_the_largest_plan_or_more_gives_every_layer_the_high_width(surplus: int) -> None:
     _, high = ends(LAYERS, (2, 4))
-    assert uniform_plan(LAYERS, 2, 4, GROUP, high + surplus) == Plan.uniform(LAYERS, Fidelity.uniform(4, GROUP))
+    assert uniform_plan(LAYERS, kind_of(2, 4), high + surplus) == Plan.uniform(LAYERS, Fidelity.uniform(4, GROUP))
 
 
 def test_a_budget_below_the_low_width_is_refused_with_the_least_that_would_do() -> None:
     low, _ = ends(LAYERS, (3, 4))
     with pytest.raises(BudgetInfeasible, match=f"{low - 1} bytes is below {low} bytes"):
-        uniform_plan(LAYERS, 3, 4, GROUP, low - 1)
+        uniform_plan(LAYERS, kind_of(3, 4), low - 1)
 
 
-MENUS = [*(span.fidelities for span in RANGES), make_fidelities(6), make_fidelities(1)]
-"""Mixed menus, one of a single pair of widths, and one of a single fidelity."""
+CODED = tuple(Fidelity.parse(name) for name in ("int2g64s6", "int2+3r0.25g64s6", "int2+4r0.25g64", "int3g64s8"))
+MENUS = [*(span.fidelities for span in RANGES), make_fidelities(6), make_fidelities(1), CODED]
+"""Mixed menus, one of a single pair of widths, one of a single fidelity, and one of several widths of scales."""
 
-Kind = tuple[int, int, int]
+Kind = tuple[int, int, int, int]
+"""Both code widths, group size, and bits of a scale."""
 
 
 def kinds_of(fidelities: tuple[Fidelity, ...]) -> set[Kind]:
-    """Return the pairs of code widths and the group sizes on a menu."""
-    return {(fidelity.bits_lo, fidelity.bits_hi, fidelity.group_size) for fidelity in fidelities}
+    """Return the kinds of fidelities on a menu."""
+    return {(fidelity.bits_lo, fidelity.bits_hi, fidelity.group_size, fidelity.scale_bits) for fidelity in fidelities}
+
+
+def lowest_of(kind: Kind) -> Fidelity:
+    """Return the kind without high-impact columns."""
+    return Fidelity(kind[0], kind[0], 0.0, *kind[2:])
 
 
 def is_of_kind(plan: Plan, kind: Kind) -> bool:
-    """Return whether all layers have the widths and the group size of one kind."""
-    bits_lo, bits_hi, group_size = kind
-    return kinds_of(plan.fidelities) <= {kind, (bits_lo, bits_lo, group_size), (bits_hi, bits_hi, group_size)}
+    """Return whether all layers are of one kind, with a share of none, some or all."""
+    bits_lo, bits_hi, *rest = kind
+    return kinds_of(plan.fidelities) <= {kind, (bits_lo, bits_lo, *rest), (bits_hi, bits_hi, *rest)}
 
 
 def menu_budget(menu: tuple[Fidelity, ...], share: float) -> int:
@@ -177,8 +189,8 @@ def test_each_uniform_plan_fits_and_is_of_one_kind_on_the_menu(menu: tuple[Fidel
 @given(menu=st.sampled_from(MENUS), share=st.floats(0, 1.2))
 def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(menu: tuple[Fidelity, ...], share: float) -> None:
     budget = menu_budget(menu, share)
-    fitting = [kind for kind in kinds_of(menu) if uniform_bytes(LAYERS, Fidelity.uniform(kind[0], kind[2])) <= budget]
-    every = [uniform_plan(LAYERS, *kind, budget) for kind in fitting]
+    fitting = [kind for kind in kinds_of(menu) if uniform_bytes(LAYERS, lowest_of(kind)) <= budget]
+    every = [uniform_plan(LAYERS, kind_of(*kind), budget) for kind in fitting]
     fullest = max(plan.weight_bytes for plan in every)
     expected = {plan.fidelities for plan in every if plan.weight_bytes >= (1 - UNUSED) * fullest}
     assert {plan.fidelities for plan in uniform_plans(LAYERS, menu, budget)} == expected
@@ -186,7 +198,7 @@ def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(menu: 
 
 def test_a_mixed_menu_has_rivals_of_several_widths() -> None:
     layers = decoder(4, 1024, 2048)
-    plans = uniform_plans(layers, RANGES[0].fidelities, uniform_bytes(layers, Fidelity(2, 3, 0.25, 256)))
+    plans = uniform_plans(layers, RANGES[0].fidelities, uniform_bytes(layers, RANGES[0].fidelities[3]))
     assert {max(fidelity.bits_hi for fidelity in plan.fidelities) for plan in plans} == {3, 4}
 
 
@@ -208,7 +220,7 @@ def test_plans_that_leave_more_unused_than_allowed_are_left_out() -> None:
 
 def test_a_budget_below_every_uniform_plan_is_refused() -> None:
     menu = RANGES[2].fidelities
-    low = uniform_bytes(LAYERS, Fidelity.uniform(3, 128))
+    low = min(uniform_bytes(LAYERS, lowest_of(kind)) for kind in kinds_of(menu))
     assert uniform_plans(LAYERS, menu, low)
     with pytest.raises(BudgetInfeasible, match=f"budget {low - 1} bytes"):
         uniform_plans(LAYERS, menu, low - 1)
@@ -262,8 +274,8 @@ def test_a_plan_of_fidelities_on_the_menu_is_those_alone(seed: int, choice: list
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1), kind=st.sampled_from(sorted(kinds_of(RANGES[1].fidelities))))
 def test_a_plan_is_a_mix_of_the_same_bytes_as_far_as_the_menu_reaches(seed: int, share: float, kind: Kind) -> None:
     profile = mixed_profile(seed)
-    ends = [uniform_bytes(profile.layers, Fidelity.uniform(bits, kind[2])) for bits in kind[:2]]
-    plan = uniform_plan(profile.layers, *kind, ends[0] + round(share * (ends[1] - ends[0])))
+    ends = [uniform_bytes(profile.layers, lowest_of((bits, bits, *kind[2:]))) for bits in kind[:2]]
+    plan = uniform_plan(profile.layers, kind_of(*kind), ends[0] + round(share * (ends[1] - ends[0])))
     mix, sizes = shares_of(profile, plan), profile.weight_bytes
     assert (mix >= 0).all()
     np.testing.assert_allclose(mix.sum(axis=1), 1)
