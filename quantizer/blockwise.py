@@ -3,6 +3,10 @@
 Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay). The loss of a block is the mean
 squared difference of its output from the original's, over that output's mean square. One block and its activations are held at
 a time, so this works for models of which all weights cannot be trained at once.
+
+With clipping trained, adapters, and a penalty this is SigniQ on ApiQ (arXiv 2504.13932 on 2402.05147): the penalty is
+lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2 being the mean squared gradient of the end loss and Wq the
+weight without its adapter. The source sums without the denominator; with it lambda means the same in every block and model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,6 +44,28 @@ class TrainedBlock:
     after: float
 
 
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """A price on moving weights that matter.
+
+    Attributes:
+        weight: lambda.
+        squared_gradients: importance of each weight, float32 [out, in] by layer name.
+    """
+
+    weight: float
+    squared_gradients: Mapping[str, Tensor]
+
+    def of(self, layers: Mapping[str, LatentLinear], originals: Mapping[str, Tensor]) -> Tensor:
+        """Return the penalty of some layers, differentiable; zero where nothing matters."""
+        moved, whole = torch.zeros(()), torch.zeros(())
+        for name, layer in layers.items():
+            importance = self.squared_gradients[name]
+            moved = moved.to(importance.device) + (importance * (layer.grid_weight() - originals[name]).square()).sum()
+            whole = whole.to(importance.device) + (importance * originals[name].square()).sum()
+        return self.weight * moved / whole.clamp(min=torch.finfo(torch.float32).tiny)
+
+
 def train_blocks(
     runner: BlockRunner,
     layers: Sequence[LayerSpec],
@@ -48,6 +74,7 @@ def train_blocks(
     spec: TrainingSpec,
     parts: PartStore,
     on_progress: Progress,
+    penalty: Penalty | None = None,
 ) -> list[TrainedBlock]:
     """Train the stored forms of a model's layers, block by block, and leave the model running with them.
 
@@ -59,6 +86,7 @@ def train_blocks(
         spec: how each block is trained.
         parts: where finished blocks are kept, so that a later run takes the work up.
         on_progress: told of each finished block.
+        penalty: what keeps important weights near the original, if anything does.
 
     Returns:
         every block; of those that hold none of the layers, nothing is trained.
@@ -75,9 +103,11 @@ def train_blocks(
         forms = {layer.name: stored[layer.name] for layer in members}
         name = f"trained-{index:04d}"
         data = parts.read(name)
-        block = _train_block(runner, forms, windows, inputs, targets, spec, index) if data is None else _decode(data, forms)
         if data is None:
+            block = _train_block(runner, forms, windows, inputs, targets, spec, index, penalty)
             parts.write(name, _encode(block))
+        else:
+            block = _decode(data, forms)
         for layer, form in block.weights.items():
             install(runner.model, layer, form)
         inputs = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, inputs, strict=True)]
@@ -94,6 +124,7 @@ def _train_block(
     targets: Sequence[Tensor],
     spec: TrainingSpec,
     index: int,
+    penalty: Penalty | None,
 ) -> TrainedBlock:
     """Train one block; whatever happens, it does not end with forms of a higher loss than it was given."""
     linears = {name: get_linear(runner.model, name) for name in forms}
@@ -111,7 +142,8 @@ def _train_block(
     before = loss_of(forms)
     if not forms:
         return TrainedBlock({}, before, before)
-    layers = {name: LatentLinear(linears[name], form).to(windows.device) for name, form in forms.items()}
+    clipping, originals = spec.trained == "clipping", {name: linear.weight.data.float() for name, linear in linears.items()}
+    layers = {name: LatentLinear(linears[name], form, clipping=clipping).to(windows.device) for name, form in forms.items()}
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer)
     all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
@@ -121,6 +153,8 @@ def _train_block(
             output = runner.block_with_gradient(windows[rows], all_inputs[rows], index)
         with torch.enable_grad():
             loss = _loss(output, all_targets[rows])
+            if penalty is not None:
+                loss = loss + penalty.of(layers, originals)
         torch.autograd.backward(loss)
         training.descend(float(loss.detach()))
     trained = {name: layer.stored() for name, layer in layers.items()}

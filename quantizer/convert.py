@@ -14,7 +14,7 @@ from quantizer.durable import PartStore, Progress
 from quantizer.fidelity import Fidelity
 from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
-from quantizer.rounding import USUAL, Rounding, make_form
+from quantizer.rounding import USUAL, Rounding, Scores, make_form
 from quantizer.runner import BlockRunner
 from quantizer.weight import QuantizedWeight
 
@@ -78,7 +78,7 @@ def quantize_blocks(
     on_progress: Progress,
     scored: Sequence[Fidelity] = (),
     rounding: Rounding = USUAL,
-    scores: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Scores] | None = None,
 ) -> None:
     """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
 
@@ -96,7 +96,7 @@ def quantize_blocks(
         on_progress: told of each finished block.
         scored: further fidelities for all layers, of which only the errors are kept.
         rounding: how codes are found.
-        scores: scores of columns by layer name, for a rounding to which they are given.
+        scores: scores from outside, by layer name.
     """
     batches = calibration.batches()
     hidden = [runner.enter(batch) for batch in batches]
@@ -176,15 +176,17 @@ def _quantize_block(
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
-    make: Callable[[Tensor, Tensor, Fidelity, Tensor | None], tuple[QuantizedWeight, FormError]],
-    scores: Mapping[str, Tensor],
+    make: Callable[[Tensor, Tensor, Fidelity, Scores], tuple[QuantizedWeight, FormError]],
+    scores: Mapping[str, Scores],
 ) -> QuantizedBlock:
     block = QuantizedBlock({}, {})
     for group in input_groups(runner, members, batches[0], hidden[0], index):
         moments = input_moments(runner, group[0], batches, hidden, index)
         weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
         pairs = [(layer, option) for layer in group for option in dict.fromkeys((*choices[layer.name], *scored))]
-        made = _in_parallel(make, [(weights[layer.name], moments, option, scores.get(layer.name)) for layer, option in pairs])
+        made = _in_parallel(
+            make, [(weights[layer.name], moments, option, scores.get(layer.name, Scores())) for layer, option in pairs]
+        )
         for (layer, option), (form, error) in zip(pairs, made, strict=True):
             block.errors.setdefault(layer.name, {})[option.name] = error
             if option in choices[layer.name]:
@@ -195,16 +197,16 @@ def _quantize_block(
 
 
 def _make_form(
-    weight: Tensor, moments: Tensor, fidelity: Fidelity, scores: Tensor | None, rounding: Rounding
+    weight: Tensor, moments: Tensor, fidelity: Fidelity, scores: Scores, rounding: Rounding
 ) -> tuple[QuantizedWeight, FormError]:
     form = make_form(weight, moments, fidelity, rounding, scores)
     return form, form_error(form, weight, moments)
 
 
-Item = tuple[Tensor, Tensor, Fidelity, Tensor | None]
+Item = tuple[Tensor, Tensor, Fidelity, Scores]
 
 
-def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity, Tensor | None], R], items: Sequence[Item]) -> list[R]:
+def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity, Scores], R], items: Sequence[Item]) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
     Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another

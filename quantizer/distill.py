@@ -42,6 +42,7 @@ def distill(
     parts: PartStore,
     on_progress: Progress,
     save_seconds: float = SAVE_SECONDS,
+    salient: Mapping[str, Sequence[Tensor]] | None = None,
 ) -> dict[str, QuantizedWeight]:
     """Train the stored forms of a model's layers, and return them as they are afterwards.
 
@@ -57,6 +58,7 @@ def distill(
         parts: where the work is kept, so that a later run takes it up.
         on_progress: told of each step.
         save_seconds: pause between two savings of the work.
+        salient: groups whose scales are trained, see `quantizer.saliency`; None for all.
     """
     teacher = _teacher(runner, windows, spec.precision, parts)
     layers = {name: LatentLinear(get_linear(runner.model, name), form) for name, form in stored.items()}
@@ -64,7 +66,7 @@ def distill(
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer.to(windows.device))
-    training, order, at_once = Training(layers, spec), window_order(len(windows), spec), spec.batch
+    training, order, at_once = Training(layers, spec, salient), window_order(len(windows), spec), spec.batch
     kept = parts.read(_STATE)
     if kept is not None:
         training.loads(kept)

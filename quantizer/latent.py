@@ -40,7 +40,7 @@ class LatentLinear(nn.Module):
     adapter_a: nn.Parameter | None
     adapter_b: nn.Parameter | None
 
-    def __init__(self, linear: nn.Linear, stored: QuantizedWeight) -> None:
+    def __init__(self, linear: nn.Linear, stored: QuantizedWeight, *, clipping: bool = False) -> None:
         """Start from a stored form of `linear`, with latent codes as near to its weight as the stored codes allow.
 
         The layer then computes just what the stored form does; a latent code whose weight lies between two stored codes is near the
@@ -49,6 +49,7 @@ class LatentLinear(nn.Module):
         Args:
             linear: the original layer.
             stored: what it was quantized to.
+            clipping: whether codes are the weight rounded to the nearest at whatever the scale is, see `ClippedPart`.
         """
         super().__init__()
         device = linear.weight.device
@@ -66,7 +67,8 @@ class LatentLinear(nn.Module):
         for (_, columns, bits), part in zip(named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True):
             row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits).to(device)
             group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
-            self._parts.append(LatentPart(ordered[:, start : start + columns], part, bits, group_size, row_unit, top))
+            make = ClippedPart if clipping else LatentPart
+            self._parts.append(make(ordered[:, start : start + columns], part, bits, group_size, row_unit, top))
             start += columns
 
     def _set_outliers(self, shape: torch.Size, device: torch.device) -> None:
@@ -89,11 +91,16 @@ class LatentLinear(nn.Module):
         named = {"adapter_a": self.adapter_a, "adapter_b": self.adapter_b}
         return {name: factor for name, factor in named.items() if factor is not None}
 
-    def weight(self) -> Tensor:
-        """Return the weight that the layer has now, float32 [out, in], differentiable."""
+    def grid_weight(self) -> Tensor:
+        """Return the weight without the adapter, float32 [out, in], differentiable."""
         weight = torch.cat([part.weight() for part in self.parts], 1)[:, self.places]
         if self.kept is not None and self.outlying is not None:
             weight = torch.where(self.kept, self.outlying, weight)
+        return weight
+
+    def weight(self) -> Tensor:
+        """Return the weight that the layer has now, float32 [out, in], differentiable."""
+        weight = self.grid_weight()
         if self.adapter_a is not None and self.adapter_b is not None:
             weight = weight + self.adapter_b @ self.adapter_a
         return weight
@@ -175,9 +182,13 @@ class LatentPart(nn.Module):
         codes: Tensor = _Round.apply(scale / self.unit, 1, self._scale_top)  # type: ignore[no-untyped-call]
         return self.unit * codes
 
+    def exact(self) -> Tensor:
+        """Return the codes before they are rounded, float32 [out, groups, group size], differentiable."""
+        return self.latent
+
     def weight(self) -> Tensor:
         """Return the part's weight, float32 [out, columns], differentiable."""
-        codes: Tensor = _Round.apply(self.latent, 0, self._top)  # type: ignore[no-untyped-call]
+        codes: Tensor = _Round.apply(self.exact(), 0, self._top)  # type: ignore[no-untyped-call]
         return ((codes - self.zero) * self.scales()).flatten(1)[:, : self._columns]
 
     @torch.no_grad()
@@ -186,8 +197,28 @@ class LatentPart(nn.Module):
         scale = self.scales()
         if self.unit is None:
             scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
-        codes = self.latent.round().clamp(0, self._top).flatten(1)[:, : self._columns]
+        codes = self.exact().round().clamp(0, self._top).flatten(1)[:, : self._columns]
         return PartCodes(codes, scale.squeeze(-1).t().contiguous(), self.zero.squeeze(-1).t().contiguous())
+
+
+class ClippedPart(LatentPart):
+    """A part whose codes follow from its scales: each weight rounded to the nearest on a grid of learned range.
+
+    The gradient in a scale is the one of LSQ (arXiv 1902.08153, section 2.1): what rounding changed a weight by, in codes, or the
+    code itself where the weight is clipped. OmniQuant (arXiv 2308.13137, section 3.2) and ApiQ learn a factor for each end of the
+    range; here one serves both, as zero points stay.
+    """
+
+    def __init__(self, weight: Tensor, *rest: Any) -> None:
+        """Take the weight itself as latent, in units of the scale that it starts from, and leave it there."""
+        super().__init__(weight, *rest)
+        shape = self.latent.shape
+        padded = nn.functional.pad(weight, (0, shape[1] * shape[2] - weight.shape[1]))
+        self.latent = nn.Parameter(padded.view(shape) / self.scale, requires_grad=False)
+
+    def exact(self) -> Tensor:
+        """Return weight / scale + zero point."""
+        return self.latent / self.factor + self.zero
 
 
 class _Round(torch.autograd.Function):

@@ -52,8 +52,24 @@ class Rounding:
 USUAL = Rounding()
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of one layer from outside.
+
+    Attributes:
+        columns: what high-impact columns are chosen by where they are given, [in]; see `Rounding.selection`.
+        weights: what outliers are chosen by, [out, in]; None leaves that to their output error.
+    """
+
+    columns: Tensor | None = None
+    weights: Tensor | None = None
+
+
+NO_SCORES = Scores()
+
+
 def make_form(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Tensor | None = None
+    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Scores = NO_SCORES
 ) -> QuantizedWeight:
     """Quantize one layer.
 
@@ -62,7 +78,7 @@ def make_form(
         hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of them.
         fidelity: how to store the layer.
         rounding: how to find the codes.
-        scores: scores of the columns where they are `given`, [in].
+        scores: scores from outside, where there are any.
 
     Raises:
         RoundingError: scores are to be given, and are not; or the fidelity asks for what only `gptq` makes: coded scales, outliers,
@@ -71,9 +87,9 @@ def make_form(
     plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
     if rounding.light != "gptq" and fidelity != plain:
         raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
-    impact = _impact(weight, hessian, fidelity, rounding, scores)
+    impact = _impact(weight, hessian, fidelity, rounding, scores.columns)
     if rounding.light == "gptq":
-        return quantize_layer(weight, hessian, fidelity, impact)
+        return quantize_layer(weight, hessian, fidelity, impact, scores.weights)
     importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
     columns = column_order(impact, importance, fidelity)
     fit = partial(_searched, importance=importance[columns]) if rounding.light == "rtn" else _robust

@@ -1,19 +1,19 @@
 """Steps of gradient descent on the codes and scales of quantized layers, which can be stopped and taken up again."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantizer.errors import TrainingError
 from quantizer.latent import LatentLinear, LatentPart
 
-TRAINED = ("codes", "scales")
-"""What may be trained: codes and scales together, or scales alone; adapters, where there are any, with either."""
+TRAINED = ("codes", "scales", "clipping")
+"""What may be trained: codes and scales together; scales alone; scales that codes follow. Adapters are trained with each."""
 
 WARMUP_STEPS = 20
 LAST_RATE = 0.05
@@ -34,6 +34,7 @@ class TrainingSpec:
         adapter_rate: learning rate of adapters.
         precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
         seed: of the order of the windows.
+        salient: which groups' scales are trained, one of `quantizer.saliency.RULES`.
 
     Raises:
         TrainingError: a field is out of range.
@@ -47,6 +48,7 @@ class TrainingSpec:
     adapter_rate: float = 1e-4
     precision: torch.dtype = torch.float32
     seed: int = 0
+    salient: str = "all"
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -91,8 +93,16 @@ class Training:
         losses: loss at each step that was taken.
     """
 
-    def __init__(self, layers: Mapping[str, LatentLinear], spec: TrainingSpec) -> None:
-        """Set up the optimizer; no other parameter of the layers is touched."""
+    def __init__(
+        self, layers: Mapping[str, LatentLinear], spec: TrainingSpec, salient: Mapping[str, Sequence[Tensor]] | None = None
+    ) -> None:
+        """Set up the optimizer; no other parameter of the layers is touched.
+
+        Args:
+            layers: the layers by name.
+            spec: how they are trained.
+            salient: groups whose scales are trained, bool [groups] of each part by layer name; None for all of them.
+        """
         self.losses: list[float] = []
         self._spec = spec
         parts: dict[str, LatentPart] = {
@@ -111,6 +121,9 @@ class Training:
         if adapters:
             groups.append({"params": list(adapters.values()), "full": spec.adapter_rate})
             self._trained |= adapters
+        for name, chosen in (salient or {}).items():
+            for part, mask in zip(layers[name].parts, chosen, strict=True):
+                _freeze(part.factor, ~mask)
         self._optimizer = torch.optim.Adam(groups, lr=spec.scale_rate, betas=BETAS, fused=True)
 
     @property
@@ -147,3 +160,9 @@ class Training:
             own = {key.removeprefix(f"{name}|"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}|")}
             parameter.data.copy_(own.pop("value"))
             self._optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in own.items()}
+
+
+def _freeze(factor: nn.Parameter, groups: Tensor) -> None:
+    """Let the scales of some groups, bool [groups], have no gradient."""
+    frozen = groups.to(factor.device).view(1, -1, 1)
+    factor.register_hook(lambda gradient: gradient.masked_fill(frozen, 0))  # type: ignore[no-untyped-call]

@@ -11,10 +11,12 @@ import torch
 
 from quantizer import blockwise, distill
 from quantizer.checkpoint import pack_model, read_weights, save_checkpoint
+from quantizer.convert import Calibration
 from quantizer.durable import PartStore
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.runner import BlockRunner
+from quantizer.saliency import salient
 from quantizer.source import ModelFolder, load_model
 from quantizer.text import TextSpec
 from quantizer.training import TrainingSpec, fast_precision
@@ -30,6 +32,8 @@ TRAINING_BYTES = 16
 MEMORY_SHARE = 0.5
 """How much of the machine's memory training may take beside the model itself; the rest is for what a backward pass keeps."""
 
+SALIENCY_WINDOWS = 8
+"""Windows that salient groups are found on."""
 GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
@@ -182,6 +186,8 @@ def _train(
     runner, windows = BlockRunner(loaded), task.windows.tokens.to(task.machine.device)
     told = reporter.step(f"tune: {phase.kind}")
     if phase.kind == MODEL:
-        return distill.distill(runner, forms, windows, phase.spec, parts, told)
+        calibration = Calibration(windows[:SALIENCY_WINDOWS], phase.spec.batch)
+        chosen = salient(runner, find_layers(loaded), forms, calibration, phase.spec.salient, phase.spec.seed)
+        return distill.distill(runner, forms, windows, phase.spec, parts, told, salient=chosen)
     blocks = blockwise.train_blocks(runner, find_layers(loaded), forms, windows, phase.spec, parts, told)
     return {name: form for block in blocks for name, form in block.weights.items()}

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,14 @@ from allocator.profile import Profile
 from allocator.uniform import likely_uniform_plans
 from quantizer.plan import Plan
 from quantizer.rounding import Rounding
+from quantizer.saliency import RULES
 from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines
-from service.effort import FAST
+from service.effort import FAST, USUAL
 from service.request import RunRequest, make_request
 from service.store import StageStore
-from service.tuning import tune
+from service.tuning import MODEL, Phase, Training, tune, tune_task
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
@@ -51,17 +52,20 @@ class Recipe:
         plan: `uniform`, the best of the uniform plans by the profile, or `solved`.
         rounding: how layers are quantized.
         effort: how they are trained afterwards.
+        salient: train nothing but the scales of these groups, in as many steps as the usual effort has.
     """
 
     plan: str
     rounding: Rounding = GPTQ
     effort: str = FAST
+    salient: str | None = None
 
 
 RECIPES = {
     "round to nearest": Recipe("uniform", Rounding("rtn")),
     "HQQ": Recipe("uniform", Rounding("hqq")),
     "GPTQ": Recipe("uniform"),
+    **{f"SGR-Q, scales of {rule}": Recipe("uniform", effort=USUAL, salient=rule) for rule in RULES},
     "fast": Recipe("solved"),
     "balanced": Recipe("solved", effort="balanced"),
     "best": Recipe("solved", effort="best"),
@@ -106,7 +110,12 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
         return stages.checkpoint(store, task.model, plan, calibration, batch, machine, Lines(), label, rounding=recipe.rounding)
 
     folder = timed("quantize", quantize)
-    tuning = pipeline.tune_task(request, task.model, plan, folder, guard, store)
+    training = Training(request.effort, request.amounts.calibration, guard, request.amounts.batch, request.seed)
+    tuning = tune_task(store, task.model, plan, folder, training, machine)
+    if recipe.salient:
+        (phase,) = tuning.phases
+        spec = replace(phase.spec, trained="scales", salient=recipe.salient)
+        tuning = replace(tuning, phases=(Phase(MODEL, spec),))
     if tuning.phases:
         folder = timed("tune", lambda: tune(store, tuning, Lines()))
     scores = {}

@@ -5,13 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantizer.blockwise import train_blocks
+from quantizer.blockwise import Penalty, train_blocks
 from quantizer.convert import install
 from quantizer.durable import PartStore
+from quantizer.fidelity import Fidelity
+from quantizer.fisher import squared_gradients
+from quantizer.latent import LatentLinear
+from quantizer.layers import find_layers
 from quantizer.runner import BlockRunner
 from quantizer.training import TrainingSpec
 from tests.test_quantizer.helpers import TinyModel
-from tests.test_quantizer.training import WINDOWS, Interrupted, quantized, quiet, same
+from tests.test_quantizer.training import WINDOWS, Interrupted, quantized, quantized_as, quiet, same
 
 SPEC = TrainingSpec(30, batch=4, code_rate=0.02, scale_rate=0.01)
 
@@ -74,3 +78,39 @@ def test_a_block_without_trained_layers_is_passed_through(tiny_model: TinyModel,
     some = [layer for layer in layers if layer.block != 1]
     blocks = train_blocks(BlockRunner(tiny_model("llama")), some, forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet)
     assert [bool(block.weights) for block in blocks] == [True, False, True]
+
+
+def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    layers = find_layers(model)
+    choices = {layer.name: (Fidelity.parse("int3g32a4"),) for layer in layers}
+    forms = quantized_as(model, choices, PartStore(tmp_path / "q"))
+    spec = TrainingSpec(60, batch=4, trained="clipping", scale_rate=0.005, adapter_rate=0.002)
+    blocks = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, spec, PartStore(tmp_path / "t"), quiet)
+    for block in blocks:
+        assert block.after < block.before
+        assert all(form.fidelity == forms[name].fidelity for name, form in block.weights.items())
+
+
+def test_the_penalty_is_its_formula_and_keeps_important_weights_near(tiny_model: TinyModel, tmp_path: Path) -> None:
+    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    model = tiny_model("llama")
+    squared = squared_gradients(BlockRunner(model), layers, WINDOWS[:2])
+    name = layers[0].name
+    latent, original = LatentLinear(model.get_submodule(name), forms[name]), model.get_submodule(name).weight.data
+    error = forms[name].dequantize() - original
+    expected = 0.5 * (squared[name] * error.square()).sum() / (squared[name] * original.square()).sum()
+    assert float(Penalty(0.5, squared).of({name: latent}, {name: original})) == pytest.approx(float(expected), rel=1e-5)
+
+    moved = {}
+    for weight in (0.0, 100.0):
+        found = train_blocks(
+            BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / str(weight)), quiet,
+            Penalty(weight, squared),
+        )  # fmt: skip
+        trained = {layer: form for block in found for layer, form in block.weights.items()}
+        moved[weight] = sum(
+            float((squared[layer] * (form.dequantize() - model.get_submodule(layer).weight.data).square()).sum())
+            for layer, form in trained.items()
+        )
+    assert moved[100.0] < moved[0.0]

@@ -9,7 +9,7 @@ from quantizer.fidelity import Fidelity
 from quantizer.gptq import quantize_layer
 from quantizer.grid import round_to_nearest
 from quantizer.hqq import fit_robust_grid
-from quantizer.rounding import LIGHT, SELECTIONS, Rounding, make_form
+from quantizer.rounding import LIGHT, SELECTIONS, Rounding, Scores, make_form
 from quantizer.selection import column_impact, sparsity_impact
 from tests.test_quantizer.helpers import correlated_inputs, normal
 
@@ -76,7 +76,7 @@ def test_high_columns_are_those_of_the_selection(light: str) -> None:
     scores = {"hessian": column_impact(weight, hessian, 2, 32), "sparsity": sparsity_impact(weight, hessian), "given": given}
     high = {}
     for selection in SELECTIONS:
-        form = make_form(weight, hessian, SPLIT, Rounding(light, selection), given)
+        form = make_form(weight, hessian, SPLIT, Rounding(light, selection), Scores(given))
         high[selection] = set(form.tensors["columns"].long()[: SPLIT.high_columns(96)].tolist())
         if selection in scores:
             assert high[selection] == set(scores[selection].argsort(descending=True)[: SPLIT.high_columns(96)].tolist())
@@ -94,6 +94,6 @@ def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(RoundingError, match="give one for each of 96 columns"):
         make_form(weight, hessian, SPLIT, Rounding(selection="given"))
     with pytest.raises(RoundingError, match="give one for each of 96 columns"):
-        make_form(weight, hessian, SPLIT, Rounding(selection="given"), torch.ones(95))
+        make_form(weight, hessian, SPLIT, Rounding(selection="given"), Scores(torch.ones(95)))
     with pytest.raises(RoundingError, match="hqq cannot store int2g32s8: use gptq, or int2g32"):
         make_form(weight, hessian, Fidelity.parse("int2g32s8"), Rounding("hqq"))

@@ -26,7 +26,12 @@ def quiet(_done: int, _count: int) -> None:
 def quantized(model: Any, parts: PartStore) -> tuple[tuple[LayerSpec, ...], dict[str, QuantizedWeight]]:
     """Return the layers of a model and their stored forms, of two fidelities by turns; the model is used up."""
     layers = find_layers(model)
-    choices = {layer.name: (FIDELITIES[index % 2],) for index, layer in enumerate(layers)}
+    return layers, quantized_as(model, {layer.name: (FIDELITIES[index % 2],) for index, layer in enumerate(layers)}, parts)
+
+
+def quantized_as(model: Any, choices: dict[str, tuple[Fidelity]], parts: PartStore) -> dict[str, QuantizedWeight]:
+    """Return the stored forms of a model's layers at the given fidelities; the model is used up."""
+    layers = find_layers(model)
     quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 4), parts, quiet)
     forms: dict[str, QuantizedWeight] = {}
     for index in range(3):
@@ -35,7 +40,7 @@ def quantized(model: Any, parts: PartStore) -> tuple[tuple[LayerSpec, ...], dict
         if block is None:
             raise RuntimeError(f"block {index} is missing")
         forms |= {name: next(iter(each.values())) for name, each in block.weights.items()}
-    return layers, forms
+    return forms
 
 
 def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) -> bool:
