@@ -130,7 +130,7 @@ def keep_weights(
             found = weight_integrals(runner, originals, current, windows, precision=precision)
             integrals = {name: each.abs() for name, each in found.items()}
         wanted = round(share / 2 / steps * sum(size.values()))
-        flat = torch.cat([integrals[name].masked_fill(kept[name], -1).flatten() for name in integrals])
+        flat = torch.cat([_open_scores(integrals[name], kept[name]).flatten() for name in integrals])
         chosen = torch.split(top(flat, wanted), [size[name] for name in integrals])
         kept = {name: kept[name] | mask.view_as(kept[name]) for name, mask in zip(integrals, chosen, strict=True)}
     shares = {name: _share(int(mask.sum()), size[name]) for name, mask in kept.items()}
@@ -139,13 +139,22 @@ def keep_weights(
 
 
 def outlier_counts(integrals: Weights, share: float) -> dict[str, int]:
-    """Return how many outliers each layer gets: a share of its weights in proportion to its mean integral."""
-    weights = sum(each.numel() for each in integrals.values())
-    total = sum(float(each.sum()) for each in integrals.values())
-    return {
-        name: min(round(share * weights * float(each.sum()) / total), round(_LARGEST_SHARE / 2 * each.numel())) if total else 0
-        for name, each in integrals.items()
-    }
+    """Return how many outliers each layer gets: a share of its weights in proportion to its mean integral.
+
+    No layer gets more than half of what a fidelity can have; what is over goes to the others, in the same proportion.
+    """
+    size = {name: each.numel() for name, each in integrals.items()}
+    means = {name: float(each.double().mean()) for name, each in integrals.items()}
+    most = {name: round(_LARGEST_SHARE / 2 * count) for name, count in size.items()}
+    counts, left, open_ = dict.fromkeys(size, 0), share * sum(size.values()), {name for name, mean in means.items() if mean > 0}
+    while open_:
+        unit = left / sum(means[name] * size[name] for name in open_)
+        full = {name for name in open_ if unit * means[name] * size[name] > most[name]}
+        if not full:
+            return counts | {name: round(unit * means[name] * size[name]) for name in open_}
+        counts |= {name: most[name] for name in full}
+        left, open_ = max(left - sum(most[name] for name in full), 0.0), open_ - full
+    return counts
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -153,6 +162,13 @@ def top(scores: Tensor, count: int) -> Tensor:
     chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     chosen[scores.flatten().topk(min(count, scores.numel())).indices] = True
     return chosen.view_as(scores)
+
+
+def _open_scores(integrals: Tensor, kept: Tensor) -> Tensor:
+    """Return the integrals of weights that may still be kept, -1 for those that are and where a layer has enough."""
+    left = int(_LARGEST_SHARE * kept.numel()) - int(kept.sum())
+    scores = integrals.masked_fill(kept, -1)
+    return scores.masked_fill(~top(scores, left), -1)
 
 
 def _share(count: int, size: int) -> float:

@@ -100,10 +100,10 @@ def test_the_penalty_is_its_formula_and_keeps_important_weights_near(tiny_model:
     latent, original = LatentLinear(model.get_submodule(name), forms[name]), model.get_submodule(name).weight.data
     error = forms[name].dequantize() - original
     expected = 0.5 * (squared[name] * error.square()).sum() / (squared[name] * original.square()).sum()
-    assert float(Penalty(0.5, squared).of({name: latent}, {name: original})) == pytest.approx(float(expected), rel=1e-5)
+    assert float(Penalty(0.5, squared).of({name: latent}, {name: original}).detach()) == pytest.approx(float(expected), rel=1e-5)
 
     moved = {}
-    for weight in (0.0, 100.0):
+    for weight in (0.0, 0.3):
         found = train_blocks(
             BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / str(weight)), quiet,
             Penalty(weight, squared),
@@ -113,4 +113,4 @@ def test_the_penalty_is_its_formula_and_keeps_important_weights_near(tiny_model:
             float((squared[layer] * (form.dequantize() - model.get_submodule(layer).weight.data).square()).sum())
             for layer, form in trained.items()
         )
-    assert moved[100.0] < moved[0.0]
+    assert moved[0.3] < moved[0.0]

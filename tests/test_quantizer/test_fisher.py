@@ -16,7 +16,7 @@ def test_squared_gradients_are_those_of_whole_model_backward_passes(tiny_model: 
     layers = find_layers(model)
     found = squared_gradients(BlockRunner(model), layers, WINDOWS[:3])
 
-    twin = tiny_model(family)
+    twin = tiny_model(family).requires_grad_(requires_grad=True)
     expected = {layer.name: torch.zeros(layer.out_features, layer.in_features) for layer in layers}
     for ids in WINDOWS[:3]:
         twin.zero_grad()
@@ -28,5 +28,5 @@ def test_squared_gradients_are_those_of_whole_model_backward_passes(tiny_model: 
     for name, each in expected.items():
         assert found[name].allclose(each, rtol=1e-3, atol=1e-9)
         assert column_information(found)[name].allclose(each.sum(0), rtol=1e-3, atol=1e-9)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.requires_grad for parameter in model.parameters()), "flags are put back"
     assert all(parameter.grad is None for parameter in model.parameters())

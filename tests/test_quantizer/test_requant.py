@@ -62,7 +62,8 @@ def test_layers_get_outliers_in_proportion_to_their_mean_integral() -> None:
     counts = outlier_counts(integrals, 0.01)
     assert counts == {"a": 240, "b": 160, "c": 0}
     assert outlier_counts({"a": torch.zeros(10, 10)}, 0.01) == {"a": 0}
-    assert outlier_counts({"a": torch.ones(100, 100), "b": torch.zeros(900, 100)}, 0.05)["a"] == 450, "no layer is mostly outliers"
+    assert outlier_counts({"a": torch.ones(100, 100), "b": torch.zeros(900, 100)}, 0.05) == {"a": 450, "b": 0}
+    assert outlier_counts({"a": torch.full((100, 100), 9.0), "b": torch.ones(900, 100)}, 0.01) == {"a": 450, "b": 550}
 
 
 def test_kept_weights_are_the_largest_and_those_that_matter_most(tiny_model: TinyModel) -> None:
