@@ -14,8 +14,9 @@ from quantizer.weight import COLUMNS, PartCodes, QuantizedWeight, named_parts
 
 HALF = 0.5
 """How far from a code a latent code rounds to another one."""
-CELL = 0.45
-"""How far from its stored code a latent code may start."""
+CELL = 0.48
+"""How far from its stored code a latent code may start. Where codes may flip at once too many do, and where they must first come a
+long way the scales learn alone: tests/benchmarks/LOG.md has what was compared."""
 
 
 class LatentLinear(nn.Module):
@@ -135,6 +136,7 @@ class LatentPart(nn.Module):
     """One part of a latent layer: the columns that share a code width.
 
     Attributes:
+        bits: width of the codes.
         latent: codes before rounding, float32 [out, groups, group size], the last group padded with columns that are not used.
         factor: what multiplies the scales, 1 at the start, float32 [out, groups, 1].
         scale: the stored scales, float32 [out, groups, 1].
@@ -162,7 +164,7 @@ class LatentPart(nn.Module):
             scale_top: the largest such code.
         """
         super().__init__()
-        self._columns, self._top, self._scale_top = weight.shape[1], 2**bits - 1, scale_top
+        self.bits, self._columns, self._top, self._scale_top = bits, weight.shape[1], 2**bits - 1, scale_top
         scale, zero, codes = (each.to(weight.device) for each in (part.scale, part.zero, part.codes))
         self.register_buffer("scale", scale.t().unsqueeze(-1).contiguous())  # [out, groups, 1]
         self.register_buffer("zero", zero.t().unsqueeze(-1).contiguous())

@@ -19,6 +19,7 @@ WARMUP_STEPS = 20
 LAST_RATE = 0.05
 """Share of the full rate that is left at the last step."""
 BETAS = (0.9, 0.95)
+_RATE_BITS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class TrainingSpec:
         batch: windows that one step sees.
         trained: one of `TRAINED`.
         code_rate: learning rate of latent codes, in codes; about what one step of Adam changes.
-        scale_rate: learning rate of scales, as a share of the scale.
+        scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as much for each further bit: so it
+            moves the largest weights of a group by as many codes.
         adapter_rate: learning rate of adapters.
         precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
         seed: of the order of the windows.
@@ -109,7 +111,9 @@ class Training:
             f"{name}.{index}": part for name, layer in layers.items() for index, part in enumerate(layer.parts)
         }
         self._trained = {f"{name}.factor": part.factor for name, part in parts.items()}
-        groups = [{"params": list(self._trained.values()), "full": spec.scale_rate}]
+        groups: list[dict[str, Any]] = [
+            {"params": [part.factor], "full": spec.scale_rate * 2.0 ** (_RATE_BITS - part.bits)} for part in parts.values()
+        ]
         latents = {f"{name}.latent": part.latent for name, part in parts.items()}
         if spec.trained == "codes":
             groups.append({"params": list(latents.values()), "full": spec.code_rate})

@@ -38,8 +38,8 @@ GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
 BLOCKS, MODEL = "blocks", "model"
-CODE_RATE, SCALE_RATE = 1e-3, 1e-3
-SCALES_ONLY_RATE = 5e-4
+CODE_RATE, SCALE_RATE = 2e-3, 3e-3
+"""Learning rates; tests/benchmarks/LOG.md has what was compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def choose_phases(
     if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
         return (Phase(MODEL, whole),)
     blocks = usual(effort.block_steps, trained="codes", scale_rate=SCALE_RATE)
-    scales = usual(effort.steps, trained="scales", scale_rate=SCALES_ONLY_RATE)
+    scales = usual(effort.steps, trained="scales", scale_rate=SCALE_RATE)
     return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
 
 

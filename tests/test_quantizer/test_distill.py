@@ -56,9 +56,9 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(tiny_model: TinyModel, t
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
-    factors = [part.factor for layer in layers.values() for part in layer.parts]
+    factors = [{"params": [p.factor], "share": 0.04 / 2**p.bits} for layer in layers.values() for p in layer.parts]
     latents = [part.latent for layer in layers.values() for part in layer.parts]
-    optimizer = torch.optim.Adam([{"params": factors, "share": 0.01}, {"params": latents, "share": 0.02}], betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam([*factors, {"params": latents, "share": 0.02}], betas=(0.9, 0.95))
     for step, rows in enumerate(window_order(len(WINDOWS), SPEC)):
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * SPEC.rate_share(step)

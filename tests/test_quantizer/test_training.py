@@ -76,7 +76,7 @@ def test_scales_alone_leave_every_code() -> None:
 
 
 def test_a_step_is_adams() -> None:
-    """One weight, by the formulas of Adam."""
+    """One scale of four-bit codes, by the formulas of Adam."""
     layers = {"one": _layer(Fidelity.uniform(4, 32), 1, 32, 0)}
     spec = TrainingSpec(3, code_rate=0.02, scale_rate=0.005)
     training, factor = Training(layers, spec), layers["one"].parts[0].factor
@@ -87,7 +87,7 @@ def test_a_step_is_adams() -> None:
         gradient = float(factor.grad)
         mean, square = BETAS[0] * mean + (1 - BETAS[0]) * gradient, BETAS[1] * square + (1 - BETAS[1]) * gradient**2
         corrected = mean / (1 - BETAS[0] ** (step + 1)), square / (1 - BETAS[1] ** (step + 1))
-        value -= spec.scale_rate * spec.rate_share(step) * corrected[0] / (corrected[1] ** 0.5 + 1e-8)
+        value -= spec.scale_rate / 4 * spec.rate_share(step) * corrected[0] / (corrected[1] ** 0.5 + 1e-8)
         training.descend(0.0)
         assert float(factor.data) == pytest.approx(value, rel=1e-6)
 
