@@ -22,7 +22,7 @@ install: $(VENV)/installed
 demo: install
 	$(BIN)/python -m service.demo $(DEMO)/model
 	rm -rf $(DEMO)/out
-	$(BIN)/bitwright run $(DEMO)/model/SmolLM2-135M-Instruct.Q4_1.gguf --budget 2.5bpw --out $(DEMO)/out --cache $(DEMO)/cache
+	$(BIN)/bitwright run $(DEMO)/model/SmolLM2-135M-Instruct.Q4_1.gguf --budget 2.5bpw --effort fast --out $(DEMO)/out --cache $(DEMO)/cache
 
 test: install
 	$(BIN)/ruff format --check .

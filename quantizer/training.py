@@ -37,6 +37,7 @@ class TrainingSpec:
         precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
         seed: of the order of the windows.
         salient: which groups' scales are trained, one of `quantizer.saliency.RULES`.
+        penalty: lambda of the price on moving weights that matter, see `quantizer.blockwise.Penalty`; 0 for none.
 
     Raises:
         TrainingError: a field is out of range.
@@ -51,6 +52,7 @@ class TrainingSpec:
     precision: torch.dtype = torch.float32
     seed: int = 0
     salient: str = "all"
+    penalty: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -58,6 +60,8 @@ class TrainingSpec:
             raise TrainingError(f"trained {self.trained!r}: use one of {', '.join(TRAINED)}")
         if self.steps < 1 or self.batch < 1:
             raise TrainingError(f"{self.steps} steps of {self.batch} windows: give at least one of each")
+        if self.penalty < 0:
+            raise TrainingError(f"penalty {self.penalty}: give 0 for none, or a positive number")
         rates = (self.code_rate, self.scale_rate, self.adapter_rate)
         if min(rates) <= 0:
             raise TrainingError(f"learning rates {', '.join(map(str, rates))}: give positive numbers")

@@ -13,6 +13,7 @@ from quantizer import blockwise, distill
 from quantizer.checkpoint import pack_model, read_weights, save_checkpoint
 from quantizer.convert import Calibration
 from quantizer.durable import PartStore
+from quantizer.fisher import squared_gradients
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.runner import BlockRunner
@@ -32,8 +33,8 @@ TRAINING_BYTES = 16
 MEMORY_SHARE = 0.5
 """How much of the machine's memory training may take beside the model itself; the rest is for what a backward pass keeps."""
 
-SALIENCY_WINDOWS = 8
-"""Windows that salient groups are found on."""
+SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
+"""Windows that salient groups, and weights that matter, are found on."""
 GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
@@ -189,5 +190,9 @@ def _train(
         calibration = Calibration(windows[:SALIENCY_WINDOWS], phase.spec.batch)
         chosen = salient(runner, find_layers(loaded), forms, calibration, phase.spec.salient, phase.spec.seed)
         return distill.distill(runner, forms, windows, phase.spec, parts, told, salient=chosen)
-    blocks = blockwise.train_blocks(runner, find_layers(loaded), forms, windows, phase.spec, parts, told)
+    layers, price = find_layers(loaded), None
+    if phase.spec.penalty:
+        squared = squared_gradients(runner, layers, windows[:FISHER_WINDOWS], phase.spec.precision)
+        price = blockwise.Penalty(phase.spec.penalty, squared)
+    blocks = blockwise.train_blocks(runner, layers, forms, windows, phase.spec, parts, told, price)
     return {name: form for block in blocks for name, form in block.weights.items()}

@@ -14,14 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from allocator.allocate import allocate
 from allocator.profile import Profile
-from allocator.uniform import likely_uniform_plans
+from allocator.uniform import likely_uniform_plans, uniform_plan
+from quantizer.fidelity import Fidelity
 from quantizer.plan import Plan
 from quantizer.rounding import Rounding
 from quantizer.saliency import RULES
@@ -31,7 +32,7 @@ from service.console import Lines
 from service.effort import FAST, USUAL
 from service.request import RunRequest, make_request
 from service.store import StageStore
-from service.tuning import MODEL, Phase, Training, tune, tune_task
+from service.tuning import BLOCKS, MODEL, Phase, Training, tune, tune_task
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
@@ -49,23 +50,42 @@ class Recipe:
     """How a checkpoint comes about.
 
     Attributes:
-        plan: `uniform`, the best of the uniform plans by the profile, or `solved`.
+        plan: `uniform`, the best of the uniform plans by the profile; `solved`; or a kind of fidelity by budget, whose high-impact
+            share, the same for all layers, fills the budget.
         rounding: how layers are quantized.
         effort: how they are trained afterwards.
-        salient: train nothing but the scales of these groups, in as many steps as the usual effort has.
+        kind: what is trained, `model` or `blocks`, where it is not as the effort has it.
+        changes: what else of the training is not.
     """
 
-    plan: str
+    plan: str | Mapping[str, str]
     rounding: Rounding = GPTQ
     effort: str = FAST
-    salient: str | None = None
+    kind: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+ADAPTED = {"2.3": "int2+3r0.1g64s6a2", "2.5": "int2+3r0.1g64s6a4", "3.0": "int2+3r0.1g64s6a8", "4.25": "int3+4r0.1g64s6a8"}
+"""Kinds with an adapter that leaves room for its bytes."""
+TRAINED: dict[str, Any] = {"effort": USUAL}
+
+
+def _scales(rule: str) -> dict[str, Any]:
+    return {"trained": "scales", "salient": rule}
+
+
+def _clipping(penalty: float) -> dict[str, Any]:
+    return {"trained": "clipping", "penalty": penalty}
 
 
 RECIPES = {
     "round to nearest": Recipe("uniform", Rounding("rtn")),
     "HQQ": Recipe("uniform", Rounding("hqq")),
     "GPTQ": Recipe("uniform"),
-    **{f"SGR-Q, scales of {rule}": Recipe("uniform", effort=USUAL, salient=rule) for rule in RULES},
+    **{f"SGR-Q, scales of {rule}": Recipe("uniform", **TRAINED, kind=MODEL, changes=_scales(rule)) for rule in RULES},
+    "ApiQ": Recipe(ADAPTED, **TRAINED, kind=BLOCKS, changes=_clipping(0.0)),
+    **{f"SigniQ, lambda {each}": Recipe(ADAPTED, **TRAINED, kind=BLOCKS, changes=_clipping(each)) for each in (0.01, 0.1, 1.0)},
+    "block-wise": Recipe("solved", **TRAINED, kind=BLOCKS),
     "fast": Recipe("solved"),
     "balanced": Recipe("solved", effort="balanced"),
     "best": Recipe("solved", effort="best"),
@@ -80,8 +100,10 @@ def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRe
     )  # fmt: skip
 
 
-def plan_of(kind: str, profile: Profile, request: RunRequest, budget_bytes: int) -> Plan:
+def plan_of(kind: str | Mapping[str, str], profile: Profile, request: RunRequest, budget: str, budget_bytes: int) -> Plan:
     """Return the uniform plan of the budget, or the solver's."""
+    if not isinstance(kind, str):
+        return uniform_plan(profile.layers, Fidelity.parse(kind[budget]), budget_bytes)
     if kind == "uniform":
         return likely_uniform_plans(profile, budget_bytes)[0]
     return allocate(profile.with_coupling(request.method.coupling), budget_bytes).plan
@@ -101,7 +123,7 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
         return result
 
     profile = timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
-    plan = plan_of(recipe.plan, profile, request, task.budget_bytes)
+    plan = plan_of(recipe.plan, profile, request, budget, task.budget_bytes)
     calibration = stages.windows_of(store, task.model, request.amounts.calibration)
     guard = stages.windows_of(store, task.model, request.amounts.guard)
 
@@ -112,10 +134,10 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
     folder = timed("quantize", quantize)
     training = Training(request.effort, request.amounts.calibration, guard, request.amounts.batch, request.seed)
     tuning = tune_task(store, task.model, plan, folder, training, machine)
-    if recipe.salient:
+    if recipe.kind:
         (phase,) = tuning.phases
-        spec = replace(phase.spec, trained="scales", salient=recipe.salient)
-        tuning = replace(tuning, phases=(Phase(MODEL, spec),))
+        steps = request.effort.block_steps if recipe.kind == BLOCKS else phase.spec.steps
+        tuning = replace(tuning, phases=(Phase(recipe.kind, replace(phase.spec, steps=steps, **recipe.changes)),))
     if tuning.phases:
         folder = timed("tune", lambda: tune(store, tuning, Lines()))
     scores = {}

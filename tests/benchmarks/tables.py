@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands`, `plans`, `whatif`, `stability` or `service`."""
+    """Return the stored rows of `runs`, `commands`, `plans`, `quantizers`, `whatif`, `stability` or `service`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -164,6 +164,31 @@ def _queue(row: dict[str, Any]) -> tuple[str, str, str]:
 _SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and poll": _queue}
 
 
+def quantizers_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of quantizers at equal bytes, in Markdown; later rows replace earlier ones."""
+    heads = ("bits per weight", "method", "perplexity", "KL [nats/token]", "other text", "its KL", "minutes", "peak memory")
+    lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 2)]
+    latest = {(row["budget_bpw"], row["method"]): row for row in rows}
+    for budget in sorted({budget for budget, _ in latest}):
+        found = [row for (at, _), row in latest.items() if at == budget]
+        for row in sorted(found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"]):
+            here, other = row["quality"]["held out"], row["quality"]["other"]
+            seconds = [spent for stage, spent in row["seconds"].items() if stage != "profile"]
+            minutes = f"{sum(seconds) / 60:.1f}" if None not in seconds else ""
+            cells = (
+                f"{row['bits_per_weight']:.3f}",
+                row["method"],
+                _pair(here, "perplexity", "perplexity_stderr", 1),
+                _pair(here, "kl_nats_per_token", "kl_stderr", 3),
+                _pair(other, "perplexity", "perplexity_stderr", 1),
+                _pair(other, "kl_nats_per_token", "kl_stderr", 3),
+                minutes,
+                f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -173,6 +198,7 @@ def with_tables(readme: str) -> str:
         "whatif": whatif_table(rows("whatif")),
         "stability": stability_table(rows("stability")),
         "service": service_table(rows("service")),
+        "quantizers": quantizers_table(rows("quantizers")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -37,8 +37,8 @@ def test_distilling_brings_the_model_nearer_to_the_original(tiny_model: TinyMode
         losses[trained] = _loss_of(tiny_model(family), found, original)
         assert all(found[name].fidelity == form.fidelity for name, form in forms.items())
     before = _loss_of(tiny_model(family), forms, original)
-    assert losses["codes"] < 0.8 * before
-    assert losses["scales"] < 0.8 * before
+    assert losses["codes"] < 0.9 * before
+    assert losses["scales"] < 0.9 * before
 
 
 @torch.no_grad()
