@@ -24,6 +24,9 @@ from quantizer.training import products_in
 Weights = Mapping[str, Tensor]
 """Tensors by layer name, [out, in] each."""
 
+METHOD = "requant-1"
+"""Names what this module computes. A change of its results gets a new name."""
+
 NODES, STEPS = 2, 2
 _LARGEST_SHARE = 0.9 * SHARE_LIMIT
 

@@ -39,6 +39,9 @@ SignalName = Annotated[
 Coupling = Annotated[str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")]
 Context = Annotated[str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")]
 EffortName = Annotated[str, typer.Option("--effort", help="fast: no training; balanced, best: train what is delivered.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="usual, or one method by itself: rtn, hqq, requant, blockwise, sgr-q, apiq, signiq.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Cache = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar="BITWRIGHT_CACHE")]
@@ -183,6 +186,7 @@ def quantize(
     guard_windows: GuardWindows = 8,
     tokens: Tokens = 512,
     effort: EffortName = "balanced",
+    recipe: RecipeName = "usual",
     seed: Seed = 0,
     device: Device = "auto",
     cache: Cache = _DEFAULT_CACHE,
@@ -196,11 +200,14 @@ def quantize(
         from service import stages, tuning  # noqa: PLC0415
         from service.effort import find_effort  # noqa: PLC0415
         from service.output import check_output, deliver  # noqa: PLC0415
+        from service.recipe import find_recipe  # noqa: PLC0415
+        from service.requantizing import quantize_by  # noqa: PLC0415
         from service.request import BATCH  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415
 
         check_output(out_folder)
-        level = find_effort(effort)
+        level, way = find_effort(effort), find_recipe(recipe)
+        way.check(level)
         chosen = Plan.loads(read_text_file(plan_file, "plan"))
         store, machine = StageStore(cache), stages.Machine.choose(device)
         found = find_model(model, store.root / "models")
@@ -209,15 +216,16 @@ def quantize(
         windows = stages.windows_of(store, found, text)
         guard = stages.windows_of(store, found, replace(text, windows=guard_windows, skip=calibration_windows))
         with reporting() as reporter:
-            folder = stages.checkpoint(store, found, chosen, windows, BATCH, machine, reporter, "quantize")
-            task = tuning.tune_task(store, found, chosen, folder, tuning.Training(level, text, guard, BATCH, seed), machine)
+            carried_out, folder = quantize_by(way, store, found, chosen, windows, BATCH, machine, reporter, "quantize")
+            wanted = tuning.TuneRequest(way, level, text, guard, BATCH, seed)
+            task = tuning.tune_task(store, found, carried_out, folder, wanted, machine)
             best = tuning.better(store, task, guard, reporter) if task.phases else folder
         deliver(out_folder, best, None)
         summary = {
             "checkpoint": str(out_folder.resolve()),
             "trained": best != folder,
-            "plan_bytes": chosen.weight_bytes,
-            "bits_per_weight": chosen.bits_per_weight,
+            "plan_bytes": carried_out.weight_bytes,
+            "bits_per_weight": carried_out.bits_per_weight,
         }
         print_pairs(summary, as_json=as_json)
 

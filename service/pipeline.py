@@ -25,11 +25,12 @@ from service.checks import Check
 from service.findings import Comparison, build_report
 from service.guard import UNIFORM, Guard
 from service.progress import Reporter
+from service.recipe import USUAL as USUAL_RECIPE
 from service.report import Report
 from service.request import RunRequest
 from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
-from service.tuning import Training, tune, tune_task
+from service.tuning import TuneRequest, tune, tune_task
 
 T = TypeVar("T")
 
@@ -173,8 +174,8 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
     untuned = candidates[guard.delivered]
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
-    training = Training(request.effort, amounts.calibration, guard_windows, amounts.batch, request.seed)
-    tuning = tune_task(store, task.model, delivered.plan, untuned, training, machine)
+    wanted = TuneRequest(USUAL_RECIPE, request.effort, amounts.calibration, guard_windows, amounts.batch, request.seed)
+    tuning = tune_task(store, task.model, delivered.plan, untuned, wanted, machine)
     tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
     if tuning.phases:
         guard = replace(guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"])

@@ -280,13 +280,14 @@ def checkpoint(
         calibration = Calibration(windows.tokens.to(machine.device), batch)
         told = reporter.step(label)
         quantize_blocks(BlockRunner(loaded), chosen.layers, choices, calibration, parts, told, rounding=rounding)
-        pack_model(loaded, chosen, _stored_weights(chosen, parts))
+        pack_model(loaded, chosen, stored_weights(chosen, parts))
         save_checkpoint(loaded, model, chosen, folder / "model")
 
     return store.get(StageKey("checkpoint", inputs), make) / "model"
 
 
-def _stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
+def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
+    """Return the stored forms of all layers of a plan out of the parts that `quantize_blocks` kept, by name."""
     weights: dict[str, QuantizedWeight] = {}
     names = chosen.by_name
     for index in sorted({layer.block for layer in chosen.layers}):

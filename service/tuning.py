@@ -1,7 +1,7 @@
 """The stage in which the delivered plan's layers are trained."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from quantizer.weight import QuantizedWeight
 from service.effort import Effort
 from service.guard import nearer
 from service.progress import Reporter
+from service.recipe import BLOCKS, MODEL, Recipe
 from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_of
 from service.store import StageKey, StageStore
 
@@ -38,7 +39,6 @@ SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
 GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
-BLOCKS, MODEL = "blocks", "model"
 CODE_RATE, SCALE_RATE = 2e-3, 3e-3
 """Learning rates; tests/benchmarks/LOG.md has what was compared."""
 
@@ -61,10 +61,11 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TuneRequest:
     """What a user settles about training.
 
     Attributes:
+        recipe: how.
         effort: how much.
         text: the calibration text; all its windows are trained on, but those of the guard.
         guard: windows that the result is judged by.
@@ -72,6 +73,7 @@ class Training:
         seed: of everything random.
     """
 
+    recipe: Recipe
     effort: Effort
     text: TextSpec
     guard: Windows
@@ -131,20 +133,25 @@ def choose_phases(
     return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
 
 
-def phases_for(effort: Effort, layers: Sequence[LayerSpec], machine: Machine, batch: int, seed: int) -> tuple[Phase, ...]:
-    """Return how an effort trains a model's layers on this machine."""
+def phases_for(request: TuneRequest, layers: Sequence[LayerSpec], machine: Machine) -> tuple[Phase, ...]:
+    """Return how a model's layers are trained on this machine."""
     weights = sum(layer.weights for layer in layers)
     on_card = machine.device.startswith("cuda")
     memory_bytes = torch.cuda.get_device_properties(machine.device).total_memory if on_card else psutil.virtual_memory().total
-    return choose_phases(effort, weights, memory_bytes, batch, fast_precision(machine.device), seed)
+    precision, recipe = fast_precision(machine.device), request.recipe
+    phases = choose_phases(request.effort, weights, memory_bytes, request.batch, precision, request.seed)
+    if not phases or recipe.kind is None:
+        return phases
+    steps = request.effort.block_steps if recipe.kind == BLOCKS else request.effort.steps
+    return (Phase(recipe.kind, replace(phases[0].spec, steps=steps, **recipe.changes)),)
 
 
 def tune_task(
-    store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, training: Training, machine: Machine
+    store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, request: TuneRequest, machine: Machine
 ) -> TuneTask:
     """Return all that decides how a plan's checkpoint is trained on this machine; no phases if it is not."""
-    phases = phases_for(training.effort, plan.layers, machine, training.batch, training.seed)
-    windows = training_windows(store, model, training.text, phases, training.guard) if phases else training.guard
+    phases = phases_for(request, plan.layers, machine)
+    windows = training_windows(store, model, request.text, phases, request.guard) if phases else request.guard
     return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
 

@@ -15,24 +15,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from allocator.allocate import allocate
 from allocator.profile import Profile
 from allocator.uniform import likely_uniform_plans, uniform_plan
 from quantizer.fidelity import Fidelity
 from quantizer.plan import Plan
-from quantizer.rounding import Rounding
 from quantizer.saliency import RULES
 from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines
-from service.effort import FAST, USUAL
+from service.effort import FAST
+from service.recipe import RECIPES, USUAL, Recipe
+from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
 from service.store import StageStore
-from service.tuning import BLOCKS, MODEL, Phase, Training, tune, tune_task
+from service.tuning import TuneRequest, tune, tune_task
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
@@ -41,54 +42,60 @@ OTHER = "builtin:evaluation"
 KEPT = 1.0
 """Seconds below which a stage was not made but found."""
 
-
-GPTQ = Rounding()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a checkpoint comes about.
+class Row:
+    """How the checkpoint of one row comes about.
 
     Attributes:
         plan: `uniform`, the best of the uniform plans by the profile; `solved`; or a kind of fidelity by budget, whose high-impact
             share, the same for all layers, fills the budget.
-        rounding: how layers are quantized.
-        effort: how they are trained afterwards.
-        kind: what is trained, `model` or `blocks`, where it is not as the effort has it.
-        changes: what else of the training is not.
+        recipe: how it is quantized and trained.
+        effort: how much.
     """
 
     plan: str | Mapping[str, str]
-    rounding: Rounding = GPTQ
+    recipe: Recipe = USUAL
     effort: str = FAST
-    kind: str | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
+PLAIN = {"2.3": "int2+3r0.1g128", "2.5": "int2+3r0.1g128", "3.0": "int2+3r0.1g128", "4.25": "int4+8r0.1g128"}
+"""Kinds with 16-bit scales, which light methods are published with."""
 ADAPTED = {"2.3": "int2+3r0.1g64s6a2", "2.5": "int2+3r0.1g64s6a4", "3.0": "int2+3r0.1g64s6a8", "4.25": "int3+4r0.1g64s6a8"}
 """Kinds with an adapter that leaves room for its bytes."""
-TRAINED: dict[str, Any] = {"effort": USUAL}
+SPARSE = {
+    "2.3": "int2+3r0.1g128s6o0.002",
+    "2.5": "int2+3r0.1g128s6o0.005",
+    "3.0": "int2+3r0.1g128s6o0.005",
+    "4.25": "int3+4r0.1g128s6o0.005",
+}
+"""Kinds with outliers that leave room for their bytes."""
 
 
-def _scales(rule: str) -> dict[str, Any]:
-    return {"trained": "scales", "salient": rule}
+def _sgr(rule: str) -> Row:
+    return Row("uniform", replace(RECIPES["sgr-q"], changes={"trained": "scales", "salient": rule}), TRAINED)
 
 
-def _clipping(penalty: float) -> dict[str, Any]:
-    return {"trained": "clipping", "penalty": penalty}
+def _signiq(penalty: float) -> Row:
+    return Row(ADAPTED, replace(RECIPES["signiq"], changes={"trained": "clipping", "penalty": penalty}), TRAINED)
 
 
-RECIPES = {
-    "round to nearest": Recipe("uniform", Rounding("rtn")),
-    "HQQ": Recipe("uniform", Rounding("hqq")),
-    "GPTQ": Recipe("uniform"),
-    **{f"SGR-Q, scales of {rule}": Recipe("uniform", **TRAINED, kind=MODEL, changes=_scales(rule)) for rule in RULES},
-    "ApiQ": Recipe(ADAPTED, **TRAINED, kind=BLOCKS, changes=_clipping(0.0)),
-    **{f"SigniQ, lambda {each}": Recipe(ADAPTED, **TRAINED, kind=BLOCKS, changes=_clipping(each)) for each in (0.01, 0.1, 1.0)},
-    "block-wise": Recipe("solved", **TRAINED, kind=BLOCKS),
-    "fast": Recipe("solved"),
-    "balanced": Recipe("solved", effort="balanced"),
-    "best": Recipe("solved", effort="best"),
+TRAINED = "balanced"
+ROWS = {
+    "round to nearest": Row(PLAIN, RECIPES["rtn"]),
+    "HQQ": Row(PLAIN, RECIPES["hqq"]),
+    "GPTQ": Row("uniform"),
+    "outliers": Row(SPARSE),
+    "ReQuant": Row(SPARSE, RECIPES["requant"]),
+    **{f"SGR-Q, scales of {rule}": _sgr(rule) for rule in RULES},
+    "ApiQ": Row(ADAPTED, RECIPES["apiq"], TRAINED),
+    **{f"SigniQ, lambda {each}": _signiq(each) for each in (0.01, 0.1, 1.0)},
+    "block-wise": Row("solved", RECIPES["blockwise"], TRAINED),
+    "fast": Row("solved"),
+    "balanced": Row("solved", effort="balanced"),
+    "best": Row("solved", effort="best"),
 }
 
 
@@ -111,11 +118,11 @@ def plan_of(kind: str | Mapping[str, str], profile: Profile, request: RunRequest
 
 def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
     """Make and score one checkpoint; return its row without circumstances."""
-    recipe, store = RECIPES[method], StageStore(arguments.cache)
-    request, machine = request_of(arguments, budget, recipe.effort), stages.Machine.choose("cpu")
+    row, store = ROWS[method], StageStore(arguments.cache)
+    request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose("cpu")
     task, seconds = pipeline.prepare(request, store), {}
 
-    def timed(stage: str, work: Callable[[], Any]) -> Any:
+    def timed(stage: str, work: Callable[[], T]) -> T:
         start = time.monotonic()
         result = work()
         spent = time.monotonic() - start
@@ -123,21 +130,15 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
         return result
 
     profile = timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
-    plan = plan_of(recipe.plan, profile, request, budget, task.budget_bytes)
+    plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
     calibration = stages.windows_of(store, task.model, request.amounts.calibration)
     guard = stages.windows_of(store, task.model, request.amounts.guard)
-
-    def quantize() -> Path:
-        batch, label = request.amounts.batch, f"{budget} {method}"
-        return stages.checkpoint(store, task.model, plan, calibration, batch, machine, Lines(), label, rounding=recipe.rounding)
-
-    folder = timed("quantize", quantize)
-    training = Training(request.effort, request.amounts.calibration, guard, request.amounts.batch, request.seed)
-    tuning = tune_task(store, task.model, plan, folder, training, machine)
-    if recipe.kind:
-        (phase,) = tuning.phases
-        steps = request.effort.block_steps if recipe.kind == BLOCKS else phase.spec.steps
-        tuning = replace(tuning, phases=(Phase(recipe.kind, replace(phase.spec, steps=steps, **recipe.changes)),))
+    batch, label = request.amounts.batch, f"{budget} {method}"
+    plan, folder = timed(
+        "quantize", lambda: quantize_by(row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label)
+    )
+    wanted = TuneRequest(row.recipe, request.effort, request.amounts.calibration, guard, batch, request.seed)
+    tuning = tune_task(store, task.model, plan, folder, wanted, machine)
     if tuning.phases:
         folder = timed("tune", lambda: tune(store, tuning, Lines()))
     scores = {}
@@ -180,7 +181,7 @@ def main() -> None:
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--budgets", nargs="+", default=["2.3", "2.5", "3.0", "4.25"])
-    parser.add_argument("--methods", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
