@@ -1,6 +1,6 @@
 """What a user demands of single layers: pins, what is forbidden, and floors. Read in order; the last rule wins.
 
-    *.down_proj=int4g128        the fidelity of these layers; a pattern such as int4* leaves a choice
+    *.down_proj=int4g64s6        the fidelity of these layers; a pattern such as int4* leaves a choice
     model.layers.0.*!=int2*     what these layers must not have
     *.self_attn.*>=3            average code bits at least, scales not counted; <= is at most
 

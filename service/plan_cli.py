@@ -24,7 +24,9 @@ Ties = Annotated[
 Untied = Annotated[list[str] | None, typer.Option("--untie", help="Layers that choose alone although the target fuses them.")]
 Rules = Annotated[
     list[str] | None,
-    typer.Option("--rule", help="'*.down_proj=int4g128', '*!=int2g256', '*.self_attn.*>=3' (bits); read in order, the last wins."),
+    typer.Option(
+        "--rule", help="'*.down_proj=int4g64s6', '*!=int2g128s6', '*.self_attn.*>=3' (bits); read in order, the last wins."
+    ),
 ]
 Pools = Annotated[list[str] | None, typer.Option("--pool", help="A device with its own limit: 'gpu0:model.layers.[0-9].*=40MB'.")]
 Latency = Annotated[Path | None, typer.Option(help="CSV of layer times: columns layer, fidelity, latency_us.")]

@@ -31,7 +31,7 @@ class ConstraintsIn(Strict):
     target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
     ties: Annotated[list[Text], Field(max_length=64)] = []
     untied: Annotated[list[Pattern], Field(max_length=64)] = []
-    rules: Annotated[list[Text], Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g128"]])] = []
+    rules: Annotated[list[Text], Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g64s6"]])] = []
     pools: Annotated[list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])] = []
     latency: Annotated[list[LatencyRow], Field(max_length=20_000)] = []
     max_latency_us: Annotated[float, Field(gt=0)] | None = None

@@ -49,7 +49,8 @@ def context_bytes(menu: Menu) -> int:
 
 LOWEST, HIGHEST = bytes_of(RANGES[0].fidelities[0]), bytes_of(RANGES[2].fidelities[-1])
 COMMON = ceil(LOWEST_SPAN * min(bytes_of(fidelity) for fidelity in RANGES[1].fidelities))
-FOUR_BITS = bytes_of(Fidelity.uniform(4, 128))
+FOUR = next(fidelity for fidelity in RANGES[1].fidelities if (fidelity.bits_lo, fidelity.ratio) == (4, 0))
+FOUR_BITS = bytes_of(FOUR)
 BUDGETS = st.integers(LOWEST, HIGHEST * 2)
 
 
@@ -76,7 +77,7 @@ def test_a_menu_rises_in_bits_per_weight_and_holds_each_fidelity_once(fidelities
     bits = []
     for fidelity in fidelities:
         codes = fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo)
-        bits.append(codes + (codes + 16) / fidelity.group_size)  # a zero point and a 16-bit scale for each group
+        bits.append(codes + (codes + fidelity.scale_bits) / fidelity.group_size)  # a zero point and a scale for each group
     assert all(small <= large for small, large in pairwise(bits))
     assert len(set(fidelities)) == len(fidelities)
 
@@ -106,7 +107,7 @@ def test_a_menu_can_use_its_budget(budget: int, group_size: int | None) -> None:
 @PROPERTY
 @given(budget=BUDGETS, group_size=st.sampled_from([32, 64, 128, 256]))
 def test_a_group_size_that_was_asked_for_is_that_of_all_fidelities(budget: int, group_size: int) -> None:
-    menu = choose_menu(LAYERS, max(budget, bytes_of(Fidelity.uniform(2, group_size))), group_size)
+    menu = choose_menu(LAYERS, max(budget, bytes_of(RANGES[0].fidelities[0], group_size)), group_size)
     assert {fidelity.group_size for fidelity in menu.fidelities} == {group_size}
     assert len(set(menu.fidelities)) == len(menu.fidelities)
 
@@ -115,7 +116,7 @@ def test_a_group_size_that_was_asked_for_is_that_of_all_fidelities(budget: int, 
 @given(group_size=st.sampled_from([32, 64, 128, 256]))
 def test_ranges_begin_and_end_at_the_bytes_of_the_group_size_that_was_asked_for(group_size: int) -> None:
     smallest = min(bytes_of(fidelity, group_size) for fidelity in RANGES[1].fidelities)
-    turns = ceil(LOWEST_SPAN * smallest), bytes_of(Fidelity.uniform(4, group_size))
+    turns = ceil(LOWEST_SPAN * smallest), bytes_of(FOUR, group_size)
     for expected, turn in enumerate(turns):
         menus = [choose_menu(LAYERS, budget, group_size) for budget in (turn - 1, turn)]
         assert [range_of(menu) for menu in menus] == [expected, expected + 1]
@@ -163,7 +164,7 @@ def test_near_budgets_share_a_menu() -> None:
 
 @pytest.mark.parametrize("group_size", [None, 32, 128])
 def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range(group_size: int | None) -> None:
-    low, high = bytes_of(Fidelity.uniform(2, group_size or 256)), bytes_of(Fidelity.uniform(8, group_size or 128))
+    low, high = bytes_of(RANGES[0].fidelities[0], group_size), bytes_of(RANGES[2].fidelities[-1], group_size)
     assert range_of(choose_menu(LAYERS, low, group_size)) == 0
     with pytest.raises(BudgetInfeasible) as caught:
         choose_menu(LAYERS, low - 1, group_size)

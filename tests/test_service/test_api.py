@@ -133,7 +133,7 @@ def test_one_question_without_a_plan_does_not_spoil_the_others(client: TestClien
         ({"questions": [{"budget": "much"}]}, 400),
         ({"questions": [{"budget": "2.5bpw"}], "constraints": {"rules": ["nonsense"]}}, 400),
         ({"questions": [{"budget": "2.5bpw"}], "constraints": {"target": "toaster"}}, 400),
-        ({"questions": [{"budget": "2.5bpw"}], "constraints": {"rules": ["*.nothing=int4g128"]}}, 400),
+        ({"questions": [{"budget": "2.5bpw"}], "constraints": {"rules": ["*.nothing=int4g64s6"]}}, 400),
         ({"questions": [{"budget": "2.5bpw"}], "unknown": 1}, 422),
         ({"questions": [{"max_kl": "Infinity"}]}, 422),
         ({"questions": [{"budget": "2.5bpw"}], "coupling": "sideways"}, 422),

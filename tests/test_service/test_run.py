@@ -112,13 +112,13 @@ def test_group_size_holds_for_all_layers(tiny_llama: Path, tmp_path: Path) -> No
 
 
 def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path) -> None:
-    demands = ("--target", "vllm", "--rule", "*.down_proj>=3", "--rule", "model.layers.0.self_attn.o_proj=int4g128")
+    demands = ("--target", "vllm", "--rule", "*.down_proj>=3", "--rule", "model.layers.0.self_attn.o_proj=int4g64s6")
     report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), *demands)
     chosen = Plan.loads((tmp_path / "out" / "plan.json").read_text()).by_name
 
     assert report["constraints"]["rules"] == list(demands[3::2])
     assert report["guard"]["delivered"] in ("plan", "additive")
-    assert chosen["model.layers.0.self_attn.o_proj"].name == "int4g128"
+    assert chosen["model.layers.0.self_attn.o_proj"].name == "int4g64s6"
     assert all(fidelity.bits_lo >= 3 for name, fidelity in chosen.items() if name.endswith("down_proj"))
     for block in range(2):
         assert len({chosen[f"model.layers.{block}.self_attn.{kind}_proj"] for kind in "qkv"}) == 1
