@@ -36,20 +36,14 @@ def _range(contexts: tuple[str, ...], *names: str) -> _Range:
 
 RANGES = (
     _range(
-        ("int2+3r0.125g128s6",),
-        *("int2g128s6", "int2+3r0.125g128s6", "int2+4r0.0625g128s6", "int2+3r0.25g128s6", "int2+3r0.5g64s6"),
+        ("int2+3r0.0625g128s6",),
+        *("int2g128s6", "int2+3r0.0625g128s6", "int2+3r0.125g64s6", "int2+4r0.0625g64s6", "int2+3r0.25g64s6", "int2+3r0.5g64s6"),
     ),
     _range(
         ("int2+3r0.375g64s6", "int3+4r0.25g64s6"),
-        *(
-            "int2+3r0.125g128s6",
-            "int2+4r0.0625g128s6",
-            "int2+3r0.25g128s6",
-            "int2+3r0.375g64s6",
-            "int2+3r0.5g64s6",
-            "int2+3r0.75g64s6",
-        ),
-        *("int3g64s6", "int3+4r0.125g128s6", "int3+4r0.25g64s6", "int3+4r0.5g64s6", "int4g64s6", "int4+8r0.125g64s6"),
+        *("int2+3r0.0625g128s6", "int2+3r0.125g64s6", "int2+4r0.0625g64s6", "int2+3r0.25g64s6", "int2+3r0.375g64s6"),
+        *("int2+3r0.5g64s6", "int2+3r0.75g64s6", "int3g64s6", "int3+4r0.125g64s6", "int3+4r0.25g64s6", "int3+4r0.5g64s6"),
+        *("int4g64s6", "int4+8r0.125g64s6"),
     ),
     _range(
         ("int4+8r0.125g64s6", "int4+8r0.5g64s6"),
