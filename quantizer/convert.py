@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from quantizer.durable import PartStore, Progress
 from quantizer.fidelity import Fidelity
+from quantizer.inverse import damped_inverse
 from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
 from quantizer.rounding import USUAL, Rounding, Scores, make_form
 from quantizer.runner import BlockRunner
 from quantizer.weight import QuantizedWeight
 
-METHOD = "gptq-2"
+METHOD = "gptq-3"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
 _ERRORS = "errors"
@@ -176,17 +177,17 @@ def _quantize_block(
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
-    make: Callable[[Tensor, Tensor, Fidelity, Scores], tuple[QuantizedWeight, FormError]],
+    make: Callable[..., tuple[QuantizedWeight, FormError]],
     scores: Mapping[str, Scores],
 ) -> QuantizedBlock:
     block = QuantizedBlock({}, {})
     for group in input_groups(runner, members, batches[0], hidden[0], index):
         moments = input_moments(runner, group[0], batches, hidden, index)
+        inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
         weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
         pairs = [(layer, option) for layer in group for option in dict.fromkeys((*choices[layer.name], *scored))]
-        made = _in_parallel(
-            make, [(weights[layer.name], moments, option, scores.get(layer.name, Scores())) for layer, option in pairs]
-        )
+        items = [(weights[layer.name], option, scores.get(layer.name, Scores())) for layer, option in pairs]
+        made = _in_parallel(partial(make, moments=moments, inverse=inverse), items)
         for (layer, option), (form, error) in zip(pairs, made, strict=True):
             block.errors.setdefault(layer.name, {})[option.name] = error
             if option in choices[layer.name]:
@@ -197,16 +198,16 @@ def _quantize_block(
 
 
 def _make_form(
-    weight: Tensor, moments: Tensor, fidelity: Fidelity, scores: Scores, rounding: Rounding
+    weight: Tensor, fidelity: Fidelity, scores: Scores, rounding: Rounding, moments: Tensor, inverse: Tensor | None
 ) -> tuple[QuantizedWeight, FormError]:
-    form = make_form(weight, moments, fidelity, rounding, scores)
+    form = make_form(weight, moments, fidelity, rounding, scores, inverse)
     return form, form_error(form, weight, moments)
 
 
-Item = tuple[Tensor, Tensor, Fidelity, Scores]
+Item = tuple[Tensor, Fidelity, Scores]
 
 
-def _in_parallel(work: Callable[[Tensor, Tensor, Fidelity, Scores], R], items: Sequence[Item]) -> list[R]:
+def _in_parallel(work: Callable[[Tensor, Fidelity, Scores], R], items: Sequence[Item]) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
     Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another

@@ -18,7 +18,7 @@ from torch import Tensor
 from quantizer.adapter import fit_adapter
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.grid import dequantize, fit_grid, half_scale, quantize
-from quantizer.inverse import inverse_factor
+from quantizer.inverse import damped_inverse, upper_factor
 from quantizer.scales import coded_scale, fit_row_scale, part_unit
 from quantizer.selection import column_order
 from quantizer.sparse import as_half, choose_outliers, compress_rows, output_scores
@@ -26,7 +26,12 @@ from quantizer.weight import PartCodes, QuantizedWeight
 
 
 def quantize_layer(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor, outlier_scores: Tensor | None = None
+    weight: Tensor,
+    hessian: Tensor,
+    fidelity: Fidelity,
+    impact: Tensor,
+    outlier_scores: Tensor | None = None,
+    inverse: Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one layer at `fidelity`, minimising the error of its outputs on the calibration inputs.
 
@@ -40,6 +45,7 @@ def quantize_layer(
         impact: score of each input column, see `quantizer.selection.column_impact`, [in].
         outlier_scores: score of each weight, the highest ones become outliers, [out, in]; by default
             `quantizer.sparse.output_scores`. Not looked at for a fidelity without outliers.
+        inverse: `damped_inverse(hessian)` where it is at hand; layers with the same inputs share it.
 
     Returns:
         The stored form.
@@ -49,17 +55,18 @@ def quantize_layer(
     """
     weight, hessian = weight.float(), hessian.float()
     if not bool(hessian.diagonal().any()):
-        hessian = torch.eye(weight.shape[1], device=weight.device)
+        hessian, inverse = torch.eye(weight.shape[1], device=weight.device), None
+    if inverse is None:
+        inverse = damped_inverse(hessian)
     columns = column_order(impact, hessian.diagonal(), fidelity)
-    ordered = hessian[columns][:, columns]
-    factor = inverse_factor(ordered)
+    diagonal, factor = hessian.diagonal()[columns], upper_factor(inverse[columns][:, columns])
     chosen = _outlier_places(weight, hessian.diagonal(), fidelity, outlier_scores)
     remaining = weight[:, columns].clone()
     ordered_chosen = None if chosen is None else chosen[:, columns]
     row_scale = None
     if fidelity.scale_bits < SCALE_BITS[0]:
-        row_scale = fit_row_scale(_without(remaining, ordered_chosen), ordered.diagonal(), fidelity)
-    parts = _quantize_parts(remaining, factor, ordered.diagonal(), fidelity, row_scale, ordered_chosen)
+        row_scale = fit_row_scale(_without(remaining, ordered_chosen), diagonal, fidelity)
+    parts = _quantize_parts(remaining, factor, diagonal, fidelity, row_scale, ordered_chosen)
     outliers = None
     if chosen is not None:
         compensated = torch.empty_like(weight)
@@ -94,7 +101,7 @@ def _quantize_parts(
 
     Args:
         remaining: the weight, overwritten by what each weight had become when its column's turn came, [out, in].
-        factor: see `inverse_factor`.
+        factor: of the inverse moments, see `quantizer.inverse.upper_factor`.
         diagonal: second moment of each input, [in].
         fidelity: how to store the layer.
         row_scale: what scales are coded under, [out, 1], or None for 16-bit scales.
@@ -135,17 +142,17 @@ def _quantize_group(
     scale, zero = fit_grid(_without(group, kept), bits, diagonal[columns], representable)
     scale, zero = scale[:, 0], zero[:, 0]
     inner = factor[columns, columns]
-    pivots = inner.diagonal().tolist()
     work = group.t().contiguous()  # [columns, out]: each step touches one contiguous row
     codes, errors = torch.empty_like(work), torch.empty_like(work)
-    for j, pivot in enumerate(pivots):
-        codes[j] = quantize(work[j], scale, zero, bits)
-        stored = dequantize(codes[j], scale, zero)
+    steps = zip(work.unbind(), codes.unbind(), errors.unbind(), inner.unbind(), inner.diagonal().tolist(), strict=True)
+    for j, (current, code, error, coupling, pivot) in enumerate(steps):
+        quantize(current, scale, zero, bits, out=code)
+        stored = dequantize(code, scale, zero)
         if kept is not None:
-            codes[j] = torch.where(kept[:, j], zero, codes[j])  # an exact zero: the outlier's value is added to it
-            stored = torch.where(kept[:, j], as_half(work[j]), stored)
-        errors[j] = (work[j] - stored) / pivot
-        work[j + 1 :].addr_(inner[j, j + 1 :], errors[j], alpha=-1)
+            code.copy_(torch.where(kept[:, j], zero, code))  # an exact zero: the outlier's value is added to it
+            stored = torch.where(kept[:, j], as_half(current), stored)
+        torch.sub(current, stored, out=error).div_(pivot)
+        work[j + 1 :].addr_(coupling[j + 1 :], error, alpha=-1)
     remaining[:, columns] = work.t()
     remaining[:, columns.stop :] -= errors.t() @ factor[columns, columns.stop :]
     return codes.t(), scale, zero

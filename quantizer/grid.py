@@ -14,14 +14,17 @@ SMALLEST_SCALE = 2.0**-14
 LARGEST_SCALE = 65504.0
 
 
-def quantize(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """Return codes clip(round(weight / scale + zero), 0, 2**bits - 1) as floats; scale and zero broadcast against weight."""
-    return (weight / scale + zero).round_().clamp_(0, 2**bits - 1)
+def quantize(weight: Tensor, scale: Tensor, zero: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
+    """Return codes clip(round(weight / scale + zero), 0, 2**bits - 1) as floats, in `out` if it is given.
+
+    Scale and zero broadcast against weight.
+    """
+    return torch.div(weight, scale, out=out).add_(zero).round_().clamp_(0, 2**bits - 1)
 
 
-def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """Return scale * (codes - zero)."""
-    return scale * (codes - zero)
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor | None = None) -> Tensor:
+    """Return scale * (codes - zero), in `out` if it is given, which may be the codes themselves."""
+    return torch.sub(codes, zero, out=out).mul_(scale)
 
 
 def half_scale(scale: Tensor) -> Tensor:
@@ -51,11 +54,13 @@ def fit_grid(
     low = weight.amin(1, keepdim=True).clamp_(max=0)
     high = weight.amax(1, keepdim=True).clamp_(min=0)
     best_error = best_scale = best_zero = None
+    tried = torch.empty_like(weight)
     for step in range(SHRINK_STEPS):
         shrink = 1 - SHRINK_STEP * step
         scale = representable((high - low) * (shrink / top))
         zero = (low * -shrink / scale).round_().clamp_(0, top)
-        error = (dequantize(quantize(weight, scale, zero, bits), scale, zero) - weight).square_() @ importance.unsqueeze(1)
+        quantize(weight, scale, zero, bits, out=tried)
+        error = dequantize(tried, scale, zero, out=tried).sub_(weight).square_() @ importance.unsqueeze(1)
         if best_error is None or best_scale is None or best_zero is None:
             best_error, best_scale, best_zero = error, scale, zero
             continue

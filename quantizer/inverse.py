@@ -1,4 +1,4 @@
-"""The inverse of a layer's second moments, as a factor."""
+"""The inverse of a layer's second moments, and its factor."""
 
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ DAMPING = 0.01
 DAMPING_TRIES = 6
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """Return the upper triangular U with U'U = (H + damping)^-1.
+def damped_inverse(hessian: Tensor) -> Tensor:
+    """Return (H + damping)^-1, float64; it serves all column orders, as damping does not depend on the order.
 
     Damping is `DAMPING` times the mean diagonal, ten times more for each try at which the factorisation fails.
 
@@ -18,12 +18,19 @@ def inverse_factor(hessian: Tensor) -> Tensor:
     """
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError("the second moments of a layer's inputs are not finite: the model overflows on the calibration text")
-    eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    damping = DAMPING * hessian.diagonal().mean()
+    exact = hessian.double()
+    damping = DAMPING * exact.diagonal().mean()
     for _ in range(DAMPING_TRIES):
-        lower, failed = torch.linalg.cholesky_ex((hessian + damping * eye).flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(exact + damping * torch.eye(len(exact), dtype=exact.dtype, device=exact.device))
         if not failed:
-            factor: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
-            return factor
+            return torch.cholesky_inverse(lower)
         damping *= 10
     raise ValueError("the second moments of a layer's inputs cannot be factorised")
+
+
+def upper_factor(inverse: Tensor) -> Tensor:
+    """Return the upper triangular U with U'U = inverse, float32."""
+    factor, failed = torch.linalg.cholesky_ex(inverse.float(), upper=True)
+    if failed:
+        factor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()

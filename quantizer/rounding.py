@@ -69,7 +69,12 @@ NO_SCORES = Scores()
 
 
 def make_form(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Scores = NO_SCORES
+    weight: Tensor,
+    hessian: Tensor,
+    fidelity: Fidelity,
+    rounding: Rounding = USUAL,
+    scores: Scores = NO_SCORES,
+    inverse: Tensor | None = None,
 ) -> QuantizedWeight:
     """Quantize one layer.
 
@@ -79,6 +84,7 @@ def make_form(
         fidelity: how to store the layer.
         rounding: how to find the codes.
         scores: scores from outside, where there are any.
+        inverse: see `quantizer.gptq.quantize_layer`.
 
     Raises:
         RoundingError: scores are to be given, and are not; or the fidelity asks for what only `gptq` makes: coded scales, outliers,
@@ -89,7 +95,7 @@ def make_form(
         raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
     impact = _impact(weight, hessian, fidelity, rounding, scores.columns)
     if rounding.light == "gptq":
-        return quantize_layer(weight, hessian, fidelity, impact, scores.weights)
+        return quantize_layer(weight, hessian, fidelity, impact, scores.weights, inverse)
     importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
     columns = column_order(impact, importance, fidelity)
     fit = partial(_searched, importance=importance[columns]) if rounding.light == "rtn" else _robust
@@ -125,6 +131,8 @@ def _round(ordered: Tensor, columns: Tensor, fidelity: Fidelity, fit: Fit) -> Qu
 
 
 def _impact(weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding, scores: Tensor | None) -> Tensor:
+    if not fidelity.ratio:
+        return torch.zeros_like(weight[0])
     if rounding.selection == "given":
         if scores is None or scores.shape != weight.shape[1:]:
             raise RoundingError(f"columns are to be chosen by given scores: give one for each of {weight.shape[1]} columns")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from quantizer.fidelity import Fidelity
 from quantizer.grid import round_to_nearest
-from quantizer.inverse import inverse_factor
+from quantizer.inverse import damped_inverse
 
 
 def column_impact(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> Tensor:
@@ -42,8 +42,7 @@ def sparsity_impact(weight: Tensor, hessian: Tensor) -> Tensor:
     """
     if not bool(hessian.diagonal().any()):
         return weight.square().sum(0)
-    inverse_diagonal = inverse_factor(hessian).square().sum(0)  # H^-1 = U'U
-    return weight.square().sum(0) / inverse_diagonal.square()
+    return weight.square().sum(0) / damped_inverse(hessian).diagonal().float().square()
 
 
 def random_impact(columns: int) -> Tensor:
