@@ -21,8 +21,9 @@ from quantizer.durable import PartStore, Progress
 from quantizer.latent import LatentLinear
 from quantizer.linear import get_linear, replace_linear
 from quantizer.plan import LayerSpec
+from quantizer.precision import products_in
 from quantizer.runner import BlockRunner
-from quantizer.training import Training, TrainingSpec, products_in, window_order
+from quantizer.training import Training, TrainingSpec, window_order
 from quantizer.weight import QuantizedWeight
 
 METHOD = "blockwise-1"

@@ -279,7 +279,8 @@ def input_moments(runner: BlockRunner, layer: LayerSpec, batches: Sequence[Tenso
     def accumulate(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal tokens
         states = args[0].reshape(-1, layer.in_features).float()
-        total.addmm_(states.t(), states)
+        with torch.autocast(states.device.type, enabled=False):
+            total.addmm_(states.t(), states)
         tokens += len(states)
         raise _Enough
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from quantizer.divergence import cross_entropy_gradient
 from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
+from quantizer.precision import products_in
 from quantizer.runner import BlockRunner
-from quantizer.training import products_in
 
 
 def squared_gradients(

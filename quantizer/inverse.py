@@ -23,14 +23,14 @@ def damped_inverse(hessian: Tensor) -> Tensor:
     for _ in range(DAMPING_TRIES):
         lower, failed = torch.linalg.cholesky_ex(exact + damping * torch.eye(len(exact), dtype=exact.dtype, device=exact.device))
         if not failed:
-            return torch.cholesky_inverse(lower)
+            inverse: Tensor = torch.cholesky_inverse(lower)
+            return inverse
         damping *= 10
     raise ValueError("the second moments of a layer's inputs cannot be factorised")
 
 
 def upper_factor(inverse: Tensor) -> Tensor:
     """Return the upper triangular U with U'U = inverse, float32."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(inverse.float(), upper=True)
-    if failed:
-        factor = torch.linalg.cholesky(inverse, upper=True)
-    return factor.float()
+    return torch.linalg.cholesky(inverse, upper=True).float() if failed else factor

@@ -18,8 +18,8 @@ from torch import Tensor
 from quantizer.divergence import divergence
 from quantizer.fidelity import RATIO_DIGITS, SHARE_LIMIT, Fidelity
 from quantizer.linear import get_linear
+from quantizer.precision import products_in
 from quantizer.runner import BlockRunner
-from quantizer.training import products_in
 
 Weights = Mapping[str, Tensor]
 """Tensors by layer name, [out, in] each."""

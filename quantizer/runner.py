@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import ModelError
 from quantizer.layers import find_blocks
+from quantizer.precision import products_in
 
 
 class _Stop(Exception):
@@ -26,13 +27,17 @@ class _Stop(Exception):
 class BlockRunner:
     """Runs parts of `model`, a transformers causal language model in evaluation mode."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, precision: torch.dtype = torch.float32) -> None:
         """Find the blocks and the head.
+
+        Args:
+            model: the model.
+            precision: dtype in which products of float32 matrices are computed.
 
         Raises:
             ModelError: the model has no blocks or no head.
         """
-        self.model = model
+        self.model, self._precision = model, precision
         self.blocks = find_blocks(model)[1]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if not isinstance(head, nn.Module):
@@ -93,7 +98,7 @@ class BlockRunner:
         self._observe(input_ids)
         handle = self.head.register_forward_pre_hook(replace)
         try:
-            with self._blocks_replaced(len(self.blocks), None, None, None):
+            with self._blocks_replaced(len(self.blocks), None, None, None), products_in(self._precision, input_ids.device):
                 output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
                 return output
         finally:
@@ -111,7 +116,7 @@ class BlockRunner:
         if first > 0:
             self._observe(input_ids)
         try:
-            with self._blocks_replaced(first, hidden, stop_before, stop_after):
+            with self._blocks_replaced(first, hidden, stop_before, stop_after), products_in(self._precision, input_ids.device):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:
             return stop.value

@@ -72,18 +72,6 @@ class TrainingSpec:
         return min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * falling)
 
 
-def fast_precision(device: str) -> torch.dtype:
-    """Return the dtype in which the matrix products of training are fastest: bfloat16 where the processor multiplies it itself."""
-    capable: Mapping[str, Any] = torch.cpu.get_capabilities()
-    fast = device.startswith("cuda") or capable.get("avx512_bf16") or capable.get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
-
-
-def products_in(precision: torch.dtype, device: torch.device) -> torch.autocast:
-    """Return the context in which matrix products are computed in `precision`, and all else in float32."""
-    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
-
-
 def window_order(windows: int, spec: TrainingSpec) -> Tensor:
     """Return which windows each step sees, int64 [steps, batch]: all windows in random order, then all in another order, ..."""
     generator = torch.Generator().manual_seed(spec.seed)

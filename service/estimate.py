@@ -11,9 +11,10 @@ from allocator.noise import LEVELS
 from allocator.output import WIDTH
 from allocator.uniform import uniform_plans
 from service.pipeline import Task
+from service.recipe import MODEL
 from service.request import RunRequest
 from service.stages import PROBE_BATCH, Machine
-from service.tuning import MODEL, TRAINING_BYTES, Phase, phases_for
+from service.tuning import TRAINING_BYTES, Phase, phases_for
 
 _FLOAT_BYTES = 4
 _BENCH_SIZE, _BENCH_RUNS = 1024, 12

@@ -12,9 +12,7 @@ from quantizer.linear import get_linear
 from quantizer.plan import Plan
 from quantizer.requant import Kept, keep_weights
 from quantizer.rounding import Scores
-from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, load_model
-from quantizer.training import fast_precision
 from service import stages
 from service.progress import Reporter
 from service.recipe import Recipe
@@ -113,7 +111,9 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
         choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
         scores = {name: Scores(weights=each) for name, each in kept.scores.items()}
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
-        quantize_blocks(BlockRunner(loaded), plan.layers, choices, calibration, parts, reporter.step("requantize"), scores=scores)
+        quantize_blocks(
+            task.machine.runner(loaded), plan.layers, choices, calibration, parts, reporter.step("requantize"), scores=scores
+        )
         pack_model(loaded, plan, stored_weights(plan, parts))
         save_checkpoint(loaded, task.model, plan, folder / "model")
 
@@ -129,6 +129,6 @@ def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     quantized = {name: form.dequantize(originals[name].dtype).to(device) for name, form in forms.items()}
     told(0, 1)
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
-    kept = keep_weights(BlockRunner(loaded), originals, quantized, windows, task.share, fast_precision(device))
+    kept = keep_weights(task.machine.runner(loaded), originals, quantized, windows, task.share, task.machine.precision)
     told(1, 1)
     return kept

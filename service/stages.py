@@ -32,6 +32,7 @@ from quantizer.errors import PlanError
 from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
 from quantizer.plan import Plan
+from quantizer.precision import fast_precision
 from quantizer.rounding import USUAL, Rounding
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
@@ -74,6 +75,15 @@ class Machine:
     device: str
     dtype: torch.dtype
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of matrix products while layers are measured, quantized and trained; results are scored in `dtype`."""
+        return fast_precision(self.device)
+
+    def runner(self, model: Any) -> BlockRunner:
+        """Return a runner of a model that was loaded for this machine."""
+        return BlockRunner(model, self.precision)
+
     @classmethod
     def choose(cls, wanted: str) -> "Machine":
         """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
@@ -82,7 +92,7 @@ class Machine:
 
     def inputs(self) -> dict[str, str]:
         """Return what of the machine decides results, for the hash of a stage."""
-        return {"device": self.device, "dtype": str(self.dtype), "torch": version("torch")}
+        return {"device": self.device, "dtype": str(self.dtype), "products": str(self.precision), "torch": version("torch")}
 
 
 def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_tokens: int | None = None) -> Windows:
@@ -175,7 +185,9 @@ def forms(store: StageStore, task: ProfileTask, reporter: Reporter) -> Path:
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
         told = reporter.step("profile: quantize")
-        profiler.make_forms(BlockRunner(loaded), find_layers(loaded), task.menu, calibration, parts, told, keep_all=task.keep_all)
+        profiler.make_forms(
+            task.machine.runner(loaded), find_layers(loaded), task.menu, calibration, parts, told, keep_all=task.keep_all
+        )
         for part in parts.paths():
             link_or_copy(part, folder / part.name)
 
@@ -190,7 +202,7 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
         made = PartStore(forms(store, task, reporter))
         loaded = load_model(task.model, machine.dtype, machine.device)
         measured = profiler.profile_model(
-            BlockRunner(loaded),
+            machine.runner(loaded),
             find_layers(loaded),
             task.menu,
             Calibration(task.calibration.tokens.to(machine.device), task.batch),
@@ -218,7 +230,7 @@ def checks(
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         tokens, made = windows.tokens.to(task.machine.device), PartStore(forms(store, task, reporter))
         told = reporter.step("check")
-        found = check_plans(BlockRunner(loaded), measured, budget_bytes, count, tokens, made, parts, told)
+        found = check_plans(task.machine.runner(loaded), measured, budget_bytes, count, tokens, made, parts, told)
         _write(folder / "checks.json", json.dumps([asdict(check) for check in found]))
 
     folder = store.get(StageKey("checks", inputs), make)
@@ -279,7 +291,7 @@ def checkpoint(
         choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
         calibration = Calibration(windows.tokens.to(machine.device), batch)
         told = reporter.step(label)
-        quantize_blocks(BlockRunner(loaded), chosen.layers, choices, calibration, parts, told, rounding=rounding)
+        quantize_blocks(machine.runner(loaded), chosen.layers, choices, calibration, parts, told, rounding=rounding)
         pack_model(loaded, chosen, stored_weights(chosen, parts))
         save_checkpoint(loaded, model, chosen, folder / "model")
 

@@ -16,16 +16,15 @@ from quantizer.durable import PartStore
 from quantizer.fisher import squared_gradients
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
-from quantizer.runner import BlockRunner
 from quantizer.saliency import salient
 from quantizer.source import ModelFolder, load_model
 from quantizer.text import TextSpec
-from quantizer.training import TrainingSpec, fast_precision
+from quantizer.training import TrainingSpec
 from quantizer.weight import QuantizedWeight
 from service.effort import Effort
 from service.guard import nearer
 from service.progress import Reporter
-from service.recipe import BLOCKS, MODEL, Recipe
+from service.recipe import BLOCKS, MODEL, USUAL, Recipe
 from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_of
 from service.store import StageKey, StageStore
 
@@ -133,16 +132,17 @@ def choose_phases(
     return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
 
 
-def phases_for(request: TuneRequest, layers: Sequence[LayerSpec], machine: Machine) -> tuple[Phase, ...]:
+def phases_for(
+    effort: Effort, layers: Sequence[LayerSpec], machine: Machine, batch: int, seed: int, recipe: Recipe = USUAL
+) -> tuple[Phase, ...]:
     """Return how a model's layers are trained on this machine."""
     weights = sum(layer.weights for layer in layers)
     on_card = machine.device.startswith("cuda")
     memory_bytes = torch.cuda.get_device_properties(machine.device).total_memory if on_card else psutil.virtual_memory().total
-    precision, recipe = fast_precision(machine.device), request.recipe
-    phases = choose_phases(request.effort, weights, memory_bytes, request.batch, precision, request.seed)
+    phases = choose_phases(effort, weights, memory_bytes, batch, machine.precision, seed)
     if not phases or recipe.kind is None:
         return phases
-    steps = request.effort.block_steps if recipe.kind == BLOCKS else request.effort.steps
+    steps = effort.block_steps if recipe.kind == BLOCKS else effort.steps
     return (Phase(recipe.kind, replace(phases[0].spec, steps=steps, **recipe.changes)),)
 
 
@@ -150,7 +150,7 @@ def tune_task(
     store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, request: TuneRequest, machine: Machine
 ) -> TuneTask:
     """Return all that decides how a plan's checkpoint is trained on this machine; no phases if it is not."""
-    phases = phases_for(request, plan.layers, machine)
+    phases = phases_for(request.effort, plan.layers, machine, request.batch, request.seed, request.recipe)
     windows = training_windows(store, model, request.text, phases, request.guard) if phases else request.guard
     return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
@@ -191,7 +191,7 @@ def _train(
     task: TuneTask, phase: Phase, forms: dict[str, QuantizedWeight], parts: PartStore, reporter: Reporter
 ) -> dict[str, QuantizedWeight]:
     loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-    runner, windows = BlockRunner(loaded), task.windows.tokens.to(task.machine.device)
+    runner, windows = task.machine.runner(loaded), task.windows.tokens.to(task.machine.device)
     told = reporter.step(f"tune: {phase.kind}")
     if phase.kind == MODEL:
         calibration = Calibration(windows[:SALIENCY_WINDOWS], phase.spec.batch)

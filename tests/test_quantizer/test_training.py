@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from quantizer.errors import TrainingError
 from quantizer.fidelity import Fidelity
 from quantizer.latent import LatentLinear
-from quantizer.training import BETAS, LAST_RATE, WARMUP_STEPS, Training, TrainingSpec, fast_precision, window_order
+from quantizer.precision import fast_precision
+from quantizer.training import BETAS, LAST_RATE, WARMUP_STEPS, Training, TrainingSpec, window_order
 from tests.test_quantizer.helpers import normal, random_weight
 
 FIDELITY = Fidelity(2, 4, 0.4, 32)

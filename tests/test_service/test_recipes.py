@@ -14,12 +14,11 @@ from quantizer.layers import find_layers
 from quantizer.linear import get_linear
 from quantizer.plan import Plan
 from quantizer.requant import keep_weights
-from quantizer.runner import BlockRunner
 from quantizer.source import find_model, load_model
 from quantizer.text import TextSpec
 from service.recipe import RECIPES
 from service.requantizing import RANKING_WINDOWS
-from service.stages import skeleton, windows_of
+from service.stages import Machine, skeleton, windows_of
 from service.store import StageStore
 from tests.command import SMALL, bitwright, bitwright_json
 
@@ -100,14 +99,15 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
     bare = _plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
     bitwright_json("quantize", model, *_options(folder, bare, "usual", "fast"))
     source, store = find_model(str(model), folder / "models"), StageStore(folder / "cache")
-    loaded = load_model(source, torch.float32, "cpu")
+    machine = Machine.choose("cpu")
+    loaded = load_model(source, machine.dtype, machine.device)
     originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in plan.layers}
     forms = read_weights(folder / "usual", Plan.loads(bare.read_text()))
     windows = windows_of(store, source, TextSpec("builtin:calibration", 4, 64, 0)).tokens[:RANKING_WINDOWS]
     share = sum(f.outlier_count(s.out_features, s.in_features) for s, f in zip(plan.layers, plan.fidelities, strict=True))
     weights = sum(layer.weights for layer in plan.layers)
     quantized = {name: form.dequantize() for name, form in forms.items()}
-    return keep_weights(BlockRunner(loaded), originals, quantized, windows, share / weights)
+    return keep_weights(machine.runner(loaded), originals, quantized, windows, share / weights, machine.precision)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from quantizer.text import TextSpec
 from service.console import Lines
 from service.effort import EFFORTS, find_effort
 from service.errors import RequestError
+from service.recipe import BLOCKS, MODEL
 from service.stages import Machine, windows_of
 from service.store import StageStore
-from service.tuning import BLOCKS, MODEL, TuneTask, choose_phases, training_windows, tune
+from service.tuning import TuneTask, choose_phases, training_windows, tune
 from tests.command import SMALL, bitwright_json, run_options, stop_when
 
 GIGABYTE = 10**9

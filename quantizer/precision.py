@@ -1,0 +1,19 @@
+"""In which dtype matrix products are computed."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def fast_precision(device: str) -> torch.dtype:
+    """Return the dtype in which matrix products are fastest: bfloat16 where the processor multiplies it itself, else float32."""
+    capable: Mapping[str, Any] = torch.cpu.get_capabilities()
+    fast = device.startswith("cuda") or capable.get("avx512_bf16") or capable.get("amx_bf16")
+    return torch.bfloat16 if fast else torch.float32
+
+
+def products_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which products of float32 matrices are computed in `precision`; all else stays in float32."""
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)
