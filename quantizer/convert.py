@@ -15,12 +15,17 @@ from quantizer.fidelity import Fidelity
 from quantizer.inverse import damped_inverse
 from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
-from quantizer.rounding import USUAL, Rounding, Scores, make_form
+from quantizer.rounding import USUAL, Rounding, Scores, make_forms
 from quantizer.runner import BlockRunner
 from quantizer.weight import QuantizedWeight
 
 METHOD = "gptq-3"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
+
+STACK_BYTES = 2**28
+"""What the fidelities of a layer that are quantized at once may take together."""
+_STACKED = 12
+"""Bytes of each weight at each of them."""
 
 _ERRORS = "errors"
 
@@ -106,7 +111,7 @@ def quantize_blocks(
         members = [layer for layer in layers if layer.block == index]
         stored = read_block(parts, members, choices, index)
         if stored is None:
-            make = partial(_make_form, rounding=rounding)
+            make = partial(_make_forms, rounding=rounding)
             stored = _quantize_block(runner, members, choices, scored, batches, hidden, index, make, scores or {})
             parts.write(_part_name(index), _encode(stored))
         else:
@@ -177,7 +182,7 @@ def _quantize_block(
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
-    make: Callable[..., tuple[QuantizedWeight, FormError]],
+    make: Callable[..., list[tuple[QuantizedWeight, FormError]]],
     scores: Mapping[str, Scores],
 ) -> QuantizedBlock:
     block = QuantizedBlock({}, {})
@@ -185,29 +190,44 @@ def _quantize_block(
         moments = input_moments(runner, group[0], batches, hidden, index)
         inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
         weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
-        pairs = [(layer, option) for layer in group for option in dict.fromkeys((*choices[layer.name], *scored))]
-        items = [(weights[layer.name], option, scores.get(layer.name, Scores())) for layer, option in pairs]
+        tasks = [
+            (layer, piece)
+            for layer in group
+            for piece in _pieces(tuple(dict.fromkeys((*choices[layer.name], *scored))), layer.weights, moments.device)
+        ]
+        items = [(weights[layer.name], piece, scores.get(layer.name, Scores())) for layer, piece in tasks]
         made = _in_parallel(partial(make, moments=moments, inverse=inverse), items)
-        for (layer, option), (form, error) in zip(pairs, made, strict=True):
-            block.errors.setdefault(layer.name, {})[option.name] = error
-            if option in choices[layer.name]:
-                block.weights.setdefault(layer.name, {})[option.name] = form
+        for (layer, piece), results in zip(tasks, made, strict=True):
+            for option, (form, error) in zip(piece, results, strict=True):
+                block.errors.setdefault(layer.name, {})[option.name] = error
+                if option in choices[layer.name]:
+                    block.weights.setdefault(layer.name, {})[option.name] = form
         for layer in group:
             install(runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name])
     return block
 
 
-def _make_form(
-    weight: Tensor, fidelity: Fidelity, scores: Scores, rounding: Rounding, moments: Tensor, inverse: Tensor | None
-) -> tuple[QuantizedWeight, FormError]:
-    form = make_form(weight, moments, fidelity, rounding, scores, inverse)
-    return form, form_error(form, weight, moments)
+def _make_forms(
+    weight: Tensor, fidelities: Sequence[Fidelity], scores: Scores, rounding: Rounding, moments: Tensor, inverse: Tensor | None
+) -> list[tuple[QuantizedWeight, FormError]]:
+    forms = make_forms(weight, moments, fidelities, rounding, scores, inverse)
+    return [(form, form_error(form, weight, moments)) for form in forms]
 
 
-Item = tuple[Tensor, Fidelity, Scores]
+def _pieces(fidelities: Sequence[Fidelity], weights: int, device: torch.device) -> list[Sequence[Fidelity]]:
+    """Return the fidelities of a layer of so many weights in pieces that are quantized at once: one for each core, or all on a GPU.
+
+    Pieces are smaller where they would take more than `STACK_BYTES`.
+    """
+    pieces = torch.get_num_threads() if device.type == "cpu" else 1
+    size = max(1, min(-(-len(fidelities) // pieces), STACK_BYTES // (_STACKED * weights)))
+    return [fidelities[at : at + size] for at in range(0, len(fidelities), size)]
 
 
-def _in_parallel(work: Callable[[Tensor, Fidelity, Scores], R], items: Sequence[Item]) -> list[R]:
+Item = tuple[Tensor, Sequence[Fidelity], Scores]
+
+
+def _in_parallel(work: Callable[[Tensor, Sequence[Fidelity], Scores], R], items: Sequence[Item]) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
     Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another

@@ -29,8 +29,8 @@ def damped_inverse(hessian: Tensor) -> Tensor:
     raise ValueError("the second moments of a layer's inputs cannot be factorised")
 
 
-def upper_factor(inverse: Tensor) -> Tensor:
-    """Return the upper triangular U with U'U = inverse, float32."""
+def upper_factor(inverse: Tensor, columns: Tensor) -> Tensor:
+    """Return the upper triangular U with U'U = inverse[columns][:, columns], float32."""
     factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(inverse.float(), upper=True)
-    return torch.linalg.cholesky(inverse, upper=True).float() if failed else factor
+    factor, failed = torch.linalg.cholesky_ex(inverse.float()[columns][:, columns], upper=True)
+    return torch.linalg.cholesky(inverse[columns][:, columns], upper=True).float() if failed else factor

@@ -1,6 +1,6 @@
 """How a layer's codes are found: the light method that rounds, and what the high-impact columns are chosen by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantizer.errors import RoundingError
 from quantizer.fidelity import SCALE_BITS, Fidelity
-from quantizer.gptq import quantize_layer
+from quantizer.gptq import quantize_forms
 from quantizer.grid import fit_grid, quantize
 from quantizer.hqq import fit_robust_grid
 from quantizer.selection import column_impact, column_order, random_impact, sparsity_impact
@@ -68,37 +68,65 @@ class Scores:
 NO_SCORES = Scores()
 
 
-def make_form(
+def make_forms(
     weight: Tensor,
     hessian: Tensor,
-    fidelity: Fidelity,
+    fidelities: Sequence[Fidelity],
     rounding: Rounding = USUAL,
     scores: Scores = NO_SCORES,
     inverse: Tensor | None = None,
-) -> QuantizedWeight:
-    """Quantize one layer.
+) -> list[QuantizedWeight]:
+    """Quantize one layer at each of some fidelities.
 
     Args:
         weight: float32 [out, in].
         hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of them.
-        fidelity: how to store the layer.
+        fidelities: how to store the layer.
         rounding: how to find the codes.
         scores: scores from outside, where there are any.
-        inverse: see `quantizer.gptq.quantize_layer`.
+        inverse: see `quantizer.gptq.quantize_forms`.
+
+    Returns:
+        stored forms in the order of the fidelities.
 
     Raises:
-        RoundingError: scores are to be given, and are not; or the fidelity asks for what only `gptq` makes: coded scales, outliers,
+        RoundingError: scores are to be given, and are not; or a fidelity asks for what only `gptq` makes: coded scales, outliers,
             an adapter.
     """
-    plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
-    if rounding.light != "gptq" and fidelity != plain:
-        raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
-    impact = _impact(weight, hessian, fidelity, rounding, scores.columns)
-    if rounding.light == "gptq":
-        return quantize_layer(weight, hessian, fidelity, impact, scores.weights, inverse)
+    if rounding.light != LIGHT[0]:
+        for fidelity in fidelities:
+            plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
+            if fidelity != plain:
+                raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
+    by_grid: dict[tuple[int, int, bool], Tensor] = {}
+    for fidelity in fidelities:
+        if _grid_of(fidelity) not in by_grid:
+            by_grid[_grid_of(fidelity)] = _impact(weight, hessian, fidelity, rounding, scores.columns)
+    impacts = [by_grid[_grid_of(fidelity)] for fidelity in fidelities]
+    if rounding.light == LIGHT[0]:
+        return quantize_forms(weight, hessian, fidelities, impacts, scores.weights, inverse)
+    return [
+        _rounded(weight, hessian, fidelity, impact, rounding.light) for fidelity, impact in zip(fidelities, impacts, strict=True)
+    ]
+
+
+def make_form(
+    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Scores = NO_SCORES
+) -> QuantizedWeight:
+    """Quantize one layer at one fidelity, see `make_forms`."""
+    (form,) = make_forms(weight, hessian, (fidelity,), rounding, scores)
+    return form
+
+
+def _grid_of(fidelity: Fidelity) -> tuple[int, int, bool]:
+    """Return what of a fidelity decides which columns have which impact."""
+    return fidelity.bits_lo, fidelity.group_size, fidelity.ratio > 0
+
+
+def _rounded(weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor, light: str) -> QuantizedWeight:
     importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
     columns = column_order(impact, importance, fidelity)
-    fit = partial(_searched, importance=importance[columns]) if rounding.light == "rtn" else _robust
+    fit = partial(_searched, importance=importance[columns]) if light == "rtn" else _robust
     return _round(weight[:, columns], columns, fidelity, fit)
 
 
