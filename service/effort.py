@@ -14,16 +14,18 @@ class Effort:
         steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See `quantizer.distill`.
         block_steps: steps for each block of block-wise training, which takes the place of training codes end to end where the
             whole model is too large for it. See `quantizer.blockwise`.
+        rivals: how many of the uniform plans that may be best are quantized and compared with the solver's plan.
     """
 
     name: str
     steps: int
     block_steps: int
+    rivals: int
 
 
 FAST = "fast"
 USUAL = "balanced"
-EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0), Effort(USUAL, 100, 60), Effort("best", 400, 240))}
+EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0, 1), Effort(USUAL, 100, 60, 3), Effort("best", 400, 240, 3))}
 
 
 def find_effort(name: str) -> Effort:

@@ -152,7 +152,8 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     yield (made := Made("profile", profile))
 
     allocations = clock.time("plan", lambda: plans_of(profile, request, task.budget_bytes, store))
-    uniforms = {label_of(plan): plan for plan in likely_uniform_plans(profile, task.budget_bytes)}
+    rivals = likely_uniform_plans(profile, task.budget_bytes)[: request.effort.rivals]
+    uniforms = {label_of(plan): plan for plan in rivals}
     yield (made := replace(made, stage="plan", allocations=allocations))
 
     def quantize(name: str, plan: Plan) -> Path:
@@ -161,11 +162,11 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
             label, lambda: stages.checkpoint(store, task.model, plan, calibration, amounts.batch, machine, reporter, label)
         )
 
-    def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows) -> dict[str, Quality]:
-        return clock.time(
-            label,
-            lambda: stages.evaluation(store, task.model, checkpoints, windows, amounts.batch, machine, reporter, label),
-        )
+    def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows, *, fast: bool = True) -> dict[str, Quality]:
+        def work() -> dict[str, Quality]:
+            return stages.evaluation(store, task.model, checkpoints, windows, amounts.batch, machine, reporter, label, fast=fast)
+
+        return clock.time(label, work)
 
     candidates = {name: quantize(name, allocation.plan) for name, allocation in allocations.items()}
     candidates |= {name: quantize(name, plan) for name, plan in uniforms.items()}
@@ -183,7 +184,7 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     compared |= {"untuned": untuned} if guard.keeps_tuned else {}
     yield (made := replace(made, stage="tune", checkpoint=compared["plan"], trained=guard.keeps_tuned))
 
-    quality = score("evaluate", compared, held_out)
+    quality = score("evaluate", compared, held_out, fast=False)
     found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
     comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, tuning, quality, found)
     report = build_report(request, task.model, task.sizes, comparison, compared["plan"], clock.seconds)

@@ -127,7 +127,6 @@ def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     bare = Plan.loads((task.checkpoint / "plan.json").read_text(encoding="utf-8"))
     forms = read_weights(task.checkpoint, bare)
     quantized = {name: form.dequantize(originals[name].dtype).to(device) for name, form in forms.items()}
-    told(0, 1)
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
     kept = keep_weights(task.machine.runner(loaded), originals, quantized, windows, task.share, task.machine.precision)
     told(1, 1)

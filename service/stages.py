@@ -32,7 +32,7 @@ from quantizer.errors import PlanError
 from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
 from quantizer.plan import Plan
-from quantizer.precision import fast_precision
+from quantizer.precision import fast_precision, products_in
 from quantizer.rounding import USUAL, Rounding
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
@@ -320,20 +320,25 @@ def evaluation(
     machine: Machine,
     reporter: Reporter,
     label: str = "evaluate",
+    *,
+    fast: bool = False,
 ) -> dict[str, Quality]:
-    """Score the original and the saved checkpoints on the same windows, side by side."""
+    """Score the original and the saved checkpoints on the same windows, side by side; `fast` is enough to tell which is best."""
+    precision = machine.precision if fast else torch.float32
     inputs = {
         "model": model.sha256,
         "checkpoints": {name: checkpoint_digest(path) for name, path in checkpoints.items()},
         "windows": windows.sha256,
         "batch": batch,
+        "products": str(precision),
         "machine": machine.inputs(),
     }
 
     def make(folder: Path, parts: PartStore) -> None:
         models = {"original": load_model(model, machine.dtype, machine.device)}
         models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
-        scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step(label))
+        with products_in(precision, torch.device(machine.device)):
+            scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step(label))
         _write(folder / "evaluation.json", json.dumps({name: score.to_json() for name, score in scores.items()}))
         models.clear()
         gc.collect()

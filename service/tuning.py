@@ -183,7 +183,7 @@ def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
 def better(store: StageStore, task: TuneTask, guard: Windows, reporter: Reporter) -> Path:
     """Return the folder of the trained checkpoint, or of the untrained one where that is nearer to the original on the guard."""
     folders = {"untrained": task.checkpoint, "trained": tune(store, task, reporter)}
-    found = evaluation(store, task.model, folders, guard, GUARD_BATCH, task.machine, reporter, "guard")
+    found = evaluation(store, task.model, folders, guard, GUARD_BATCH, task.machine, reporter, "guard", fast=True)
     return folders["trained" if nearer(found["trained"], found["untrained"]) else "untrained"]
 
 

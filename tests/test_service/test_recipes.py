@@ -23,6 +23,7 @@ from service.store import StageStore
 from tests.command import SMALL, bitwright, bitwright_json
 
 PLAIN = "int2+4r0.5g32"
+ADAPTED = "int2+4r0.5g32a8"
 SPARSE = "int2+4r0.5g32s6o0.01"
 
 
@@ -57,7 +58,8 @@ def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("usual", "requant")])
 def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(recipe: str, tiny_llama: Path, tmp_path: Path) -> None:
-    plan = _plan(tiny_llama, tmp_path, PLAIN)
+    clipped = "clipping" in RECIPES[recipe].changes.values()
+    plan = _plan(tiny_llama, tmp_path, ADAPTED if clipped else PLAIN)
     bitwright_json("quantize", tiny_llama, *_options(tmp_path, plan, "usual", "fast"))
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
     made = bitwright_json("quantize", tiny_llama, *_options(tmp_path, plan, recipe, effort))
@@ -68,9 +70,11 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(recipe: str
     usual, own = _divergences(tiny_llama, tmp_path, "usual", recipe)
     if effort == "fast":
         assert own > usual, "nothing makes good what rounding costs"
-    else:
-        assert made["trained"]
+    elif made["trained"]:
         assert own < usual
+    else:
+        assert clipped, "plain rounding of a model without structure loses to error compensation, however its ranges are trained"
+        assert own == usual
 
 
 def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, tmp_path: Path) -> None:
