@@ -18,6 +18,7 @@ from quantizer.integration import BitwrightConfig, BitwrightQuantizer
 from quantizer.linear import pack_layers
 from quantizer.plan import Plan
 from quantizer.source import ModelFolder
+from quantizer.tables import pack_tables
 from quantizer.weight import QuantizedWeight
 
 _TOKENIZER_FILES = (
@@ -46,8 +47,9 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
     for name, fidelity in plan.by_name.items():
         if weights[name].fidelity != fidelity:
             raise CheckpointError(f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says {fidelity.name}")
-    pack_layers(model, weights)
-    config = BitwrightConfig({name: fidelity.name for name, fidelity in plan.by_name.items()})
+    tied = pack_tables(model, {name: weights[name] for name in plan.tables})
+    pack_layers(model, {name: weights[name] for name in plan.in_blocks.by_name})
+    config = BitwrightConfig({name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied)
     model.config.quantization_config = config
     model.hf_quantizer = BitwrightQuantizer(config)
     model.is_quantized = True
@@ -67,7 +69,7 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
         parameter.data = parameter.data.to(dtype)  # packed tensors are buffers, and stay as they are
     model.config.dtype = dtype
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, save_original_format=not plan.tables)  # else some heads are stored under older names
     except SafetensorError as err:
         raise OSError(errno.ENOSPC if "os error 28" in str(err) else errno.EIO, str(err), str(folder)) from err
     for name in _TOKENIZER_FILES:

@@ -14,6 +14,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from quantizer.embedding import QuantizedEmbedding, TiedHead
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.linear import QuantizedLinear, get_linear, replace_linear
@@ -24,13 +25,15 @@ FORMAT_VERSION = 1
 
 @register_quantization_config(QUANT_METHOD)
 class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is Any to the checker
-    """What `config.json` says of a quantized checkpoint: the fidelity of each layer, by name.
+    """What `config.json` says of a quantized checkpoint: the fidelity of each layer, and which heads share an embedding's table.
 
     Raises:
         CheckpointError: the format version is not the one that this package reads, or no layer is named.
     """
 
-    def __init__(self, layers: dict[str, str] | None = None, version: int = FORMAT_VERSION, **_: object) -> None:
+    def __init__(
+        self, layers: dict[str, str] | None = None, version: int = FORMAT_VERSION, tied: dict[str, str] | None = None, **_: object
+    ) -> None:
         """Check the version, keep the fidelities' names."""
         if version != FORMAT_VERSION:
             raise CheckpointError(f"checkpoint format version {version}; this bitwright reads version {FORMAT_VERSION}")
@@ -39,6 +42,7 @@ class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transfo
         self.quant_method = QUANT_METHOD
         self.version = version
         self.layers = layers
+        self.tied = tied or {}
 
 
 @register_quantizer(QUANT_METHOD)
@@ -54,16 +58,11 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
         packed_names: list[str] = []
         with torch.device("meta"):
             for name, fidelity in self.quantization_config.layers.items():
-                linear = get_linear(model, name)
-                packed = QuantizedLinear(
-                    Fidelity.parse(fidelity),
-                    linear.in_features,
-                    linear.out_features,
-                    bias=linear.bias is not None,
-                    dtype=linear.weight.dtype,
-                )
+                packed = _packed(model, name, Fidelity.parse(fidelity))
                 replace_linear(model, name, packed)
-                packed_names += [f"{name}.{leaf}" for leaf, _ in packed.named_buffers()]
+                packed_names += [f"{name}.{leaf}" for leaf in packed.state_dict()]
+            for head, name in self.quantization_config.tied.items():
+                replace_linear(model, head, TiedHead(_embedding(model, name)))
         if checkpoint_files:
             _check_tensors(checkpoint_files, packed_names)
         return model
@@ -76,6 +75,28 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     def is_trainable(self) -> bool:
         """False: codes have no gradient."""
         return False
+
+
+def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
+    """Return an empty packed twin of an embedding or a linear layer."""
+    module = dict(model.named_modules()).get(name)
+    if isinstance(module, nn.Embedding):
+        return QuantizedEmbedding(fidelity, module)
+    linear = get_linear(model, name)
+    has_bias = linear.bias is not None
+    return QuantizedLinear(fidelity, linear.in_features, linear.out_features, bias=has_bias, dtype=linear.weight.dtype)
+
+
+def _embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
+    """Return the quantized embedding of that name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = dict(model.named_modules()).get(name)
+    if not isinstance(found, QuantizedEmbedding):
+        raise CheckpointError(f"the head is said to share the table of {name!r}, which is no quantized embedding")
+    return found
 
 
 def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:

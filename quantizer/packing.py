@@ -66,3 +66,21 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
         codes = ((unit.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8)
     kept: Tensor = codes.reshape(rows, units * per_unit)[:, :values]
     return kept
+
+
+def unpack_at(packed: Tensor, bits: int, places: Tensor) -> Tensor:
+    """Return what `unpack` returns, at some places of each row only.
+
+    Args:
+        packed: int32 [rows, words(values, bits)], contiguous.
+        bits: code width, 1 to 8.
+        places: int64 [n], each below the number of values.
+
+    Returns:
+        uint8 [rows, n].
+    """
+    stream = torch.nn.functional.pad(packed.view(torch.uint8), (0, 1))  # a code may end in the byte after the one it begins in
+    first, shift = places * bits // 8, places * bits % 8
+    pair = stream[:, first].to(torch.int32) | stream[:, first + 1].to(torch.int32) << 8
+    codes: Tensor = (pair >> shift) & (2**bits - 1)
+    return codes.to(torch.uint8)

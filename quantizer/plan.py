@@ -10,14 +10,17 @@ from quantizer.fidelity import Fidelity
 
 SCHEMA = "bitwright.plan/1"
 
+OUTSIDE = -1
+"""The block of a matrix that is in no decoder block, see `quantizer.tables`."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One linear layer that is quantized.
+    """One linear layer that is quantized, or another matrix.
 
     Attributes:
         name: path of the module inside the model.
-        block: index of the decoder block that holds it.
+        block: index of the decoder block that holds it, or `OUTSIDE`.
         kind: path inside the block, such as `mlp.down_proj`; the same in every block.
         out_features: rows of the weight.
         in_features: columns of the weight.
@@ -56,6 +59,21 @@ class Plan:
         """Return the plan that stores every layer at `fidelity`."""
         layers = tuple(layers)
         return cls(layers, (fidelity,) * len(layers))
+
+    @property
+    def in_blocks(self) -> "Plan":
+        """The part of the plan that is about decoder blocks."""
+        kept = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE]
+        return Plan(tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept))
+
+    @property
+    def tables(self) -> dict[str, Fidelity]:
+        """Fidelities of the matrices outside of decoder blocks by name."""
+        return {layer.name: self.by_name[layer.name] for layer in self.layers if layer.block == OUTSIDE}
+
+    def with_tables(self, tables: Mapping[LayerSpec, Fidelity]) -> "Plan":
+        """Return the plan with further matrices after its layers."""
+        return Plan((*self.layers, *tables), (*self.fidelities, *tables.values()))
 
     @property
     def by_name(self) -> dict[str, Fidelity]:

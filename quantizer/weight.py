@@ -10,7 +10,7 @@ from quantizer.adapter import Adapter, adapter_weight
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import SCALE_BITS, Fidelity, words
 from quantizer.grid import dequantize
-from quantizer.packing import pack, unpack
+from quantizer.packing import pack, unpack, unpack_at
 from quantizer.scales import part_unit, scale_codes
 from quantizer.sparse import Outliers, add_outliers
 
@@ -205,6 +205,35 @@ def dequantize_tensors(
     if fidelity.adapter_rank:
         weight = weight + adapter_weight(Adapter(tensors[ADAPTER_A], tensors[ADAPTER_B]))
     return weight.to(dtype)
+
+
+def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, rows: Tensor) -> Tensor:
+    """Return some rows of what `dequantize_tensors` returns, for a fidelity without outliers and adapter.
+
+    Args:
+        tensors: see `QuantizedWeight`.
+        fidelity: how they are stored.
+        in_features: columns of the weight.
+        rows: int64 [n].
+
+    Returns:
+        float32 [n, in].
+    """
+    parts = []
+    for name, count, bits in named_parts(fidelity, in_features):
+        codes = unpack(tensors[f"{name}_codes"][rows], bits, count).float()
+        if fidelity.scale_bits == SCALE_BITS[0]:
+            scale = tensors[f"{name}_scales"][:, rows].float()
+        else:
+            unit = part_unit(tensors[ROW_SCALES][rows].float(), fidelity, bits)
+            scale = unit * unpack_at(tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows).float()
+        zero = unpack_at(tensors[f"{name}_zeros"], bits, rows).float()
+        group = torch.arange(count, device=codes.device) // fidelity.group_size
+        parts.append(dequantize(codes, scale.t()[:, group], zero.t()[:, group]))
+    stored = torch.cat(parts, 1)
+    weight = torch.empty_like(stored)
+    weight[:, tensors[COLUMNS].to(torch.int64)] = stored
+    return weight
 
 
 def _part_scales(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity, out_features: int) -> Tensor:
