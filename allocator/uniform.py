@@ -25,7 +25,10 @@ CLOSE = 0.1
 
 
 def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
-    """Return those of `uniform_plans` that may be the best one, see `CLOSE`, by rising modelled loss.
+    """Return those of `uniform_plans` that may be the best one, see `CLOSE`.
+
+    Those of a kind that the menu offers at more shares come first, as the loss of the others is the more of a guess; among equals,
+    those of lower modelled loss.
 
     Raises:
         BudgetInfeasible: no uniform plan fits.
@@ -33,7 +36,20 @@ def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
     plans = uniform_plans(profile.layers, profile.fidelities, budget_bytes)
     losses = [profile.loss_of_shares(shares_of(profile, plan)) for plan in plans]
     limit = min(losses) + CLOSE * abs(min(losses))
-    return [plans[at] for at in np.argsort(losses, kind="stable") if losses[at] <= limit]
+    likely = [(plan, loss) for plan, loss in zip(plans, losses, strict=True) if loss <= limit]
+    return [plan for plan, _ in sorted(likely, key=lambda each: (-_offers(profile.fidelities, each[0]), each[1]))]
+
+
+def _offers(fidelities: Sequence[Fidelity], plan: Plan) -> int:
+    """Return how many fidelities of a menu are of the plan's kind: the same but for the high-impact share."""
+    kind = (
+        replace(max(plan.fidelities, key=lambda fidelity: fidelity.ratio), ratio=_ANY_RATIO) if _split(plan) else plan.fidelities[0]
+    )
+    return sum(fidelity == kind or (fidelity.ratio > 0 and replace(fidelity, ratio=_ANY_RATIO) == kind) for fidelity in fidelities)
+
+
+def _split(plan: Plan) -> bool:
+    return any(fidelity.ratio for fidelity in plan.fidelities)
 
 
 def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:

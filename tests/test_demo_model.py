@@ -54,7 +54,7 @@ def _run(folder: Path) -> dict[str, Any]:
     model = demo.fetch(Path(os.environ.get("BITWRIGHT_DEMO_MODEL", folder / "model")))
     arguments = (
         *("run", str(model), "--budget", "2.5bpw", "--out", folder / "out", "--cache", folder / "cache"),
-        *("--calibration-windows", "4", "--tokens", "256", "--probe-windows", "4", "--guard-windows", "4"),
+        *("--tokens", "256", "--probe-windows", "8", "--guard-windows", "4"),
         *("--evaluation-windows", "8", "--effort", "fast", "--json"),
     )
     expected = bitwright_json(*arguments[:-1], "--dry-run")
