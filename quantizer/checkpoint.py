@@ -47,7 +47,7 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
     for name, fidelity in plan.by_name.items():
         if weights[name].fidelity != fidelity:
             raise CheckpointError(f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says {fidelity.name}")
-    tied = pack_tables(model, {name: weights[name] for name in plan.tables})
+    tied = pack_tables(model, {table.name: weights[table.name] for table in plan.tables})
     pack_layers(model, {name: weights[name] for name in plan.in_blocks.by_name})
     config = BitwrightConfig({name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied)
     model.config.quantization_config = config

@@ -67,9 +67,10 @@ class Plan:
         return Plan(tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept))
 
     @property
-    def tables(self) -> dict[str, Fidelity]:
-        """Fidelities of the matrices outside of decoder blocks by name."""
-        return {layer.name: self.by_name[layer.name] for layer in self.layers if layer.block == OUTSIDE}
+    def tables(self) -> dict[LayerSpec, Fidelity]:
+        """Fidelities of the matrices outside of decoder blocks, see `quantizer.tables`."""
+        pairs = zip(self.layers, self.fidelities, strict=True)
+        return {layer: fidelity for layer, fidelity in pairs if layer.block == OUTSIDE}
 
     def with_tables(self, tables: Mapping[LayerSpec, Fidelity]) -> "Plan":
         """Return the plan with further matrices after its layers."""

@@ -28,6 +28,8 @@ EMBEDDING, HEAD, TIED = "embedding", "head", "embedding and head"
 OPTIONS = tuple(Fidelity.parse(name) for name in ("int8g256s8", "int4g64s6", "int3g64s6"))
 """How a table may be stored. All have one code width: rows that are quantized apart must share their column order."""
 
+_UNKNOWN = "the model has no table {!r} that can be quantized; the plan was made for another model"
+
 _ROWS = 8192
 """Rows that are quantized at once; a multiple of 32, so that packed tensors of pieces can be joined."""
 
@@ -81,6 +83,39 @@ def quantize_table(weight: Tensor, moments: Tensor | None, fidelity: Fidelity) -
     return QuantizedWeight(fidelity, rows, hidden, tensors)
 
 
+def quantize_tables(
+    runner: BlockRunner, fidelities: Mapping[str, Fidelity], batches: Sequence[Tensor]
+) -> dict[str, QuantizedWeight]:
+    """Quantize some tables of a model that is otherwise as it was.
+
+    Args:
+        runner: the model.
+        fidelities: how to store them, by name.
+        batches: calibration windows, int64 [windows, tokens] each.
+
+    Raises:
+        PlanError: the model has no such table.
+    """
+    found: dict[str, QuantizedWeight] = {}
+    kinds = {spec.name: spec.kind for spec in find_tables(runner.model)}
+    moments = None
+    for name, fidelity in fidelities.items():
+        if name not in kinds:
+            raise PlanError(_UNKNOWN.format(name))
+        if kinds[name] != EMBEDDING and moments is None:
+            moments = head_moments(runner, batches)
+        weight: Tensor = runner.model.get_submodule(name).weight.data  # type: ignore[assignment]
+        found[name] = quantize_table(weight, None if kinds[name] == EMBEDDING else moments, fidelity)
+    return found
+
+
+def install_tables(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
+    """Overwrite tables of a model by what their stored forms stand for."""
+    for name, form in tables.items():
+        weight = model.get_submodule(name).weight
+        weight.data = form.dequantize(weight.dtype).to(weight.device)
+
+
 def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype) -> list[float]:
     """Return KL(original || model) with some tables replaced, for each of some replacements, [nats/token].
 
@@ -131,7 +166,7 @@ def pack_tables(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str,
     tied: dict[str, str] = {}
     for name, weight in weights.items():
         if name not in by_name:
-            raise PlanError(f"the model has no table {name!r} that can be quantized; the plan was made for another model")
+            raise PlanError(_UNKNOWN.format(name))
         module = model.get_submodule(name)
         if by_name[name].kind == HEAD:
             replace_linear(model, name, QuantizedLinear.from_linear(module, weight))

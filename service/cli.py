@@ -88,6 +88,9 @@ def run(
     max_latency_us: plan_cli.MostLatency = None,
     distinct: plan_cli.Distinct = None,
     whole_file: Annotated[bool, typer.Option("--whole-file", help="The budget includes what is not quantized.")] = False,
+    embeddings: Annotated[
+        str, typer.Option(help="Quantize embedding and head too, under --whole-file: auto (where nothing else fits), keep or join.")
+    ] = "auto",
     dry: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; touch no weights.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -103,6 +106,7 @@ def run(
             evaluation_windows=evaluation_windows, tokens=tokens, probe_windows=probe_windows, probe_tokens=probe_tokens,
             check_plans=check_plans, guard_windows=guard_windows, group_size=group_size, signal=signal, coupling=coupling,
             context=context, effort=effort, seed=seed, device=device, whole_file=whole_file,
+            embeddings=embeddings,
             constraints=plan_cli.constraints_of(target, tie, untie, rule, pool, latency, max_latency_us, distinct),
         )  # fmt: skip
         store = StageStore(cache)

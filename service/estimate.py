@@ -60,7 +60,7 @@ class Estimate:
 def estimate(request: RunRequest, task: Task) -> Estimate:
     """Estimate memory, disk and time of a run."""
     machine = Machine.choose(request.device)
-    cache_bytes = 4 * task.budget_bytes + 2 * (task.budget_bytes + task.sizes.unquantized_bytes)
+    cache_bytes = 4 * task.budget_bytes + 2 * (task.budget_bytes + task.unquantized_bytes)
     return Estimate(_memory_bytes(request, task, machine), cache_bytes, _seconds(request, task, machine))
 
 
@@ -76,7 +76,8 @@ def dry_run(request: RunRequest, task: Task) -> dict[str, Any]:
         "original_layer_bytes": task.sizes.layer_bytes,
         "budget": request.budget.text,
         "budget_bytes": task.budget_bytes,
-        "checkpoint_bytes": task.budget_bytes + task.sizes.unquantized_bytes,
+        "checkpoint_bytes": task.budget_bytes + task.unquantized_bytes,
+        "tables": [table.name for table in task.tables],
         "uniform_bytes": uniform.weight_bytes,
         "menu": [fidelity.name for fidelity in task.menu.fidelities],
         "context": task.menu.fidelities[task.menu.context].name,

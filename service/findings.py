@@ -1,6 +1,7 @@
 """Draw up the report of a finished run."""
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +13,8 @@ from allocator.profile import Profile
 from allocator.uniform import shares_of
 from quantizer.checkpoint import checkpoint_bytes
 from quantizer.evaluate import Quality
-from quantizer.plan import Plan
+from quantizer.fidelity import Fidelity
+from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder
 from service.checks import Check, summary
 from service.guard import Guard
@@ -32,6 +34,7 @@ class Comparison:
         profile: what the plan was chosen by.
         allocation: the plan that is delivered.
         uniform: the uniform plan.
+        tables: how embedding and head are stored, with either plan; those that stay as they are, are missing.
         guard: why this plan was delivered.
         tuning: how its layers were trained; no phases if they were not.
         quality: of `original`, `plan` and `uniform` on held-out text, and of `untuned`, the plan before training, where the trained
@@ -42,6 +45,7 @@ class Comparison:
     profile: Profile
     allocation: Allocation
     uniform: Plan
+    tables: Mapping[LayerSpec, Fidelity]
     guard: Guard
     tuning: TuneTask
     quality: dict[str, Quality]
@@ -70,7 +74,8 @@ def build_report(
         "checkpoint_bytes": checkpoint_bytes(checkpoint),
         "original_bytes": sizes.file_bytes,
         "original_layer_bytes": sizes.layer_bytes,
-        "unquantized_bytes": checkpoint_bytes(checkpoint) - plan.weight_bytes,
+        "tables": {table.name: _table(table, fidelity) for table, fidelity in comparison.tables.items()},
+        "unquantized_bytes": checkpoint_bytes(checkpoint) - plan.with_tables(comparison.tables).weight_bytes,
         "uniform_bytes": comparison.uniform.weight_bytes,
         "evaluation": {
             **{name: quality.to_json() for name, quality in comparison.quality.items()},
@@ -95,6 +100,11 @@ def build_report(
             **{package: version(package) for package in _PACKAGES},
         },
     }
+
+
+def _table(table: LayerSpec, fidelity: Fidelity) -> dict[str, Any]:
+    size = fidelity.weight_bytes(table.out_features, table.in_features)
+    return {"kind": table.kind, "fidelity": fidelity.name, "weight_bytes": size}
 
 
 def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -152,6 +162,8 @@ def _damage(profile: Profile) -> dict[str, dict[str, float]]:
 def _notes(comparison: Comparison) -> list[str]:
     notes = list(comparison.allocation.notes)
     guard = comparison.guard
+    for table, fidelity in comparison.tables.items():
+        notes.append(f"{table.kind} ({table.name}) is stored at {fidelity.name}, with the plan and the uniform plan alike")
     if guard.delivered != "plan":
         kl = {name: f"{guard.quality[name].kl_nats_per_token:.4f}" for name in ("plan", guard.delivered)}
         notes.append(

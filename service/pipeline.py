@@ -10,16 +10,18 @@ from typing import TypeVar
 from allocator.allocation import Allocation
 from allocator.constraints import Constraints
 from allocator.difference import price_plan
-from allocator.errors import ProfileError, RuleError
+from allocator.errors import BudgetInfeasible, ProfileError, RuleError
 from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
+from allocator.tables import choose_tables
 from allocator.uniform import likely_uniform_plans
 from allocator.whatif import WhatIf, check_feasible
 from quantizer.evaluate import Quality
-from quantizer.fidelity import SCALE_BITS
+from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.layers import find_layers
 from quantizer.plan import LayerSpec, Plan
 from quantizer.source import ModelFolder, find_model
+from quantizer.tables import find_tables
 from service import stages
 from service.checks import Check
 from service.findings import Comparison, build_report
@@ -27,9 +29,10 @@ from service.guard import UNIFORM, Guard
 from service.progress import Reporter
 from service.recipe import USUAL as USUAL_RECIPE
 from service.report import Report
-from service.request import RunRequest
+from service.request import AUTO, KEEP, RunRequest
 from service.sizes import ModelSizes, measure_sizes, rest_of_file
 from service.store import StageStore
+from service.tables import TableTask, likely_bytes, ways_of
 from service.tuning import TuneRequest, tune, tune_task
 
 T = TypeVar("T")
@@ -45,6 +48,9 @@ class Task:
         sizes: bytes of the model by parts.
         budget_bytes: the budget of the quantized layers.
         menu: fidelities that fit the budget.
+        tables: embedding and head, where they join what is quantized.
+        shared_bytes: the budget of layers and such tables together; `budget_bytes` is what likely tables leave of it, until they
+            are chosen.
     """
 
     model: ModelFolder
@@ -52,6 +58,14 @@ class Task:
     sizes: ModelSizes
     budget_bytes: int
     menu: Menu
+    tables: tuple[LayerSpec, ...] = ()
+    shared_bytes: int = 0
+
+    @property
+    def unquantized_bytes(self) -> int:
+        """Bytes of the file beside the layers; with likely tables, where they join."""
+        kept = sum(table.weights for table in self.tables) * self.sizes.item_bytes
+        return self.sizes.unquantized_bytes - kept + self.shared_bytes - self.budget_bytes
 
 
 @dataclass(slots=True)
@@ -82,15 +96,44 @@ def prepare(request: RunRequest, store: StageStore, given: Profile | None = None
     skeleton = stages.skeleton(model)
     layers = find_layers(skeleton)
     sizes = measure_sizes(model, skeleton, layers)
-    budget_bytes = request.budget.weight_bytes(layers)
-    if request.whole_file:
-        budget_bytes = rest_of_file(request.budget, budget_bytes, sizes, layers)
-    check_budget(layers, budget_bytes, sizes.layer_bytes)
-    menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
     if given is not None and (given.layers != layers or (read_weights and given.model_sha256 != model.sha256)):
         raise ProfileError(f"the given profile was measured on another model than {model.name!r}; measure this one")
+    tables = find_tables(skeleton) if request.whole_file and request.embeddings != KEEP else ()
+    attempts = [(tables, taken) for taken in likely_bytes(tables)] if tables else []
+    if not tables or request.embeddings == AUTO:
+        attempts.insert(0, ((), 0))
+    for at, (joining, taken) in enumerate(attempts):
+        try:
+            return settle(request, model, layers, sizes, joining, taken, given)
+        except BudgetInfeasible:
+            if at == len(attempts) - 1:
+                raise
+    raise RuntimeError("there is always an attempt")
+
+
+def settle(
+    request: RunRequest,
+    model: ModelFolder,
+    layers: tuple[LayerSpec, ...],
+    sizes: ModelSizes,
+    tables: tuple[LayerSpec, ...],
+    table_bytes: int,
+    given: Profile | None,
+) -> Task:
+    """Settle budget and menu, with tables that join the layers and may take so many bytes; raises as `prepare` does."""
+    shared_bytes = request.budget.weight_bytes(layers)
+    if request.whole_file:
+        shared_bytes = rest_of_file(request.budget, shared_bytes, sizes, layers, tables)
+    budget_bytes = shared_bytes - table_bytes
+    if budget_bytes <= 0:
+        raise BudgetInfeasible(
+            f"budget {request.budget.text} for the whole file leaves {shared_bytes} bytes for the layers, embedding and head, "
+            f"which take {table_bytes} bytes alone; give more"
+        )
+    check_budget(layers, budget_bytes, sizes.layer_bytes)
+    menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
     check_feasible(layers, menu.fidelities if given is None else given.fidelities, budget_bytes, request.constraints)
-    return Task(model, layers, sizes, budget_bytes, menu)
+    return Task(model, layers, sizes, budget_bytes, menu, tables, shared_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +194,15 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     profile = given or clock.time("profile", lambda: stages.profile(store, profiling, reporter))
     yield (made := Made("profile", profile))
 
+    task, tables = clock.time("embedding and head", lambda: with_tables(request, task, profile, store, reporter))
     allocations = clock.time("plan", lambda: plans_of(profile, request, task.budget_bytes, store))
     rivals = likely_uniform_plans(profile, task.budget_bytes)[: request.effort.rivals]
     uniforms = {label_of(plan): plan for plan in rivals}
     yield (made := replace(made, stage="plan", allocations=allocations))
 
     def quantize(name: str, plan: Plan) -> Path:
-        label = f"quantize: {name}"
-        return clock.time(
-            label, lambda: stages.checkpoint(store, task.model, plan, calibration, amounts.batch, machine, reporter, label)
-        )
+        label, whole, batch = f"quantize: {name}", plan.with_tables(tables), amounts.batch
+        return clock.time(label, lambda: stages.checkpoint(store, task.model, whole, calibration, batch, machine, reporter, label))
 
     def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows, *, fast: bool = True) -> dict[str, Quality]:
         def work() -> dict[str, Quality]:
@@ -176,7 +218,7 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     untuned = candidates[guard.delivered]
     delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
     wanted = TuneRequest(USUAL_RECIPE, request.effort, amounts.calibration, guard_windows, amounts.batch, request.seed)
-    tuning = tune_task(store, task.model, delivered.plan, untuned, wanted, machine)
+    tuning = tune_task(store, task.model, delivered.plan.with_tables(tables), untuned, wanted, machine)
     tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
     if tuning.phases:
         guard = replace(guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"])
@@ -186,7 +228,7 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
 
     quality = score("evaluate", compared, held_out, fast=False)
     found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
-    comparison = Comparison(profile, delivered, uniforms[guard.uniform], guard, tuning, quality, found)
+    comparison = Comparison(profile, delivered, uniforms[guard.uniform], tables, guard, tuning, quality, found)
     report = build_report(request, task.model, task.sizes, comparison, compared["plan"], clock.seconds)
     yield replace(made, stage="evaluate", report=report)
 
@@ -197,6 +239,27 @@ def label_of(uniform: Plan) -> str:
     scales = f"s{widest.scale_bits}" if widest.scale_bits < SCALE_BITS[0] else ""
     lowest = min(fidelity.bits_lo for fidelity in uniform.fidelities)
     return f"{UNIFORM} {lowest}+{widest.bits_hi} g{widest.group_size}{scales}"
+
+
+def with_tables(
+    request: RunRequest, task: Task, profile: Profile, store: StageStore, reporter: Reporter
+) -> tuple[Task, dict[LayerSpec, Fidelity]]:
+    """Return the task with the budget that the best way to store embedding and head leaves to the layers, and that way."""
+    if not task.tables:
+        return task, {}
+    amounts = request.amounts
+    measuring = TableTask(
+        model=task.model,
+        tables=task.tables,
+        item_bytes=task.sizes.item_bytes,
+        calibration=stages.windows_of(store, task.model, amounts.calibration),
+        probes=stages.windows_of(store, task.model, amounts.probes),
+        batch=amounts.batch,
+        machine=stages.Machine.choose(request.device),
+    )
+    found = choose_tables(profile, request.constraints, ways_of(store, measuring, reporter), task.shared_bytes)
+    left = task.shared_bytes - sum(way.weight_bytes for way in found)
+    return replace(task, budget_bytes=left), {way.table: way.fidelity for way in found if way.fidelity is not None}
 
 
 def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:

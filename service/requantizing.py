@@ -13,6 +13,7 @@ from quantizer.plan import Plan
 from quantizer.requant import Kept, keep_weights
 from quantizer.rounding import Scores
 from quantizer.source import ModelFolder, load_model
+from quantizer.tables import install_tables
 from service import stages
 from service.progress import Reporter
 from service.recipe import Recipe
@@ -44,9 +45,14 @@ class RequantTask:
     machine: Machine
 
     @property
+    def bare(self) -> Plan:
+        """The plan of the checkpoint without outliers."""
+        return Plan.loads((self.checkpoint / "plan.json").read_text(encoding="utf-8"))
+
+    @property
     def share(self) -> float:
         """Share of all weights that stay."""
-        pairs = list(zip(self.plan.layers, self.plan.fidelities, strict=True))
+        pairs = list(zip(self.plan.in_blocks.layers, self.plan.in_blocks.fidelities, strict=True))
         kept = sum(fidelity.outlier_count(layer.out_features, layer.in_features) for layer, fidelity in pairs)
         return kept / sum(layer.weights for layer, _ in pairs)
 
@@ -106,15 +112,18 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
 
     def make(folder: Path, parts: PartStore) -> None:
         kept = _rank(task, reporter)
-        plan = Plan(task.plan.layers, tuple(kept.fidelity(name, base) for name, base in task.plan.by_name.items()))
+        layers, stored = task.plan.in_blocks, read_weights(task.checkpoint, task.bare)
+        spread = Plan(layers.layers, tuple(kept.fidelity(name, base) for name, base in layers.by_name.items()))
+        plan, forms = spread.with_tables(task.plan.tables), {table.name: stored[table.name] for table in task.plan.tables}
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
         scores = {name: Scores(weights=each) for name, each in kept.scores.items()}
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
+        install_tables(loaded, forms)
         quantize_blocks(
-            task.machine.runner(loaded), plan.layers, choices, calibration, parts, reporter.step("requantize"), scores=scores
+            task.machine.runner(loaded), spread.layers, choices, calibration, parts, reporter.step("requantize"), scores=scores
         )
-        pack_model(loaded, plan, stored_weights(plan, parts))
+        pack_model(loaded, plan, stored_weights(plan, parts) | forms)
         save_checkpoint(loaded, task.model, plan, folder / "model")
 
     return store.get(task.key, make) / "model"
@@ -123,10 +132,9 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
 def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     device, told = task.machine.device, reporter.step("rank weights")
     loaded = load_model(task.model, task.machine.dtype, device)
-    originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in task.plan.layers}
-    bare = Plan.loads((task.checkpoint / "plan.json").read_text(encoding="utf-8"))
-    forms = read_weights(task.checkpoint, bare)
-    quantized = {name: form.dequantize(originals[name].dtype).to(device) for name, form in forms.items()}
+    originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in task.plan.in_blocks.layers}
+    forms = read_weights(task.checkpoint, task.bare)
+    quantized = {name: forms[name].dequantize(weight.dtype).to(device) for name, weight in originals.items()}
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
     kept = keep_weights(task.machine.runner(loaded), originals, quantized, windows, task.share, task.machine.precision)
     told(1, 1)

@@ -16,6 +16,10 @@ FEWEST_CHECKS = 3
 BATCH = 4
 """Calibration windows that are run at once."""
 
+AUTO, KEEP, JOIN = "auto", "keep", "join"
+EMBEDDINGS = (AUTO, KEEP, JOIN)
+"""Embedding and head join what is quantized: where the budget for the whole file cannot be met otherwise; never; always."""
+
 PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noise": (8, 128), "hessian": (8, 512)}
 """Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
@@ -113,6 +117,7 @@ class RunRequest:
         model: a folder, a GGUF file, or a Hugging Face id.
         budget: size of the quantized layers, or of the whole checkpoint.
         whole_file: whether the budget includes what is not quantized: embeddings, norms, head, biases.
+        embeddings: whether embedding and head are quantized too, one of `EMBEDDINGS`.
         group_size: columns that share a scale, in all fidelities; None leaves the choice to the menu.
         amounts: how much is measured.
         method: how it is measured and modelled.
@@ -128,6 +133,7 @@ class RunRequest:
     model: str
     budget: Budget
     whole_file: bool
+    embeddings: str
     group_size: int | None
     amounts: Amounts
     method: Method
@@ -144,6 +150,10 @@ class RunRequest:
             raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")
         if self.whole_file and self.budget.unit == "bpw":
             raise RequestError(f"budget {self.budget.text!r} counts quantized weights only; give bytes for the whole file")
+        if self.embeddings not in EMBEDDINGS:
+            raise RequestError(f"embeddings {self.embeddings!r}: use one of {', '.join(EMBEDDINGS)}")
+        if self.embeddings == JOIN and not self.whole_file:
+            raise RequestError("embeddings join under a budget for the whole file only: give it in bytes, with --whole-file")
 
 
 def make_request(
@@ -167,6 +177,7 @@ def make_request(
     seed: int = 0,
     device: str = "auto",
     whole_file: bool = False,
+    embeddings: str = AUTO,
     constraints: Constraints = FREE,
 ) -> RunRequest:
     """Return a request from the options that the command line and the job service both have; theirs mean the same.
@@ -189,4 +200,4 @@ def make_request(
         batch=BATCH,
     )
     parsed, chosen = Budget.parse(budget), find_effort(effort)
-    return RunRequest(model, parsed, whole_file, group_size, amounts, method, chosen, seed, device, constraints)
+    return RunRequest(model, parsed, whole_file, embeddings, group_size, amounts, method, chosen, seed, device, constraints)

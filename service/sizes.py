@@ -27,6 +27,7 @@ class ModelSizes:
         unquantized_bytes: everything else in the files: embeddings, head, norms, biases, headers.
         layer_weights: number of weights in the layers to quantize.
         vocabulary: tokens that the head tells apart.
+        item_bytes: bytes of one weight.
     """
 
     file_bytes: int
@@ -34,6 +35,7 @@ class ModelSizes:
     unquantized_bytes: int
     layer_weights: int
     vocabulary: int
+    item_bytes: int
 
 
 def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]) -> ModelSizes:
@@ -49,22 +51,25 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     weights, item_bytes = sum(layer.weights for layer in layers), getattr(torch, model.dtype).itemsize
     total, layer_bytes = checkpoint_bytes(model.path) or parameters * item_bytes, weights * item_bytes
-    return ModelSizes(total, layer_bytes, total - layer_bytes, weights, skeleton.config.get_text_config().vocab_size)
+    return ModelSizes(total, layer_bytes, total - layer_bytes, weights, skeleton.config.get_text_config().vocab_size, item_bytes)
 
 
-def rest_of_file(budget: Budget, file_bytes: int, sizes: ModelSizes, layers: Sequence[LayerSpec]) -> int:
-    """Return what a budget for the whole file leaves for the quantized layers, in bytes.
+def rest_of_file(
+    budget: Budget, file_bytes: int, sizes: ModelSizes, layers: Sequence[LayerSpec], tables: Sequence[LayerSpec] = ()
+) -> int:
+    """Return what a budget for the whole file leaves for the quantized layers, and tables where some join them, in bytes.
 
     Room is kept for the file headers, which name more tensors than before.
 
     Raises:
         BudgetInfeasible: it leaves nothing.
     """
-    headers = sum(_TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR) for layer in layers)
-    left = file_bytes - sizes.unquantized_bytes - headers
+    headers = sum(_TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR) for layer in (*layers, *tables))
+    others = sizes.unquantized_bytes - sizes.item_bytes * sum(table.weights for table in tables)
+    left = file_bytes - others - headers
     if left <= 0:
         raise BudgetInfeasible(
-            f"budget {budget.text} for the whole file: {sizes.unquantized_bytes + headers} bytes of it are not quantized "
+            f"budget {budget.text} for the whole file: {others + headers} bytes of it are not quantized "
             "(embeddings, head, norms, headers), which leaves nothing for the layers; give more"
         )
     return left

@@ -36,6 +36,7 @@ from quantizer.precision import fast_precision, products_in
 from quantizer.rounding import USUAL, Rounding
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
+from quantizer.tables import find_tables, install_tables, quantize_tables
 from quantizer.text import TextSpec, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
 from quantizer.windows import make_windows
@@ -257,7 +258,9 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
     Raises:
         PlanError: names the first layer that differs.
     """
-    for planned, found in zip_longest(chosen.layers, find_layers(skeleton(model))):
+    bare = skeleton(model)
+    tables = [table for table in find_tables(bare) if table in chosen.tables]
+    for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
         if planned != found:
             raise PlanError(f"the plan has layer {planned}, the model {model.name!r} has {found} in its place; make a plan for it")
 
@@ -290,16 +293,19 @@ def checkpoint(
         loaded = load_model(model, machine.dtype, machine.device)
         choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
         calibration = Calibration(windows.tokens.to(machine.device), batch)
-        told = reporter.step(label)
-        quantize_blocks(machine.runner(loaded), chosen.layers, choices, calibration, parts, told, rounding=rounding)
-        pack_model(loaded, chosen, stored_weights(chosen, parts))
+        told, runner = reporter.step(label), machine.runner(loaded)
+        tables = quantize_tables(runner, {each.name: how for each, how in chosen.tables.items()}, calibration.batches())
+        install_tables(loaded, tables)
+        quantize_blocks(runner, chosen.in_blocks.layers, choices, calibration, parts, told, rounding=rounding)
+        pack_model(loaded, chosen, stored_weights(chosen, parts) | tables)
         save_checkpoint(loaded, model, chosen, folder / "model")
 
     return store.get(StageKey("checkpoint", inputs), make) / "model"
 
 
 def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
-    """Return the stored forms of all layers of a plan out of the parts that `quantize_blocks` kept, by name."""
+    """Return the stored forms of all layers in blocks out of the parts that `quantize_blocks` kept, by name."""
+    chosen = chosen.in_blocks
     weights: dict[str, QuantizedWeight] = {}
     names = chosen.by_name
     for index in sorted({layer.block for layer in chosen.layers}):

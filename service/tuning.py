@@ -150,7 +150,7 @@ def tune_task(
     store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, request: TuneRequest, machine: Machine
 ) -> TuneTask:
     """Return all that decides how a plan's checkpoint is trained on this machine; no phases if it is not."""
-    phases = phases_for(request.effort, plan.layers, machine, request.batch, request.seed, request.recipe)
+    phases = phases_for(request.effort, plan.in_blocks.layers, machine, request.batch, request.seed, request.recipe)
     windows = training_windows(store, model, request.text, phases, request.guard) if phases else request.guard
     return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
@@ -170,11 +170,12 @@ def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
     """Train the layers of a checkpoint, or go on where it was left; return the folder of the trained one, of the same bytes."""
 
     def make(folder: Path, parts: PartStore) -> None:
-        forms = read_weights(task.checkpoint, task.plan)
+        stored = read_weights(task.checkpoint, task.plan)
+        forms = {layer.name: stored[layer.name] for layer in task.plan.in_blocks.layers}
         for phase in task.phases:
             forms = _train(task, phase, forms, parts, reporter)
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-        pack_model(loaded, task.plan, forms)
+        pack_model(loaded, task.plan, stored | forms)
         save_checkpoint(loaded, task.model, task.plan, folder / "model")
 
     return store.get(task.key, make) / "model"

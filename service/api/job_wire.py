@@ -21,6 +21,7 @@ class JobOptions(Strict):
     model: Annotated[str, Field(max_length=1000, min_length=1, examples=["demo/model/SmolLM2-135M-Instruct.Q4_1.gguf"])]
     budget: Annotated[str, Field(max_length=40, examples=["2.5bpw"])]
     whole_file: bool = False
+    embeddings: Annotated[str, Field(max_length=40)] = "auto"
     calibration: Name = "builtin:calibration"
     evaluation: Name = "builtin:evaluation"
     calibration_windows: Count = 8

@@ -130,7 +130,7 @@ def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -
 def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dict[str, Any]:
     """Price a plan, such as one that a person edited: bytes, predicted loss, and the ties, rules and limits that it breaks."""
     backend.holdings.check(caller.tenant, digest)
-    plan = Plan.from_json(body.plan)
+    plan = Plan.from_json(body.plan).in_blocks
     with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         budget = None if body.budget is None else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
         return price_plan(whatif, plan, budget).to_json()
@@ -142,7 +142,7 @@ def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
     if body.profile is not None:
         backend.holdings.check(caller.tenant, body.profile)
     profile = None if body.profile is None else backend.shelf.profile(body.profile)
-    return compare_plans(Plan.from_json(body.before), Plan.from_json(body.after), profile).to_json()
+    return compare_plans(Plan.from_json(body.before).in_blocks, Plan.from_json(body.after).in_blocks, profile).to_json()
 
 
 def _answer(whatif: WhatIf, question: Question, *, include_plan: bool) -> AllocationOut:
