@@ -88,9 +88,14 @@ def quantize_forms(
 Turn = tuple[Fidelity, Tensor, bool]
 """A fidelity, the scores of columns, and whether the low part comes first."""
 
+Run = Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]]
+"""See `_run`."""
+
 
 def _better_order(
-    pairs: Sequence[tuple[Fidelity, Tensor]], split: Sequence[int], run: Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]]
+    pairs: Sequence[tuple[Fidelity, Tensor]],
+    split: Sequence[int],
+    run: Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]],
 ) -> list[QuantizedWeight]:
     """Return the stored forms, the low part first or last as is better for the middle one of the split fidelities.
 
@@ -252,8 +257,9 @@ class _Stack:
             none = torch.zeros_like(weight, dtype=torch.bool)
             chosen = torch.stack([(none if form.chosen is None else form.chosen).t() for form in forms])
         scale = torch.ones_like(remaining[:, 0])
-        low = torch.zeros_like(scale[:, :1])
-        return cls(remaining, factor, torch.empty_like(remaining), chosen, scale, torch.zeros_like(scale), low, low.clone(), low[:, 0].clone())
+        zero, low = torch.zeros_like(scale), torch.zeros_like(scale[:, :1])
+        codes, loss = torch.empty_like(remaining), low[:, 0].clone()
+        return cls(remaining, factor, codes, chosen, scale, zero, low, low.clone(), loss)
 
     def quantize_columns(self, columns: slice) -> None:
         """Quantize some columns, and let all later ones absorb their errors."""
