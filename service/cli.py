@@ -217,8 +217,8 @@ def quantize(
         found = find_model(model, store.root / "models")
         stages.check_plan(found, chosen)
         text = TextSpec(calibration, calibration_windows, tokens, seed)
-        windows = stages.windows_of(store, found, text)
         guard = stages.windows_of(store, found, replace(text, windows=guard_windows, skip=calibration_windows))
+        windows = stages.quantizing_windows(store, found, text, guard, level)
         with reporting() as reporter:
             carried_out, folder = quantize_by(way, store, found, chosen, windows, BATCH, machine, reporter, "quantize")
             wanted = tuning.TuneRequest(way, level, text, guard, BATCH, seed)

@@ -7,25 +7,28 @@ from service.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """One level of effort: what follows after all layers are quantized with error compensation.
+    """One level of effort: how layers are quantized, and what follows.
 
     Attributes:
         name: what the user calls it.
         steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See `quantizer.distill`.
         block_steps: steps for each block of block-wise training, which takes the place of training codes end to end where the
             whole model is too large for it. See `quantizer.blockwise`.
+        calibration: how many times the calibration windows layers are quantized on, of those that the text has; a profile does with
+            the calibration windows as they are.
         rivals: how many of the uniform plans that may be best are quantized and compared with the solver's plan.
     """
 
     name: str
     steps: int
     block_steps: int
+    calibration: int
     rivals: int
 
 
 FAST = "fast"
 USUAL = "balanced"
-EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0, 1), Effort(USUAL, 100, 60, 3), Effort("best", 400, 240, 3))}
+EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0, 1, 1), Effort(USUAL, 100, 60, 4, 3), Effort("best", 400, 240, 8, 3))}
 
 
 def find_effort(name: str) -> Effort:

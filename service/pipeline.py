@@ -186,8 +186,8 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     """
     clock, machine, amounts = Clock(), stages.Machine.choose(request.device), request.amounts
     task = clock.time("prepare", lambda: prepare(request, store, given))
-    calibration = stages.windows_of(store, task.model, amounts.calibration)
     guard_windows = stages.windows_of(store, task.model, amounts.guard)
+    calibration = stages.quantizing_windows(store, task.model, amounts.calibration, guard_windows, request.effort)
     held_out = stages.windows_of(store, task.model, amounts.evaluation)
 
     profiling = profile_task(request, task, store)

@@ -41,6 +41,7 @@ from quantizer.text import TextSpec, read_text, text_sha256
 from quantizer.weight import QuantizedWeight
 from quantizer.windows import make_windows
 from service.checks import Check, check_plans
+from service.effort import Effort
 from service.files import read_profile
 from service.progress import Reporter
 from service.store import StageKey, StageStore, link_or_copy
@@ -111,6 +112,23 @@ def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_token
     folder = store.get(StageKey("calibration", inputs), make)
     tokens = load_file(folder / "windows.safetensors")["windows"][:, :used_tokens].contiguous()
     return Windows.of(tokens, spec.source)
+
+
+def windows_without(store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, count: int) -> Windows:
+    """Return at most `count` windows of a text, at random by the seed, in the text's order, but none of those that are held out."""
+    every = windows_of(store, model, TextSpec(spec.source, 0, spec.tokens, None))
+    avoided = {row.numpy().tobytes() for row in held_out.tokens}
+    rows = torch.tensor([at for at, row in enumerate(every.tokens) if row.numpy().tobytes() not in avoided])
+    generator = torch.Generator().manual_seed(spec.seed or 0)
+    chosen = rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values
+    return Windows.of(every.tokens[chosen], spec.source)
+
+
+def quantizing_windows(store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, effort: Effort) -> Windows:
+    """Return the windows that the layers of a plan are quantized on."""
+    if effort.calibration == 1:
+        return windows_of(store, model, spec)
+    return windows_without(store, model, spec, held_out, effort.calibration * spec.windows)
 
 
 def skeleton(model: ModelFolder) -> Any:

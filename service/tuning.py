@@ -25,7 +25,7 @@ from service.effort import Effort
 from service.guard import nearer
 from service.progress import Reporter
 from service.recipe import BLOCKS, MODEL, USUAL, Recipe
-from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_of
+from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_without
 from service.store import StageKey, StageStore
 
 TRAINING_BYTES = 16
@@ -157,13 +157,7 @@ def tune_task(
 
 def training_windows(store: StageStore, model: ModelFolder, text: TextSpec, phases: tuple[Phase, ...], guard: Windows) -> Windows:
     """Return windows to train on: of all windows of the calibration text but those of the guard, as many as are seen at all."""
-    every = windows_of(store, model, TextSpec(text.source, 0, text.tokens, None))
-    held_out = {row.numpy().tobytes() for row in guard.tokens}
-    rows = torch.tensor([at for at, row in enumerate(every.tokens) if row.numpy().tobytes() not in held_out])
-    seen = max(phase.spec.steps * phase.spec.batch for phase in phases)
-    generator = torch.Generator().manual_seed(text.seed or 0)
-    chosen = rows[torch.randperm(len(rows), generator=generator)[:seen]].sort().values
-    return Windows.of(every.tokens[chosen], text.source)
+    return windows_without(store, model, text, guard, max(phase.spec.steps * phase.spec.batch for phase in phases))
 
 
 def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:

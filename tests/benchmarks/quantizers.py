@@ -131,8 +131,8 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
 
     profile = timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
     plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
-    calibration = stages.windows_of(store, task.model, request.amounts.calibration)
     guard = stages.windows_of(store, task.model, request.amounts.guard)
+    calibration = stages.quantizing_windows(store, task.model, request.amounts.calibration, guard, request.effort)
     batch, label = request.amounts.batch, f"{budget} {method}"
     plan, folder = timed(
         "quantize", lambda: quantize_by(row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label)

@@ -74,7 +74,7 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(recipe: str
         assert own < usual
     else:
         assert clipped, "plain rounding of a model without structure loses to error compensation, however its ranges are trained"
-        assert own == usual
+        assert own < usual, "balanced effort quantizes on more text"
 
 
 def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, tmp_path: Path) -> None:
