@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.weight import QuantizedWeight, dequantize_rows, dequantize_tensors, tensor_specs
 
@@ -19,8 +20,14 @@ class QuantizedEmbedding(nn.Module):
     like: Tensor
 
     def __init__(self, fidelity: Fidelity, embedding: nn.Embedding) -> None:
-        """Make room for the packed twin of an embedding, to be filled by `of` or from a state dict."""
+        """Make room for the packed twin of an embedding, to be filled by `of` or from a state dict.
+
+        Raises:
+            CheckpointError: the fidelity has outliers or an adapter.
+        """
         super().__init__()
+        if fidelity.outlier_share or fidelity.adapter_rank:
+            raise CheckpointError(f"an embedding at {fidelity.name}: tables have neither outliers nor adapters")
         self.fidelity, self.num_embeddings, self.embedding_dim = fidelity, embedding.num_embeddings, embedding.embedding_dim
         self._multiplier = getattr(embedding, MULTIPLIER, None)
         self.register_buffer("like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False)  # has the rows' dtype

@@ -92,11 +92,7 @@ Run = Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]]
 """See `_run`."""
 
 
-def _better_order(
-    pairs: Sequence[tuple[Fidelity, Tensor]],
-    split: Sequence[int],
-    run: Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]],
-) -> list[QuantizedWeight]:
+def _better_order(pairs: Sequence[tuple[Fidelity, Tensor]], split: Sequence[int], run: Run) -> list[QuantizedWeight]:
     """Return the stored forms, the low part first or last as is better for the middle one of the split fidelities.
 
     Of that one both orders are at hand, so it has the better one for certain.

@@ -62,7 +62,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
                 replace_linear(model, name, packed)
                 packed_names += [f"{name}.{leaf}" for leaf in packed.state_dict()]
             for head, name in self.quantization_config.tied.items():
-                replace_linear(model, head, TiedHead(_embedding(model, name)))
+                replace_linear(model, _head(model, head), TiedHead(_embedding(model, name)))
         if checkpoint_files:
             _check_tensors(checkpoint_files, packed_names)
         return model
@@ -85,6 +85,17 @@ def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
     linear = get_linear(model, name)
     has_bias = linear.bias is not None
     return QuantizedLinear(fidelity, linear.in_features, linear.out_features, bias=has_bias, dtype=linear.weight.dtype)
+
+
+def _head(model: Any, name: str) -> str:
+    """Return the name if it is that of the model's head.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if dict(model.named_modules()).get(name) is not model.get_output_embeddings():
+        raise CheckpointError(f"the checkpoint says that {name!r} shares an embedding's table, but that is not the model's head")
+    return name
 
 
 def _embedding(model: nn.Module, name: str) -> QuantizedEmbedding:

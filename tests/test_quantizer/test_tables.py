@@ -1,5 +1,7 @@
 """Promises of quantizer.tables and quantizer.embedding: both ends of a model are stored packed, tied ones once."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from quantizer.checkpoint import pack_model, quantized_bytes, save_checkpoint
 from quantizer.embedding import QuantizedEmbedding, TiedHead
+from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.layers import find_layers
 from quantizer.packing import pack, unpack, unpack_at
@@ -123,6 +126,22 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
     assert isinstance(loaded.get_output_embeddings(), TiedHead if tables[0].kind == TIED else nn.Module)
     generated = loaded.generate(WINDOWS[:1, :5], max_new_tokens=3, do_sample=False)
     assert generated.shape == (1, 8)
+    if tables[0].kind == TIED:
+        _refuse_edits(tmp_path / "out", tmp_path)
     loaded.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
     assert torch.equal(logits_of(again, WINDOWS), logits_of(loaded, WINDOWS))
+
+
+def _refuse_edits(folder: Path, elsewhere: Path) -> None:
+    """A checkpoint that ties something else, or stores its table as no table is stored, is told as such."""
+    config = json.loads((folder / "config.json").read_text())
+    said = config["quantization_config"]
+    (head, table) = next(iter(said["tied"].items()))
+    layers = {**said["layers"], table: "int4g64s6a4"}
+    edits = [{"tied": {"nowhere": table}}, {"tied": {head: "model.norm"}}, {"layers": layers}]
+    for at, edit in enumerate(edits):
+        shutil.copytree(folder, elsewhere / f"edited{at}")
+        (elsewhere / f"edited{at}" / "config.json").write_text(json.dumps({**config, "quantization_config": {**said, **edit}}))
+        with pytest.raises(CheckpointError, match=r"not the model.s head|no quantized embedding|neither outliers nor adapters"):
+            AutoModelForCausalLM.from_pretrained(elsewhere / f"edited{at}")
