@@ -24,10 +24,10 @@ _EFFICIENCY = 0.75
 """Speed of a model's forward pass as a share of that of one large matrix product."""
 _CALIBRATION_PASSES = 4.0
 """Forward passes over the calibration windows that quantizing once takes: second moments of each group of layers, and outputs."""
-_SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 1.3e-4, 6.5e-8
+_SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 4.0e-5, 4.5e-8
 """GPTQ's column loop and its arithmetic."""
-_PLANS = 3
-"""Plans that are quantized and scored: the solver's, and most often two uniform ones that may be best."""
+_RIVALS = 2
+"""Uniform plans that most often may be best, and are quantized and scored beside the solver's plan."""
 _ACTIVATION_COPIES = 2.5
 """What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
 _STEP_PRODUCTS, _HEAD_PRODUCTS = 3, 5
@@ -109,7 +109,7 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     originals = task.sizes.layer_weights * machine.dtype.itemsize
     measuring = originals + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * batch * logits
     measuring = max(measuring, _training_bytes(request, task, machine, logits))
-    scoring = _PLANS * packed + _SCORE_COPIES * amounts.batch * amounts.evaluation.tokens * logits
+    scoring = (1 + _RIVALS) * packed + _SCORE_COPIES * amounts.batch * amounts.evaluation.tokens * logits
     return int(_LIBRARY_BYTES + model + max(measuring, scoring))
 
 
@@ -120,12 +120,13 @@ def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
     scored = amounts.evaluation.windows * amounts.evaluation.tokens + amounts.guard_windows * amounts.calibration.tokens
     layer_passes, head_passes = _passes(request.method.signal, len(task.layers))
     products: float = 2 * weights * probes * layer_passes + 2 * others * probes * head_passes
-    products += (1 + _PLANS) * 2 * weights * calibration * _CALIBRATION_PASSES
-    products += (1 + _PLANS) * 2 * (weights + others) * scored
+    plans = 1 + min(request.effort.rivals, _RIVALS)
+    products += (1 + plans * request.effort.calibration) * 2 * weights * calibration * _CALIBRATION_PASSES
+    products += (1 + plans) * 2 * (weights + others) * scored
     loop = sum(layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT for layer in task.layers)
     loads = _LOADS * task.sizes.file_bytes * _SECONDS_PER_LOAD_BYTE
     seconds = products / (_EFFICIENCY * _flops_per_second(machine.device, machine.dtype)) + loads
-    return seconds + (len(task.menu.fidelities) + _PLANS) * loop + _training_seconds(request, task, machine)
+    return seconds + (len(task.menu.fidelities) + plans) * loop + _training_seconds(request, task, machine)
 
 
 def _phases(request: RunRequest, task: Task, machine: Machine) -> tuple[Phase, ...]:
