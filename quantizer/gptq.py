@@ -1,8 +1,7 @@
 """Error-compensated rounding: quantize columns one after another and let later columns absorb the errors of earlier ones.
 
-Source: GPTQ, arXiv 2210.17323, section 3, steps 2 and 3. Which part of a split layer comes first is tried out: where the low part
-does, the fine grid of the high-impact part absorbs its large errors; where a few inputs are far larger than all others, their
-columns are better off first, as then all others can make up for them.
+Source: GPTQ, arXiv 2210.17323, section 3, steps 2 and 3. High-impact columns come first, so that their small errors and, above all,
+the large errors of the low part can still be compensated inside the low part.
 
 Several fidelities of a layer are quantized at once: each step, small as it is, then serves all of them.
 
@@ -75,52 +74,17 @@ def quantize_forms(
         hessian, inverse = torch.eye(weight.shape[1], device=weight.device), None
     if inverse is None:
         inverse = damped_inverse(hessian)
-    pairs = list(zip(fidelities, impacts, strict=True))
-    split = [at for at, (fidelity, _) in enumerate(pairs) if fidelity.high_columns(weight.shape[1])]
-    run = partial(_run, weight, hessian.diagonal(), inverse, outlier_scores)
-    if not split or weight.shape[1] % COLUMN_STEP:
-        found = [stored for stored, _ in run([(*pair, False) for pair in pairs])]
-    else:
-        found = _better_order(pairs, split, run)
-    return [_with_adapter(stored, weight, hessian, fidelity) for stored, fidelity in zip(found, fidelities, strict=True)]
-
-
-Turn = tuple[Fidelity, Tensor, bool]
-"""A fidelity, the scores of columns, and whether the low part comes first."""
-
-Run = Callable[[Sequence[Turn]], list[tuple[QuantizedWeight, float]]]
-"""See `_run`."""
-
-
-def _better_order(pairs: Sequence[tuple[Fidelity, Tensor]], split: Sequence[int], run: Run) -> list[QuantizedWeight]:
-    """Return the stored forms, the low part first or last as is better for the middle one of the split fidelities.
-
-    Of that one both orders are at hand, so it has the better one for certain.
-    """
-    probe = split[len(split) // 2]
-    turns = [(*pair, at in split) for at, pair in enumerate(pairs)]
-    *found, (high_first, loss) = run([*turns, (*pairs[probe], False)])
-    forms = [stored for stored, _ in found]
-    if loss < found[probe][1]:
-        again = [at for at in split if at != probe]
-        for at, (stored, _) in zip(again, run([(*pairs[at], False) for at in again]) if again else [], strict=True):
-            forms[at] = stored
-        forms[probe] = high_first
-    return forms
-
-
-def _run(
-    weight: Tensor, diagonal: Tensor, inverse: Tensor, outlier_scores: Tensor | None, turns: Sequence[Turn]
-) -> list[tuple[QuantizedWeight, float]]:
-    """Return stored forms without adapters, and the error that each leaves: the objective with damped moments."""
-    forms = [_Form.begin(weight, diagonal, *turn, outlier_scores) for turn in turns]
+    forms = [
+        _Form.begin(weight, hessian.diagonal(), fidelity, impact, outlier_scores)
+        for fidelity, impact in zip(fidelities, impacts, strict=True)
+    ]
     stack = _Stack.of(weight, inverse, forms)
     for start in range(0, weight.shape[1], COLUMN_STEP):
         for at, form in enumerate(forms):
             form.enter(start, at, stack)
         stack.quantize_columns(slice(start, min(start + COLUMN_STEP, weight.shape[1])))
-    stored = [form.finish(stack.codes[at].t(), stack.remaining[at].t()) for at, form in enumerate(forms)]
-    return list(zip(stored, stack.loss.tolist(), strict=True))
+    found = [form.finish(stack.codes[at].t(), stack.remaining[at].t()) for at, form in enumerate(forms)]
+    return [_with_adapter(stored, weight, hessian, fidelity) for stored, fidelity in zip(found, fidelities, strict=True)]
 
 
 def _with_adapter(stored: QuantizedWeight, weight: Tensor, hessian: Tensor, fidelity: Fidelity) -> QuantizedWeight:
@@ -136,45 +100,36 @@ class _Form:
 
     Attributes:
         fidelity: which.
-        stored: its stored column order, [in].
-        columns: the order in which columns are quantized, [in].
+        columns: its column order, [in].
         diagonal: second moment of each input in that order, [in].
         chosen: where outliers are, in that order, bool [out, in], or None.
         row_scale: what scales are coded under, [out, 1], or None for 16-bit scales.
-        groups: its groups in that order by their first column: the column behind the last, and the code width.
-        grids: scale and zero point of the groups so far by their code width, [out] each.
+        groups: its groups by their first column: the column behind the last, and the code width.
+        grids: scale and zero point of the groups so far, [out] each.
     """
 
     fidelity: Fidelity
-    stored: Tensor
     columns: Tensor
     diagonal: Tensor
     chosen: Tensor | None
     row_scale: Tensor | None
     groups: dict[int, tuple[int, int]]
-    grids: dict[int, list[tuple[Tensor, Tensor]]]
+    grids: list[tuple[Tensor, Tensor]]
 
     @classmethod
-    def begin(
-        cls, weight: Tensor, diagonal: Tensor, fidelity: Fidelity, impact: Tensor, low_first: bool, scores: Tensor | None
-    ) -> "_Form":
+    def begin(cls, weight: Tensor, diagonal: Tensor, fidelity: Fidelity, impact: Tensor, scores: Tensor | None) -> "_Form":
         """Settle the column order, the outliers and the row scales of a fidelity."""
-        stored, high = column_order(impact, diagonal, fidelity), fidelity.high_columns(weight.shape[1])
-        columns, parts = stored, fidelity.parts(weight.shape[1])
-        if low_first:
-            columns, parts = torch.cat([stored[high:], stored[:high]]), parts[::-1]
+        columns = column_order(impact, diagonal, fidelity)
         chosen, row_scale = _outlier_places(weight, diagonal, fidelity, scores), None
         chosen = None if chosen is None else chosen[:, columns]
         if fidelity.scale_bits < SCALE_BITS[0]:
-            kept = None if chosen is None else chosen[:, columns.argsort()][:, stored]
-            row_scale = fit_row_scale(_without(weight[:, stored], kept), diagonal[stored], fidelity)
+            row_scale = fit_row_scale(_without(weight[:, columns], chosen), diagonal[columns], fidelity)
         groups, start = {}, 0
-        for count, bits in parts:
+        for count, bits in fidelity.parts(weight.shape[1]):
             for at in range(start, start + count, fidelity.group_size):
                 groups[at] = min(at + fidelity.group_size, start + count), bits
             start += count
-        grids: dict[int, list[tuple[Tensor, Tensor]]] = {bits: [] for _, bits in parts}
-        return cls(fidelity, stored, columns, diagonal[columns], chosen, row_scale, groups, grids)
+        return cls(fidelity, columns, diagonal[columns], chosen, row_scale, groups, [])
 
     def enter(self, start: int, at: int, stack: "_Stack") -> None:
         """Fit the grid of the group that begins at a column, if one does, to what has remained of it."""
@@ -186,7 +141,7 @@ class _Form:
             remaining = _without(remaining, self.chosen[:, start:stop])
         scale, zero = fit_grid(remaining, bits, self.diagonal[start:stop], self._representable(bits))
         stack.scale[at], stack.zero[at], stack.top[at] = scale[:, 0], zero[:, 0], 2**bits - 1
-        self.grids[bits].append((scale[:, 0], zero[:, 0]))
+        self.grids.append((scale[:, 0], zero[:, 0]))
 
     def _representable(self, bits: int) -> Callable[[Tensor], Tensor]:
         if self.row_scale is None:
@@ -197,13 +152,13 @@ class _Form:
         """Return the stored form, without an adapter.
 
         Args:
-            codes: of all columns in the order in which they were quantized, [out, in].
+            codes: of all columns, [out, in].
             remaining: what each weight had become when its column's turn came, [out, in].
         """
-        ordered, parts, start = codes[:, self.columns.argsort()[self.stored]], [], 0
-        for count, bits in self.fidelity.parts(codes.shape[1]):
-            scales, zeros = zip(*self.grids[bits], strict=True)
-            parts.append(PartCodes(ordered[:, start : start + count], torch.stack(scales), torch.stack(zeros)))
+        parts, start, grids = [], 0, iter(self.grids)
+        for count, _ in self.fidelity.parts(codes.shape[1]):
+            scales, zeros = zip(*(next(grids) for _ in range(0, count, self.fidelity.group_size)), strict=True)
+            parts.append(PartCodes(codes[:, start : start + count], torch.stack(scales), torch.stack(zeros)))
             start += count
         outliers = None
         if self.chosen is not None:
@@ -211,7 +166,7 @@ class _Form:
             compensated[:, self.columns], chosen[:, self.columns] = remaining, self.chosen
             outliers = compress_rows(compensated, chosen)
         row_scale = None if self.row_scale is None else self.row_scale[:, 0]
-        return QuantizedWeight.from_codes(replace(self.fidelity, adapter_rank=0), self.stored, tuple(parts), row_scale, outliers)
+        return QuantizedWeight.from_codes(replace(self.fidelity, adapter_rank=0), self.columns, tuple(parts), row_scale, outliers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +182,6 @@ class _Stack:
         zero: its zero point, [K, out].
         low: its smallest code, zero, [K, 1].
         top: its largest code, [K, 1].
-        loss: the error that columns have left so far, [K].
     """
 
     remaining: Tensor
@@ -238,7 +192,6 @@ class _Stack:
     zero: Tensor
     low: Tensor
     top: Tensor
-    loss: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, inverse: Tensor, forms: Sequence[_Form]) -> "_Stack":
@@ -253,9 +206,8 @@ class _Stack:
             none = torch.zeros_like(weight, dtype=torch.bool)
             chosen = torch.stack([(none if form.chosen is None else form.chosen).t() for form in forms])
         scale = torch.ones_like(remaining[:, 0])
-        zero, low = torch.zeros_like(scale), torch.zeros_like(scale[:, :1])
-        codes, loss = torch.empty_like(remaining), low[:, 0].clone()
-        return cls(remaining, factor, codes, chosen, scale, zero, low, low.clone(), loss)
+        low = torch.zeros_like(scale[:, :1])
+        return cls(remaining, factor, torch.empty_like(remaining), chosen, scale, torch.zeros_like(scale), low, low.clone())
 
     def quantize_columns(self, columns: slice) -> None:
         """Quantize some columns, and let all later ones absorb their errors."""
@@ -272,7 +224,6 @@ class _Stack:
                 stored = torch.where(kept, as_half(current), stored)
             torch.sub(current, stored, out=error).div_(pivots[:, at : at + 1])
             work[:, at + 1 :].addcmul_(inner[:, at, at + 1 :, None], error[:, None], value=-1)
-        self.loss.add_(errors.square().sum((1, 2)))
         self.remaining[:, columns] = work
         self.remaining[:, columns.stop :].baddbmm_(self.factor[:, columns, columns.stop :].transpose(1, 2), errors, alpha=-1)
 

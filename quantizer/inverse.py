@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-DAMPING = 0.05
-"""Share of the mean diagonal that is added to the Hessian's diagonal. Larger than is usual, as moments of a few thousand tokens are
-fitted too well: on other text it leaves less error, tests/benchmarks/LOG.md has how much."""
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to the Hessian's diagonal."""
 DAMPING_TRIES = 6
 
 

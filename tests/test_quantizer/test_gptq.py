@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
-from quantizer.gptq import _run, quantize_forms, quantize_layer
+from quantizer.gptq import quantize_layer
 from quantizer.grid import fit_grid, half_scale, round_to_nearest
 from quantizer.inverse import DAMPING, damped_inverse, upper_factor
 from quantizer.packing import unpack
@@ -52,27 +52,20 @@ def _representable(stored: QuantizedWeight, bits: int) -> Callable[[Tensor], Ten
     return partial(coded_scale, unit=unit, scale_bits=stored.fidelity.scale_bits)
 
 
-def _compensate_slowly(
-    weight: Tensor, hessian: Tensor, stored: QuantizedWeight, *, low_first: bool = False
-) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Quantize by explicit optimal brain surgery in float64, with the stored grids and places of outliers.
-
-    Columns come in the stored order, or with the low part before the high-impact part.
+def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Quantize by explicit optimal brain surgery in float64, with the stored column order, grids and places of outliers.
 
     After each column the inverse Hessian of the columns that remain is computed anew. Returned are the dequantized weight, and, for
     each group of columns, the scales that fit what had remained of it and the stored ones.
     """
-    order, parts = stored.tensors["columns"].long(), list(named_parts(stored.fidelity, stored.in_features))
-    if low_first:
-        high = stored.fidelity.high_columns(stored.in_features)
-        order, parts = torch.cat([order[high:], order[:high]]), parts[::-1]
+    order = stored.tensors["columns"].long()
     damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
     damped, remaining, position = damped[order][:, order], weight.double()[:, order], 0
     kept = torch.zeros(weight.shape, dtype=torch.bool)
     for place in outliers_slowly(stored):
         kept[place] = True
     kept, scales = kept[:, order], []
-    for name, count, bits in parts:
+    for name, count, bits in named_parts(stored.fidelity, stored.in_features):
         grids = torch.tensor(scales_slowly(stored, name, bits), dtype=torch.float64)
         zeros = unpack(stored.tensors[f"{name}_zeros"], bits, stored.out_features)
         for column in range(count):
@@ -107,46 +100,6 @@ def test_quantize_layer_is_explicit_optimal_brain_surgery(fidelity: Fidelity, fe
     assert error == pytest.approx(_output_error(weight, slow, hessian), rel=0.01)
     for fitted, kept in scales:
         assert int(torch.isclose(fitted, kept, rtol=2e-3).sum()) >= 11
-
-
-def _both_orders(weight: Tensor, hessian: Tensor, fidelity: Fidelity) -> list[tuple[QuantizedWeight, float]]:
-    """Return what comes of the low part first, and of the high-impact part first, each with the error that it reports."""
-    impact = column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size)
-    turns = [(fidelity, impact, low_first) for low_first in (True, False)]
-    return _run(weight, hessian.diagonal(), damped_inverse(hessian), None, turns)
-
-
-@pytest.mark.parametrize("name", ["int2+4r0.25g32", "int2+3r0.5g64s6", "int3+4r0.25g32s8", "int2+4r0.25g32s6o0.01"])
-def test_either_part_may_come_first(name: str) -> None:
-    weight, hessian, fidelity = normal(12, 96), _hessian(96), Fidelity.parse(name)
-    damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(96, dtype=torch.float64)
-    for low_first, (stored, loss) in zip((True, False), _both_orders(weight, hessian, fidelity), strict=True):
-        slow, _ = _compensate_slowly(weight, hessian, stored, low_first=low_first)
-        assert int(((stored.dequantize().double() - slow).abs().amax(1) < 1e-6).sum()) >= 11
-        assert loss == pytest.approx(_output_error(weight, stored.dequantize(), damped), rel=0.01)
-
-
-@pytest.mark.parametrize(("massive", "low_first"), [(1.0, True), (10.0, False)])
-def test_the_part_that_comes_first_is_the_one_that_leaves_less(massive: float, low_first: bool) -> None:
-    """As a rule the low part, whose errors the others make good; but not where a few inputs are far larger than all others."""
-    inputs, weight, fidelity = correlated_inputs(800, 128, 0), normal(64, 128), Fidelity.parse("int3+4r0.25g32")
-    inputs[:, :8] *= massive
-    hessian = inputs.t() @ inputs / len(inputs)
-    results = _both_orders(weight, hessian, fidelity)
-    best = min(results, key=lambda each: each[1])
-    assert best is results[0 if low_first else 1]
-    assert torch.equal(_quantize(weight, hessian, fidelity).dequantize(), best[0].dequantize())
-
-
-def test_fidelities_that_are_quantized_at_once_come_out_as_each_by_itself() -> None:
-    weight, hessian = normal(64, 128), _hessian(128)
-    names = ("int2g64s6", "int2+3r0.5g64s6", "int2+4r0.25g32", "int3+4r0.25g32s8", "int4g128", "int2+4r0.25g32s6o0.01", "int3g64a4")
-    fidelities = [Fidelity.parse(name) for name in names]
-    impacts = [column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size) for fidelity in fidelities]
-    for fidelity, impact, found in zip(fidelities, impacts, quantize_forms(weight, hessian, fidelities, impacts), strict=True):
-        alone = quantize_layer(weight, hessian, fidelity, impact)
-        assert found.fidelity == fidelity
-        assert int(((found.dequantize() - alone.dequantize()).abs().amax(1) < 1e-6).sum()) >= 60
 
 
 @pytest.mark.parametrize(("fidelity", "features"), CASES)
