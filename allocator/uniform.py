@@ -42,14 +42,13 @@ def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
 
 def _offers(fidelities: Sequence[Fidelity], plan: Plan) -> int:
     """Return how many fidelities of a menu are of the plan's kind: the same but for the high-impact share."""
-    kind = (
-        replace(max(plan.fidelities, key=lambda fidelity: fidelity.ratio), ratio=_ANY_RATIO) if _split(plan) else plan.fidelities[0]
-    )
-    return sum(fidelity == kind or (fidelity.ratio > 0 and replace(fidelity, ratio=_ANY_RATIO) == kind) for fidelity in fidelities)
+    kind = _kind(max(plan.fidelities, key=lambda fidelity: fidelity.ratio))
+    return sum(_kind(fidelity) == kind for fidelity in fidelities)
 
 
-def _split(plan: Plan) -> bool:
-    return any(fidelity.ratio for fidelity in plan.fidelities)
+def _kind(fidelity: Fidelity) -> Fidelity:
+    """Return what stands for all fidelities that are the same but for a high-impact share above zero."""
+    return replace(fidelity, ratio=_ANY_RATIO) if fidelity.ratio else fidelity
 
 
 def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:
@@ -60,10 +59,8 @@ def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], b
     Raises:
         BudgetInfeasible: no uniform plan fits.
     """
-    kinds = dict.fromkeys(replace(split, ratio=_ANY_RATIO) for split in fidelities if split.ratio > 0)
-    kinds |= dict.fromkeys(flat for flat in fidelities if flat.ratio == 0)
     plans = []
-    for kind in kinds:
+    for kind in dict.fromkeys(map(_kind, fidelities)):
         try:
             plans.append(uniform_plan(layers, kind, budget_bytes))
         except BudgetInfeasible:

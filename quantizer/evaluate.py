@@ -80,25 +80,25 @@ def evaluate_models(
 @torch.inference_mode()
 def _score(models: dict[str, nn.Module], original: str, windows: Tensor) -> dict[str, list[list[float]]]:
     """Return (mean negative log-likelihood, mean KL from the original) of each model on each window of a batch."""
-    reference = _log_probabilities(models[original], windows)
+    reference = log_probabilities(models[original], windows)
     scores = {}
     for name, model in models.items():
-        log_p = reference if name == original else _log_probabilities(model, windows)
+        log_p = reference if name == original else log_probabilities(model, windows)
         targets = windows[:, 1:].to(log_p.device)
         nll = -log_p.gather(-1, targets.unsqueeze(-1)).double().mean((1, 2))
         kl = torch.zeros_like(nll)
         if name != original:
-            kl = torch.stack([_kl(p, q) for p, q in zip(reference, log_p, strict=True)])
+            kl = torch.stack([mean_divergence(p, q) for p, q in zip(reference, log_p, strict=True)])
         scores[name] = torch.stack([nll, kl], 1).tolist()
     return scores
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def mean_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return the mean over tokens of KL(p || q); one window at a time, as its terms take as much memory as its logits."""
     return (log_p.exp() * (log_p - log_q)).sum(-1).double().mean()
 
 
-def _log_probabilities(model: nn.Module, windows: Tensor) -> Tensor:
+def log_probabilities(model: nn.Module, windows: Tensor) -> Tensor:
     """Return next-token log-probabilities, float32 [windows, tokens - 1, vocabulary]."""
     device = next(model.parameters()).device
     logits: Tensor = model(input_ids=windows.to(device), use_cache=False).logits[:, :-1]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantizer.embedding import MULTIPLIER, QuantizedEmbedding, TiedHead
 from quantizer.errors import PlanError
+from quantizer.evaluate import log_probabilities, mean_divergence
 from quantizer.fidelity import Fidelity
 from quantizer.layers import find_blocks
 from quantizer.linear import QuantizedLinear, replace_linear
@@ -119,6 +120,8 @@ def install_tables(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
 def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype) -> list[float]:
     """Return KL(original || model) with some tables replaced, for each of some replacements, [nats/token].
 
+    It is the figure that `quantizer.evaluate` scores models by.
+
     Args:
         model: the original; it is left as it was.
         changed: for each replacement the new weights by name.
@@ -128,17 +131,12 @@ def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: T
     totals = [0.0] * len(changed)
     with torch.inference_mode(), products_in(precision, windows.device):
         for window in torch.split(windows, 1):
-            reference = _log_probabilities(model, window)
+            reference = log_probabilities(model, window)
             for at, weights in enumerate(changed):
                 with _replaced(model, weights):
-                    found = _log_probabilities(model, window)
-                totals[at] += float((reference.exp() * (reference - found)).sum(-1).mean())
+                    found = log_probabilities(model, window)
+                totals[at] += float(mean_divergence(reference, found))
     return [total / len(windows) for total in totals]
-
-
-def _log_probabilities(model: Any, window: Tensor) -> Tensor:
-    logits: Tensor = model(input_ids=window, use_cache=False).logits
-    return logits.float().log_softmax(-1)
 
 
 @contextmanager

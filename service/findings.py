@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allocator.allocation import Allocation
+from allocator.menu import uniform_bytes
 from allocator.profile import Profile
 from allocator.uniform import shares_of
 from quantizer.checkpoint import checkpoint_bytes
@@ -103,8 +104,7 @@ def build_report(
 
 
 def _table(table: LayerSpec, fidelity: Fidelity) -> dict[str, Any]:
-    size = fidelity.weight_bytes(table.out_features, table.in_features)
-    return {"kind": table.kind, "fidelity": fidelity.name, "weight_bytes": size}
+    return {"kind": table.kind, "fidelity": fidelity.name, "weight_bytes": uniform_bytes((table,), fidelity)}
 
 
 def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:

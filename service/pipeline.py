@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -99,16 +100,13 @@ def prepare(request: RunRequest, store: StageStore, given: Profile | None = None
     if given is not None and (given.layers != layers or (read_weights and given.model_sha256 != model.sha256)):
         raise ProfileError(f"the given profile was measured on another model than {model.name!r}; measure this one")
     tables = find_tables(skeleton) if request.whole_file and request.embeddings != KEEP else ()
-    attempts = [(tables, taken) for taken in likely_bytes(tables)] if tables else []
-    if not tables or request.embeddings == AUTO:
-        attempts.insert(0, ((), 0))
-    for at, (joining, taken) in enumerate(attempts):
-        try:
+    attempts: list[tuple[tuple[LayerSpec, ...], int]] = [((), 0)] if not tables or request.embeddings == AUTO else []
+    attempts += [(tables, taken) for taken in likely_bytes(tables)] if tables else []
+    *others, last = attempts
+    for joining, taken in others:
+        with suppress(BudgetInfeasible):
             return settle(request, model, layers, sizes, joining, taken, given)
-        except BudgetInfeasible:
-            if at == len(attempts) - 1:
-                raise
-    raise RuntimeError("there is always an attempt")
+    return settle(request, model, layers, sizes, *last, given)
 
 
 def settle(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from allocator.menu import uniform_bytes
 from allocator.tables import TableChoice
 from quantizer import convert
 from quantizer.durable import PartStore
@@ -64,21 +65,14 @@ def ways_of(store: StageStore, task: TableTask, reporter: Reporter) -> list[list
     losses = _losses(store, task, reporter)
     return [
         [TableChoice(table, None, table.weights * task.item_bytes, 0.0)]
-        + [TableChoice(table, each, each.weight_bytes(*shape_of(table)), losses[table.name][each.name]) for each in OPTIONS]
+        + [TableChoice(table, each, uniform_bytes((table,), each), losses[table.name][each.name]) for each in OPTIONS]
         for table in task.tables
     ]
 
 
 def likely_bytes(tables: Sequence[LayerSpec]) -> tuple[int, int]:
     """Return what tables may take before it is known how they are stored: at the middle one of the ways, and at the smallest."""
-    return tuple(  # type: ignore[return-value]
-        sum(option.weight_bytes(*shape_of(table)) for table in tables) for option in (OPTIONS[len(OPTIONS) // 2], OPTIONS[-1])
-    )
-
-
-def shape_of(table: LayerSpec) -> tuple[int, int]:
-    """Return rows and columns."""
-    return table.out_features, table.in_features
+    return uniform_bytes(tables, OPTIONS[len(OPTIONS) // 2]), uniform_bytes(tables, OPTIONS[-1])
 
 
 def _losses(store: StageStore, task: TableTask, reporter: Reporter) -> dict[str, dict[str, float]]:

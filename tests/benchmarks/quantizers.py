@@ -74,6 +74,10 @@ SPARSE = {
 """Kinds with outliers that leave room for their bytes."""
 
 
+TRAINED = "balanced"
+"""The effort of single methods that train."""
+
+
 def _sgr(rule: str) -> Row:
     return Row("uniform", replace(RECIPES["sgr-q"], changes={"trained": "scales", "salient": rule}), TRAINED)
 
@@ -82,7 +86,6 @@ def _signiq(penalty: float) -> Row:
     return Row(ADAPTED, replace(RECIPES["signiq"], changes={"trained": "clipping", "penalty": penalty}), TRAINED)
 
 
-TRAINED = "balanced"
 ROWS = {
     "round to nearest": Row(PLAIN, RECIPES["rtn"]),
     "HQQ": Row(PLAIN, RECIPES["hqq"]),
