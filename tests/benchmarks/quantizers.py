@@ -4,7 +4,7 @@
 
 Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in a process of its own, whose
 peak memory is the row's, and scored from its files. Finished stages are kept in the cache: it can be stopped and started again;
-seconds are those of stages that were not there yet, and missing where all were.
+seconds, and seconds of processors, are those of stages that were not there yet, and missing where all were.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from quantizer.saliency import RULES
 from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines
-from service.effort import FAST
+from service.effort import FAST, find_effort
 from service.recipe import RECIPES, USUAL, Recipe
 from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
@@ -54,11 +54,13 @@ class Row:
             share, the same for all layers, fills the budget.
         recipe: how it is quantized and trained.
         effort: how much.
+        text: the effort whose share of the calibration text layers are quantized on, if not its own.
     """
 
     plan: str | Mapping[str, str]
     recipe: Recipe = USUAL
     effort: str = FAST
+    text: str | None = None
 
 
 PLAIN = {"2.3": "int2+3r0.1g128", "2.5": "int2+3r0.1g128", "3.0": "int2+3r0.1g128", "4.25": "int4+8r0.1g128"}
@@ -76,6 +78,7 @@ SPARSE = {
 
 TRAINED = "balanced"
 """The effort of single methods that train."""
+BEST = "best"
 
 
 def _sgr(rule: str) -> Row:
@@ -90,6 +93,7 @@ ROWS = {
     "round to nearest": Row(PLAIN, RECIPES["rtn"]),
     "HQQ": Row(PLAIN, RECIPES["hqq"]),
     "GPTQ": Row("uniform"),
+    "GPTQ, more text": Row("uniform", text=BEST),
     "outliers": Row(SPARSE),
     "ReQuant": Row(SPARSE, RECIPES["requant"]),
     **{f"SGR-Q, scales of {rule}": _sgr(rule) for rule in RULES},
@@ -98,8 +102,29 @@ ROWS = {
     "block-wise": Row("solved", RECIPES["blockwise"], TRAINED),
     "fast": Row("solved"),
     "balanced": Row("solved", effort="balanced"),
-    "best": Row("solved", effort="best"),
+    "best": Row("solved", effort=BEST),
 }
+WHOLE = ("round to nearest", "HQQ", "GPTQ", "fast", "balanced", "best")
+"""Methods that are scored on all of the evaluation text too, with products in the machine's fast precision."""
+
+
+class Spent:
+    """What stages took that were not there yet: in all, and of all processors together."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.seconds: dict[str, float | None] = {}
+        self.processor_seconds: dict[str, float | None] = {}
+
+    def timed(self, stage: str, work: Callable[[], T]) -> T:
+        """Return what a stage makes, and keep what it took."""
+        start, processor_start = time.monotonic(), time.process_time()
+        result = work()
+        seconds = time.monotonic() - start
+        made = seconds >= KEPT
+        self.seconds[stage] = seconds if made else None
+        self.processor_seconds[stage] = time.process_time() - processor_start if made else None
+        return result
 
 
 def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRequest:
@@ -123,31 +148,27 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
     """Make and score one checkpoint; return its row without circumstances."""
     row, store = ROWS[method], StageStore(arguments.cache)
     request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose("cpu")
-    task, seconds = pipeline.prepare(request, store), {}
+    task, spent = pipeline.prepare(request, store), Spent()
 
-    def timed(stage: str, work: Callable[[], T]) -> T:
-        start = time.monotonic()
-        result = work()
-        spent = time.monotonic() - start
-        seconds[stage] = spent if spent >= KEPT else None
-        return result
-
-    profile = timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
+    profile = spent.timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
     plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
     guard = stages.windows_of(store, task.model, request.amounts.guard)
-    calibration = stages.quantizing_windows(store, task.model, request.amounts.calibration, guard, request.effort)
+    effort = find_effort(row.text or row.effort)
+    calibration = stages.quantizing_windows(store, task.model, request.amounts.calibration, guard, effort)
     batch, label = request.amounts.batch, f"{budget} {method}"
-    plan, folder = timed(
+    plan, folder = spent.timed(
         "quantize", lambda: quantize_by(row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label)
     )
     wanted = TuneRequest(row.recipe, request.effort, request.amounts.calibration, guard, batch, request.seed)
     tuning = tune_task(store, task.model, plan, folder, wanted, machine)
     if tuning.phases:
-        folder = timed("tune", lambda: tune(store, tuning, Lines()))
+        folder = spent.timed("tune", lambda: tune(store, tuning, Lines()))
+    held_out, other = request.amounts.evaluation, TextSpec(OTHER, 16, 512, None)
+    texts = {"held out": held_out, "other": other} | ({"whole": replace(held_out, windows=0)} if method in WHOLE else {})
     scores = {}
-    for name, text in (("held out", request.amounts.evaluation), ("other", TextSpec(OTHER, 16, 512, None))):
-        windows = stages.windows_of(store, task.model, text)
-        scores[name] = stages.evaluation(store, task.model, {"it": folder}, windows, request.amounts.batch, machine, Lines())
+    for name, text in texts.items():
+        windows, whole = stages.windows_of(store, task.model, text), name == "whole"
+        scores[name] = stages.evaluation(store, task.model, {"it": folder}, windows, batch, machine, Lines(), fast=whole)
     return {
         "budget_bpw": float(budget),
         "method": method,
@@ -156,7 +177,8 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
         "quality": {name: found["it"].to_json() for name, found in scores.items()},
         "original": {name: found["original"].to_json() for name, found in scores.items()},
         "phases": [phase.to_json() for phase in tuning.phases],
-        "seconds": seconds,
+        "seconds": spent.seconds,
+        "processor_seconds": spent.processor_seconds,
         "seed": arguments.seed,
     }
 
