@@ -1,10 +1,12 @@
 """Compare quantizers at equal bytes: light methods, each source method alone, and the levels of effort.
 
     python -m tests.benchmarks.quantizers MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
+    python -m tests.benchmarks.quantizers ... --whole
 
 Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in a process of its own, whose
 peak memory is the row's, and scored from its files. Finished stages are kept in the cache: it can be stopped and started again;
-seconds, and seconds of processors, are those of stages that were not there yet, and missing where all were.
+seconds, and seconds of processors, are those of stages that were not there yet, and missing where all were. The second command
+scores what the first one made on all of the evaluation text, and appends that to its rows.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from allocator.uniform import likely_uniform_plans, uniform_plan
 from quantizer.fidelity import Fidelity
 from quantizer.plan import Plan
 from quantizer.saliency import RULES
+from quantizer.source import ModelFolder
 from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines
@@ -33,7 +36,7 @@ from service.recipe import RECIPES, USUAL, Recipe
 from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
 from service.store import StageStore
-from service.tuning import TuneRequest, tune, tune_task
+from service.tuning import Phase, TuneRequest, tune, tune_task
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
@@ -43,6 +46,7 @@ KEPT = 1.0
 """Seconds below which a stage was not made but found."""
 
 T = TypeVar("T")
+Scores = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ ROWS = {
     "balanced": Row("solved", effort="balanced"),
     "best": Row("solved", effort=BEST),
 }
-WHOLE = ("round to nearest", "HQQ", "GPTQ", "fast", "balanced", "best")
-"""Methods that are scored on all of the evaluation text too, with products in the machine's fast precision."""
+ALL = "whole"
+"""Name of the score on all of the evaluation text."""
 
 
 class Spent:
@@ -144,8 +148,20 @@ def plan_of(kind: str | Mapping[str, str], profile: Profile, request: RunRequest
     return allocate(profile.with_coupling(request.method.coupling), budget_bytes).plan
 
 
-def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
-    """Make and score one checkpoint; return its row without circumstances."""
+@dataclass(frozen=True)
+class Made:
+    """One checkpoint, and how it came about."""
+
+    request: RunRequest
+    model: ModelFolder
+    plan: Plan
+    folder: Path
+    phases: tuple[Phase, ...]
+    spent: Spent
+
+
+def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
+    """Make one checkpoint, or find it."""
     row, store = ROWS[method], StageStore(arguments.cache)
     request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose("cpu")
     task, spent = pipeline.prepare(request, store), Spent()
@@ -163,24 +179,47 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, A
     tuning = tune_task(store, task.model, plan, folder, wanted, machine)
     if tuning.phases:
         folder = spent.timed("tune", lambda: tune(store, tuning, Lines()))
-    held_out, other = request.amounts.evaluation, TextSpec(OTHER, 16, 512, None)
-    texts = {"held out": held_out, "other": other} | ({"whole": replace(held_out, windows=0)} if method in WHOLE else {})
-    scores = {}
-    for name, text in texts.items():
-        windows, whole = stages.windows_of(store, task.model, text), name == "whole"
-        scores[name] = stages.evaluation(store, task.model, {"it": folder}, windows, batch, machine, Lines(), fast=whole)
+    return Made(request, task.model, plan, folder, tuning.phases, spent)
+
+
+def score(arguments: argparse.Namespace, made: Made, checkpoints: dict[str, Path], text: TextSpec, *, fast: bool) -> Scores:
+    """Return the scores of the original and of checkpoints on one text."""
+    store, machine = StageStore(arguments.cache), stages.Machine.choose("cpu")
+    windows = stages.windows_of(store, made.model, text)
+    found = stages.evaluation(store, made.model, checkpoints, windows, made.request.amounts.batch, machine, Lines(), fast=fast)
+    return {name: quality.to_json() for name, quality in found.items()}
+
+
+def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
+    """Make and score one checkpoint; return its row without circumstances."""
+    made = make(arguments, budget, method)
+    texts = {"held out": made.request.amounts.evaluation, "other": TextSpec(OTHER, 16, 512, None)}
+    scores = {name: score(arguments, made, {"it": made.folder}, text, fast=False) for name, text in texts.items()}
     return {
         "budget_bpw": float(budget),
         "method": method,
-        "plan_bytes": plan.weight_bytes,
-        "bits_per_weight": plan.bits_per_weight,
-        "quality": {name: found["it"].to_json() for name, found in scores.items()},
-        "original": {name: found["original"].to_json() for name, found in scores.items()},
-        "phases": [phase.to_json() for phase in tuning.phases],
-        "seconds": spent.seconds,
-        "processor_seconds": spent.processor_seconds,
+        "plan_bytes": made.plan.weight_bytes,
+        "bits_per_weight": made.plan.bits_per_weight,
+        "quality": {name: found["it"] for name, found in scores.items()},
+        "original": {name: found["original"] for name, found in scores.items()},
+        "phases": [phase.to_json() for phase in made.phases],
+        "seconds": made.spent.seconds,
+        "processor_seconds": made.spent.processor_seconds,
         "seed": arguments.seed,
     }
+
+
+def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Score checkpoints, made before, on all of the evaluation text at once; products are in the machine's fast precision."""
+    made = {(budget, method): make(arguments, budget, method) for budget in arguments.budgets for method in arguments.methods}
+    one = next(iter(made.values()))
+    text = replace(one.request.amounts.evaluation, windows=0)
+    scores = score(arguments, one, {" ".join(key): each.folder for key, each in made.items()}, text, fast=True)
+    return [
+        {"budget_bpw": float(budget), "method": method, "quality": {ALL: scores[f"{budget} {method}"]}}
+        | {"original": {ALL: scores["original"]}}
+        for budget, method in made
+    ]
 
 
 def measure(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
@@ -197,6 +236,12 @@ def measure(arguments: argparse.Namespace, budget: str, method: str) -> dict[str
     return {"model": arguments.label} | row | {"peak_memory_bytes": usage.ru_maxrss * 1024, "circumstances": circumstances()}
 
 
+def store_rows(rows: list[dict[str, Any]]) -> None:
+    """Append rows to the stored results."""
+    with RESULTS.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def main() -> None:
     """Measure and store the rows."""
     parser = argparse.ArgumentParser()
@@ -210,16 +255,20 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="score checkpoints made before on all of the evaluation text")
     parser.add_argument("--one", nargs=2, metavar=("BUDGET", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(make(arguments, *arguments.one)))
+        print(json.dumps(row_of(arguments, *arguments.one)))
+        return
+    if arguments.whole:
+        rows = score_whole(arguments)
+        store_rows([{"model": arguments.label} | row | {"circumstances": circumstances()} for row in rows])
         return
     for budget in arguments.budgets:
         for method in arguments.methods:
             row = measure(arguments, budget, method)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            store_rows([row])
             held_out, other = row["quality"]["held out"], row["quality"]["other"]
             print(
                 f"{budget} {method:20} perplexity {held_out['perplexity']:.1f} KL {held_out['kl_nats_per_token']:.3f}, "

@@ -165,28 +165,52 @@ _SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and p
 
 
 def quantizers_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of quantizers at equal bytes, in Markdown; later rows replace earlier ones."""
-    heads = ("bits per weight", "method", "perplexity", "KL [nats/token]", "other text", "its KL", "minutes", "peak memory")
+    """Return the table of quantizers at equal bytes, in Markdown.
+
+    Later rows replace earlier ones; rows of the whole text add a score to the row before them.
+    """
+    heads = (
+        *("bits per weight", "method", "perplexity", "KL [nats/token]", "whole text", "other text", "its KL"),
+        *("minutes", "core minutes", "peak memory"),
+    )
     lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 2)]
-    latest = {(row["budget_bpw"], row["method"]): row for row in rows}
+    latest: dict[tuple[float, str], dict[str, Any]] = {}
+    for row in rows:
+        key, quality = (row["budget_bpw"], row["method"]), row["quality"]
+        if "whole" in quality:
+            latest[key] = latest[key] | {"quality": latest[key]["quality"] | quality}
+        else:
+            latest[key] = row
     for budget in sorted({budget for budget, _ in latest}):
         found = [row for (at, _), row in latest.items() if at == budget]
-        for row in sorted(found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"]):
-            here, other = row["quality"]["held out"], row["quality"]["other"]
-            seconds = [spent for stage, spent in row["seconds"].items() if stage != "profile"]
-            minutes = f"{sum(seconds) / 60:.1f}" if None not in seconds else ""
-            cells = (
-                f"{row['bits_per_weight']:.3f}",
-                row["method"],
-                _pair(here, "perplexity", "perplexity_stderr", 1),
-                _pair(here, "kl_nats_per_token", "kl_stderr", 3),
-                _pair(other, "perplexity", "perplexity_stderr", 1),
-                _pair(other, "kl_nats_per_token", "kl_stderr", 3),
-                minutes,
-                f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+        lines += [
+            f"| {' | '.join(_quantizer_cells(row))} |"
+            for row in sorted(found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"])
+        ]
     return "\n".join(lines)
+
+
+def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    here, other, whole = (row["quality"].get(name) for name in ("held out", "other", "whole"))
+    return (
+        f"{row['bits_per_weight']:.3f}",
+        row["method"],
+        _pair(here, "perplexity", "perplexity_stderr", 1),
+        _pair(here, "kl_nats_per_token", "kl_stderr", 3),
+        _pair(whole, "perplexity", "perplexity_stderr", 1) if whole else "",
+        _pair(other, "perplexity", "perplexity_stderr", 1),
+        _pair(other, "kl_nats_per_token", "kl_stderr", 3),
+        _minutes(row["seconds"]),
+        _minutes(row.get("processor_seconds", {})),
+        f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+    )
+
+
+def _minutes(seconds: dict[str, float | None]) -> str:
+    """Return what all stages but the profile took; nothing where one was found ready."""
+    own = [spent for stage, spent in seconds.items() if stage != "profile"]
+    known = [spent for spent in own if spent is not None]
+    return f"{sum(known) / 60:.1f}" if known and len(known) == len(own) else ""
 
 
 def with_tables(readme: str) -> str:
