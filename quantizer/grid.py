@@ -1,13 +1,14 @@
 """Asymmetric integer grids: the light method that fits a scale and a zero point to a group of columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-SHRINK_STEPS = 13
-SHRINK_STEP = 0.05
-"""Ranges from 1.0 down to 0.4 of the full range are tried; at 2 bits the best is usually near 0.7."""
+SHRINKS = tuple(1 - 0.05 * step for step in range(13))
+"""Shares of the full range that are tried; at 2 bits the best is usually near 0.7."""
+COARSE_SHRINKS = SHRINKS[::4]
+"""Those that are enough to know about how large a scale will be."""
 
 SMALLEST_SCALE = 2.0**-14
 """Smallest normal 16-bit float: smaller scales would lose precision when stored."""
@@ -33,11 +34,15 @@ def half_scale(scale: Tensor) -> Tensor:
 
 
 def fit_grid(
-    weight: Tensor, bits: int, importance: Tensor, representable: Callable[[Tensor], Tensor] = half_scale
+    weight: Tensor,
+    bits: int,
+    importance: Tensor,
+    representable: Callable[[Tensor], Tensor] = half_scale,
+    shrinks: Sequence[float] = SHRINKS,
 ) -> tuple[Tensor, Tensor]:
     """Fit one grid per row by searching how far to shrink the range.
 
-    For p in 1.0, 0.95, ..., 0.4 the grid spans p * [min(w, 0), max(w, 0)]; the p with the smallest
+    For p among the shrinks the grid spans p * [min(w, 0), max(w, 0)]; the p with the smallest
     sum_j importance_j * (w_j - dequantized w_j)**2 wins, row by row. Zero stays on the grid.
 
     Args:
@@ -46,6 +51,7 @@ def fit_grid(
         importance: non-negative weight of each column's error, float32 [columns].
         representable: gives the positive scale near one that can be stored, [rows, 1] each. It comes before the error is
             measured, so the search is among grids that can be stored.
+        shrinks: shares of the range to try, at least one.
 
     Returns:
         representable scale and integer zero point, both float32 [rows, 1].
@@ -55,8 +61,7 @@ def fit_grid(
     high = weight.amax(1, keepdim=True).clamp_(min=0)
     best_error = best_scale = best_zero = None
     tried = torch.empty_like(weight)
-    for step in range(SHRINK_STEPS):
-        shrink = 1 - SHRINK_STEP * step
+    for shrink in shrinks:
         scale = representable((high - low) * (shrink / top))
         zero = (low * -shrink / scale).round_().clamp_(0, top)
         quantize(weight, scale, zero, bits, out=tried)
@@ -69,7 +74,7 @@ def fit_grid(
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
     if best_scale is None or best_zero is None:
-        raise RuntimeError("the range search has no steps")
+        raise ValueError("the range search has no steps")
     return best_scale, best_zero
 
 

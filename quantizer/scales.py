@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
-from quantizer.grid import fit_grid
+from quantizer.grid import COARSE_SHRINKS, fit_grid
 
 HEADROOM = 1.5
 """How much larger than at first a group's scale may become by errors that it absorbs before its turn comes. Without headroom
@@ -36,8 +36,8 @@ def fit_row_scale(weight: Tensor, importance: Tensor, fidelity: Fidelity) -> Ten
     """Return row scales under which the scale of every group has a code, fixed before any group is quantized.
 
     That is `HEADROOM` times the largest scale in a row, that of a high-impact group times 2**(bits_hi - bits_lo), when each group
-    is fitted by itself, divided by the largest code and rounded up to a 16-bit float. Subnormal halves have few digits but do no
-    harm: codes make up for what was rounded up.
+    is fitted by itself among `quantizer.grid.COARSE_SHRINKS`, divided by the largest code and rounded up to a 16-bit float.
+    Subnormal halves have few digits but do no harm: codes make up for what was rounded up.
 
     Args:
         weight: in stored order, float32 [out, in].
@@ -51,7 +51,7 @@ def fit_row_scale(weight: Tensor, importance: Tensor, fidelity: Fidelity) -> Ten
     for count, bits in fidelity.parts(weight.shape[1]):
         for at in range(start, start + count, fidelity.group_size):
             group = slice(at, min(at + fidelity.group_size, start + count))
-            scale, _ = fit_grid(weight[:, group], bits, importance[group])
+            scale, _ = fit_grid(weight[:, group], bits, importance[group], shrinks=COARSE_SHRINKS)
             largest = torch.maximum(largest, scale * 2.0 ** (bits - fidelity.bits_lo))
         start += count
     return _half_above(largest * HEADROOM / (2**fidelity.scale_bits - 1)).float()
