@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
+from quantizer.kernels.dispatch import matmul
 from quantizer.weight import QuantizedWeight, dequantize_rows, dequantize_tensors, tensor_specs
 
 MULTIPLIER = "scalar_embed_scale"
@@ -54,6 +55,10 @@ class QuantizedEmbedding(nn.Module):
             return found
         return found * torch.tensor(self._multiplier, dtype=found.dtype, device=found.device)
 
+    def multiply(self, hidden_states: Tensor) -> Tensor:
+        """Return hidden_states @ table', [..., hidden] to [..., rows]."""
+        return matmul(hidden_states, self._tensors(), self.fidelity, self.num_embeddings)
+
     def extra_repr(self) -> str:
         """Describe the table in a printed model."""
         return f"{self.num_embeddings}, {self.embedding_dim}, fidelity={self.fidelity.name}"
@@ -72,4 +77,4 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ table'; [..., hidden] to [..., rows]."""
-        return nn.functional.linear(hidden_states, self._shared[0].dequantize(hidden_states.dtype))
+        return self._shared[0].multiply(hidden_states)

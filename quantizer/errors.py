@@ -6,6 +6,7 @@ QuantizerError
 ├── FidelityError     a fidelity that does not exist, or does not fit a layer
 ├── RoundingError     a way to round that does not exist, or lacks what it needs
 ├── TrainingError     training that cannot be done as specified
+├── KernelError       a way to multiply that does not exist
 ├── PlanError         a plan that does not belong to this model, or cannot be read
 └── CheckpointError   a quantized checkpoint that is damaged
 """
@@ -33,6 +34,10 @@ class RoundingError(QuantizerError):
 
 class TrainingError(QuantizerError):
     """Steps, rates, or what is to be trained are out of range."""
+
+
+class KernelError(QuantizerError):
+    """There is no such way to compute products with packed weights."""
 
 
 class PlanError(QuantizerError):

@@ -20,7 +20,7 @@ from quantizer.fidelity import Fidelity
 from quantizer.linear import QuantizedLinear, get_linear, replace_linear
 
 QUANT_METHOD = "bitwright"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @register_quantization_config(QUANT_METHOD)

@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from quantizer.errors import PlanError
 from quantizer.fidelity import Fidelity
+from quantizer.kernels.dispatch import matmul
 from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose weight stays packed; each call expands it, multiplies, and forgets it.
+    """A linear layer whose weight stays packed; see `quantizer.kernels.dispatch` for how it multiplies.
 
     Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one.
     """
@@ -42,7 +43,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
-        return nn.functional.linear(hidden_states, self.dequantize(hidden_states.dtype), self.bias)
+        return matmul(hidden_states, self._buffers, self.fidelity, self.out_features, self.bias)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""

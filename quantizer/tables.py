@@ -78,8 +78,7 @@ def quantize_table(weight: Tensor, moments: Tensor | None, fidelity: Fidelity) -
     tensors = {COLUMNS: pieces[0].tensors[COLUMNS]}
     for name, tensor in pieces[0].tensors.items():
         if name != COLUMNS:
-            by_row = tensor.dim() == 1 or (name.endswith("_codes") and not name.endswith("_scale_codes"))
-            tensors[name] = torch.cat([piece.tensors[name] for piece in pieces], 0 if by_row else 1)
+            tensors[name] = torch.cat([piece.tensors[name] for piece in pieces], tensor.dim() - 1)
     rows, hidden = weight.shape
     return QuantizedWeight(fidelity, rows, hidden, tensors)
 

@@ -49,8 +49,9 @@ class QuantizedWeight:
     """The stored tensors of one layer.
 
     Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n = out_features:
-    `<part>_codes` int32 [n, words(c, b)], `<part>_scales` float16 [g, n], `<part>_zeros` int32 [g, words(n, b)], part being
-    `high` or `low`; and `columns` [in], the input column at each stored position, uint16 or int32.
+    `<part>_codes` int32 [words(c, b), n], `<part>_scales` float16 [g, n], `<part>_zeros` int32 [g, words(n, b)], part being
+    `high` or `low`; and `columns` [in], the input column at each stored position, uint16 or int32. Codes are packed along the
+    input and lie output by output: what a kernel reads of one word, scale or zero point for neighbouring outputs is contiguous.
 
     With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, words(n, s)], and `row_scales` float16
     [n] is added: scale = row scale * 2**(bits_lo - b) * code, see `quantizer.scales`. With outliers come `outlier_values` float16
@@ -95,7 +96,7 @@ class QuantizedWeight:
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
         tensors = {COLUMNS: columns.to(_column_dtype(in_features))}
         for (name, _, bits), part in zip(named_parts(fidelity, in_features), parts, strict=True):
-            tensors[f"{name}_codes"] = pack(part.codes.to(torch.uint8), bits)
+            tensors[f"{name}_codes"] = pack(part.codes.to(torch.uint8), bits).t().contiguous()
             if row_scale is None:
                 tensors[f"{name}_scales"] = part.scale.half()
             else:
@@ -114,7 +115,7 @@ class QuantizedWeight:
         """Return the parts that `from_codes` packed, in stored order."""
         found = []
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
-            codes = unpack(self.tensors[f"{name}_codes"], bits, columns)
+            codes = unpack(self.tensors[f"{name}_codes"].t().contiguous(), bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
             scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
             found.append(PartCodes(codes.float(), scale, zero.float()))
@@ -166,7 +167,7 @@ def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dic
     specs = {COLUMNS: TensorSpec((in_features,), _column_dtype(in_features))}
     for name, columns, bits in named_parts(fidelity, in_features):
         groups = -(-columns // fidelity.group_size)
-        specs[f"{name}_codes"] = TensorSpec((out_features, words(columns, bits)), torch.int32)
+        specs[f"{name}_codes"] = TensorSpec((words(columns, bits), out_features), torch.int32)
         if fidelity.scale_bits == SCALE_BITS[0]:
             specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
         else:
@@ -190,7 +191,7 @@ def dequantize_tensors(
     """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(tensors[f"{name}_codes"], bits, count)
+        codes = unpack(tensors[f"{name}_codes"].t().contiguous(), bits, count)
         scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
         group = torch.arange(count, device=codes.device) // fidelity.group_size
@@ -221,7 +222,7 @@ def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_featur
     """
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(tensors[f"{name}_codes"][rows], bits, count).float()
+        codes = unpack(tensors[f"{name}_codes"][:, rows].t().contiguous(), bits, count).float()
         if fidelity.scale_bits == SCALE_BITS[0]:
             scale = tensors[f"{name}_scales"][:, rows].float()
         else:

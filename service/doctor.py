@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("bitwright", "torch", "transformers", "cvxpy", "osqp", "numpy", "safetensors", "triton")
+_PACKAGES = ("bitwright", "torch", "transformers", "cvxpy", "osqp", "numpy", "numba", "safetensors", "triton")
 
 
 def examine(cache: Path) -> dict[str, Any]:
@@ -15,7 +15,11 @@ def examine(cache: Path) -> dict[str, Any]:
     import psutil  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
+    from quantizer.kernels.dispatch import choose_path  # noqa: PLC0415
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device = "cuda" if gpu else "cpu"
+    path = choose_path(device)
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return {
         "python": platform.python_version(),
@@ -25,7 +29,8 @@ def examine(cache: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
-        "device": "cuda" if gpu else "cpu",
+        "device": device,
+        "kernels": f"{path.name}: {path.why}",
         "cache": str(cache),
         "cache_free_bytes": shutil.disk_usage(nearest).free,
     }

@@ -174,7 +174,7 @@ def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
     for name, count, bits in named_parts(weight.fidelity, weight.in_features):
         scales = scales_slowly(weight, name, bits)
         zeros = [unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]]
-        for out, row in enumerate(weight.tensors[f"{name}_codes"]):
+        for out, row in enumerate(weight.tensors[f"{name}_codes"].t()):
             for position, code in enumerate(unpack_slowly(row, bits, count)):
                 group = position // weight.fidelity.group_size
                 dense[out][columns[start + position]] = float(np.float32(scales[group][out] * (code - zeros[group][out])))

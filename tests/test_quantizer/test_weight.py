@@ -64,7 +64,7 @@ def test_columns_of_wide_layers_are_not_cut(in_features: int, dtype: torch.dtype
     assert sorted(weight.tensors["columns"].tolist()) == list(range(in_features))
     dense = weight.dequantize()
     last = weight.tensors["columns"].tolist().index(in_features - 1)
-    code = (int(weight.tensors["low_codes"][0, last // 16]) >> (2 * (last % 16))) & 3
+    code = (int(weight.tensors["low_codes"][last // 16, 0]) >> (2 * (last % 16))) & 3
     zero = int(weight.tensors["low_zeros"][last // 128, 0]) & 3
     assert float(dense[0, -1]) == float(weight.tensors["low_scales"][last // 128, 0]) * (code - zero)
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.checkpoint import quantized_bytes
+from quantizer.kernels.dispatch import choose_path
 from quantizer.plan import Plan
 from service.request import BATCH
 from tests.command import bitwright, bitwright_json, run_options
@@ -209,3 +210,5 @@ def test_doctor_tells_versions_and_device() -> None:
 
     assert document["torch"] == torch.__version__.removesuffix("+cpu") or document["torch"] == torch.__version__
     assert document["device"] in {"cpu", "cuda"}
+    path = choose_path(document["device"])
+    assert document["kernels"] == f"{path.name}: {path.why}"

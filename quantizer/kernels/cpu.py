@@ -1,0 +1,165 @@
+"""Products with packed weights on a processor; the weight is never there as a whole.
+
+Few rows are multiplied by codes that are expanded in registers; many rows by tiles, small enough for the processor's caches, that
+torch multiplies.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantizer.fidelity import SCALE_BITS, Fidelity
+from quantizer.kernels import compiled
+from quantizer.scales import part_unit
+from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUTLIER_STARTS, OUTLIER_VALUES, ROW_SCALES, named_parts
+
+FEW_ROWS = 8
+"""Up to so many rows it is faster to expand every code anew for each row than to write it to a tile."""
+TILE_BYTES = 2**22
+SHARED_PRODUCT, SHARED_TILE = 2**21, 2**18
+"""Weights from which on threads share a product with few rows, or the making of a tile: below, waking them takes longer."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The stored tensors of one layer as the loops take them.
+
+    Attributes:
+        columns: input column at each stored position, int64 [in].
+        parts: columns and tensors of each part, in stored order.
+        outliers: row starts, columns, values; or None.
+        adapter: float32 [rank, in] in the layer's own order of columns and [out, rank]; or None.
+    """
+
+    columns: Tensor
+    parts: list[tuple[int, compiled.Part]]
+    outliers: tuple[Any, Any, Any] | None
+    adapter: tuple[Tensor, Tensor] | None
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int) -> "_Layer":
+        """View stored tensors, without copying codes."""
+        parts = [(columns, _part(tensors, name, bits, fidelity)) for name, columns, bits in named_parts(fidelity, in_features)]
+        outliers = adapter = None
+        if fidelity.outlier_share:
+            starts, columns = (tensors[name].to(torch.int64).numpy() for name in (OUTLIER_STARTS, OUTLIER_COLUMNS))
+            outliers = starts, columns, tensors[OUTLIER_VALUES].float().numpy()
+        if fidelity.adapter_rank:
+            adapter = tensors[ADAPTER_A].float(), tensors[ADAPTER_B].float()
+        return cls(tensors[COLUMNS].to(torch.int64), parts, outliers, adapter)
+
+    def multiply(self, rows: Tensor, out_features: int) -> Tensor:
+        """Return the product with few rows, float32 [rows, in] to [rows, out]."""
+        out, stored = torch.zeros(len(rows), out_features), rows[:, self.columns]
+        inputs, stored_inputs, outputs = rows.numpy(), stored.numpy(), out.numpy()
+
+        def work(border: tuple[int, int]) -> None:
+            first, last = border
+            for row, results in enumerate(outputs[:, first:last]):
+                start = 0
+                for columns, part in self.parts:
+                    compiled.multiply(part, stored_inputs[row, start : start + columns], first, results)
+                    start += columns
+                if self.outliers is not None:
+                    compiled.multiply_outliers(*self.outliers, inputs[row], first, results)
+
+        threads = _threads(out_features * rows.shape[1] >= SHARED_PRODUCT)
+        size = -(-out_features // threads // compiled.UNIT) * compiled.UNIT
+        _each(work, [(first, min(first + size, out_features)) for first in range(0, out_features, size)], threads)
+        if self.adapter is not None:
+            a, b = self.adapter
+            out += rows @ a.t() @ b.t()
+        return out
+
+    def multiply_tiles(self, rows: Tensor, out_features: int) -> Tensor:
+        """Return the product with many rows, [rows, in] to [rows, out], tile by tile."""
+        count, in_features = rows.shape
+        out = rows.new_empty(count, out_features)
+        outputs = max(1, TILE_BYTES // (4 * in_features) // compiled.UNIT) * compiled.UNIT
+        plain = self.outliers is None and self.adapter is None
+        dtype = torch.bfloat16 if plain and rows.dtype == torch.bfloat16 else torch.float32
+        buffer = torch.empty(in_features * min(outputs, out_features), dtype=dtype)
+        for first in range(0, out_features, outputs):
+            last = min(first + outputs, out_features)
+            tile = buffer[: in_features * (last - first)].view(in_features, last - first)
+            self._expand(tile, first)
+            if self.outliers is not None:
+                compiled.add_outliers(*self.outliers, first, tile.numpy())
+            if self.adapter is not None:
+                a, b = self.adapter
+                tile += a.t() @ b[first:last].t()
+            torch.mm(rows, tile.to(rows.dtype), out=out[:, first:last])
+        return out
+
+    def _expand(self, tile: Tensor, first: int) -> None:
+        """Write the dense weights of the outputs from `first` on, in float32 or rounded to bfloat16, to a tile [in, outputs]."""
+        rounded = tile.dtype == torch.bfloat16
+        write, target = (compiled.expand_rounded, tile.view(torch.uint16)) if rounded else (compiled.expand, tile)
+        array, columns, start, pieces = target.numpy(), self.columns.numpy(), 0, []
+        threads = _threads(tile.numel() >= SHARED_TILE)
+        for width, part in self.parts:
+            size = -(-len(part[3]) // threads)
+            groups = [(at, min(at + size, len(part[3]))) for at in range(0, len(part[3]), size)]
+            pieces += [(part, columns[start : start + width], some) for some in groups]
+            start += width
+        _each(lambda piece: write(*piece, first, array), pieces, threads)
+
+
+def matmul(
+    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
+) -> Tensor:
+    """Return hidden_states @ W' + bias, see `quantizer.kernels.dispatch.matmul`; without gradients.
+
+    For few rows weights are exact and sums are in float32; for many they are rounded to the dtype of hidden_states first, as in
+    `quantizer.kernels.reference`.
+    """
+    rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
+    layer = _Layer.of(tensors, fidelity, rows.shape[1])
+    out = layer.multiply(rows.float(), out_features) if len(rows) <= FEW_ROWS else layer.multiply_tiles(rows, out_features)
+    if bias is not None:
+        out += bias
+    return out.to(hidden_states.dtype).view(*hidden_states.shape[:-1], out_features)
+
+
+def _part(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity) -> compiled.Part:
+    codes, zeros = _words(tensors[f"{name}_codes"]), _words(tensors[f"{name}_zeros"])
+    if fidelity.scale_bits == SCALE_BITS[0]:
+        scales = tensors[f"{name}_scales"].float().numpy()
+        return bits, fidelity.group_size, codes, zeros, scales, _NO_WORDS, 0, scales[0]
+    unit = part_unit(tensors[ROW_SCALES].float(), fidelity, bits).numpy()
+    return bits, fidelity.group_size, codes, zeros, _NO_SCALES, _words(tensors[f"{name}_scale_codes"]), fidelity.scale_bits, unit
+
+
+_NO_WORDS, _NO_SCALES = np.empty((0, 0), np.uint32), np.empty((0, 0), np.float32)
+
+
+def _words(tensor: Tensor) -> Any:
+    return tensor.numpy().view(np.uint32)
+
+
+def _threads(worthwhile: bool) -> int:
+    return torch.get_num_threads() if worthwhile else 1
+
+
+def _each(work: Callable[[T], None], items: Sequence[T], threads: int) -> None:
+    """Do the work on every item, on some threads."""
+    if threads == 1:
+        for item in items:
+            work(item)
+    else:
+        list(_pool(os.getpid(), threads).map(work, items))
+
+
+@cache
+def _pool(_: int, threads: int) -> ThreadPoolExecutor:
+    """Return the threads of a process; a forked one has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="bitwright-kernel")

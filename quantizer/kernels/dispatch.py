@@ -1,0 +1,109 @@
+"""Which way a product with packed weights is computed, and why."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from quantizer.errors import KernelError
+from quantizer.fidelity import Fidelity
+from quantizer.kernels import reference
+from quantizer.weight import tensor_specs
+
+SETTING = "BITWRIGHT_KERNELS"
+"""Environment variable: `auto`; `reference` to compute every product by the slow exact twin; `triton` for kernels on a GPU."""
+REFERENCE, CPU, GPU = "reference", "cpu", "triton"
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A way to compute products.
+
+    Attributes:
+        name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of `quantizer.kernels`.
+        why: what decided.
+    """
+
+    name: str
+    why: str
+
+
+def choose_path(device: str) -> Path:
+    """Return how products without gradients are computed on a device, `cpu` or `cuda`; those with gradients take `reference`.
+
+    Raises:
+        KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for and not installed.
+    """
+    setting = os.environ.get(SETTING, "auto")
+    if setting not in ("auto", REFERENCE, GPU):
+        raise KernelError(f"{SETTING}={setting!r}: use auto, reference or triton")
+    if setting == REFERENCE:
+        return Path(REFERENCE, f"{SETTING} asks for it")
+    if device != "cpu":
+        if setting != GPU:
+            return Path(REFERENCE, f"kernels for a GPU have not been measured on one yet; {SETTING}={GPU} takes them")
+        if not _installed("triton"):
+            raise KernelError(f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]")
+        return Path(GPU, f"{SETTING} asks for it")
+    if not _installed("numba"):
+        return Path(REFERENCE, "numba is not installed")
+    return Path(CPU, "numba compiles loops over packed codes")
+
+
+def matmul(
+    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None = None
+) -> Tensor:
+    """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
+
+    Args:
+        hidden_states: floats, on the device of the tensors.
+        tensors: stored tensors of a layer by name, see `quantizer.weight.QuantizedWeight`; others are ignored.
+        fidelity: how the layer is stored.
+        out_features: rows of the weight.
+        bias: [out].
+
+    Raises:
+        KernelError: see `choose_path`.
+    """
+    if torch.is_grad_enabled() and hidden_states.requires_grad:
+        return reference.matmul(hidden_states, tensors, fidelity, out_features, bias)
+    if torch.compiler.is_compiling():
+        names = tensor_specs(fidelity, out_features, hidden_states.shape[-1])
+        product: Tensor = _opaque(hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias)
+        return product
+    return _run(hidden_states, tensors, fidelity, out_features, bias)
+
+
+def _run(
+    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
+) -> Tensor:
+    name = choose_path(hidden_states.device.type).name
+    if name == CPU:
+        from quantizer.kernels.cpu import matmul as multiply  # noqa: PLC0415  numba takes a while to import, and may be missing
+    elif name == GPU:
+        from quantizer.kernels.gpu import matmul as multiply  # noqa: PLC0415  so may Triton
+    else:
+        multiply = reference.matmul
+    return multiply(hidden_states, tensors, fidelity, out_features, bias)
+
+
+@torch.library.custom_op("bitwright::matmul", mutates_args=())
+def _opaque(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:
+    """Do the same where torch.compile shall not look inside; tensors are in the order of `tensor_specs`."""
+    parsed = Fidelity.parse(fidelity)
+    names = tensor_specs(parsed, out_features, hidden_states.shape[-1])
+    return _run(hidden_states, dict(zip(names, tensors, strict=True)), parsed, out_features, bias)
+
+
+@_opaque.register_fake
+def _(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:  # noqa: ARG001
+    return hidden_states.new_empty(*hidden_states.shape[:-1], out_features)
+
+
+@cache
+def _installed(library: str) -> bool:
+    return find_spec(library) is not None

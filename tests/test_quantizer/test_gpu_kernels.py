@@ -1,0 +1,92 @@
+"""The Triton kernels: what they compute, under Triton's interpreter, and that they compile for GPUs that are not here."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from quantizer.fidelity import Fidelity
+from quantizer.kernels import gpu, reference
+from quantizer.kernels.gpu import Tiles
+from tests.compiled_kernels import TARGETS
+from tests.test_quantizer.helpers import normal, random_weight
+from tests.test_quantizer.test_kernels import NAMES, distance, poison, tolerance, truth_of
+
+SMALL = Tiles(16, 32, 4)
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run kernels without a search, on memory that is filled with what shows; `tests/conftest.py` has turned the interpreter on."""
+    poison(monkeypatch)
+    launch = gpu._launch
+    monkeypatch.setattr(gpu, "_launch", lambda kernel, tiles: launch(kernel, tiles or SMALL))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (17, 63), (63, 17), (100, 100)])
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, int]) -> None:
+    fidelity = Fidelity.parse(name)
+    weight = random_weight(fidelity, *shape)
+    for rows in (1, 3, 40):
+        x = normal(rows, shape[1], seed=rows)
+        found = gpu.matmul(x, weight.tensors, fidelity, shape[0], None)
+        assert found.shape == (rows, shape[0])
+        assert distance(found, truth_of(x, weight)) < tolerance(fidelity, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dtype"),
+    [(rows, dtype) for rows in (1, 16, 17) for dtype in (torch.float16, torch.bfloat16) if (rows, dtype) != (16, torch.bfloat16)],
+)  # the interpreter takes the bits of a bfloat16 for a number where matrices are multiplied
+def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dtype) -> None:
+    fidelity = Fidelity.parse("int2+3r0.4g32s6")
+    weight, x = random_weight(fidelity, 40, 100), normal(rows, 100).to(dtype)
+    found = gpu.matmul(x, weight.tensors, fidelity, 40, None)
+    assert found.dtype == dtype
+    assert distance(found, truth_of(x, weight)) < tolerance(fidelity, dtype)
+
+
+@pytest.mark.parametrize("shape", [(64, 4096), (1000, 64)])
+@pytest.mark.parametrize("tiles", [SMALL, Tiles(32, 128, 8)])
+def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles: Tiles) -> None:
+    fidelity = Fidelity.parse("int2+3r0.4g64s6")
+    weight = random_weight(fidelity, *shape)
+    for rows in (1, 5):
+        x = normal(rows, shape[1])
+        assert distance(gpu.multiply_few(x, weight.tensors, fidelity, shape[0], tiles), truth_of(x, weight)) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_columns_can_be_split_among_programs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity, x = Fidelity.parse("int2+3r0.4g32"), normal(rows, 1600)
+    weight = random_weight(fidelity, 20, 1600)
+    monkeypatch.setattr(gpu, "_split", lambda *_: 3)
+    assert distance(gpu.multiply_few(x, weight.tensors, fidelity, 20), truth_of(x, weight)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "o" not in name and "a" not in name])
+def test_expanded_weights_are_those_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity, x = Fidelity.parse(name), torch.eye(100)
+    weight = random_weight(fidelity, 300, 100)
+    monkeypatch.setattr(gpu, "TILE_BYTES", 4 * 100 * 128)  # 300 outputs are two whole tiles and a ragged one
+    found = gpu.multiply_many(x, weight.tensors, fidelity, 300)
+    assert torch.equal(found, reference.matmul(x, weight.tensors, fidelity, 300, None))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels_compile_for_gpus_that_are_not_here(target: str, record_property: Any) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    process = subprocess.run(
+        [sys.executable, "-m", "tests.compiled_kernels", target], check=True, capture_output=True, env=environment
+    )
+    for line in process.stdout.splitlines():
+        row = json.loads(line)
+        record_property(f"{row['kernel']} {row['format']}", line)
+        assert row["spilled"] == 0
+        assert 0 < row["registers"] <= 255
+        assert row["shared_bytes"] <= 48 * 1024
