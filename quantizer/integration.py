@@ -18,6 +18,7 @@ from quantizer.embedding import QuantizedEmbedding, TiedHead
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.linear import QuantizedLinear, get_linear, replace_linear
+from quantizer.weight import check_places
 
 QUANT_METHOD = "bitwright"
 FORMAT_VERSION = 2
@@ -65,6 +66,14 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
                 replace_linear(model, _head(model, head), TiedHead(_embedding(model, name)))
         if checkpoint_files:
             _check_tensors(checkpoint_files, packed_names)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedLinear):
+                check_places(name, dict(module.named_buffers()), module.out_features, module.in_features)
+            elif isinstance(module, QuantizedEmbedding):
+                check_places(name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim)
         return model
 
     def is_serializable(self) -> bool:

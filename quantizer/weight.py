@@ -185,6 +185,28 @@ def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dic
     return specs
 
 
+def check_places(layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int) -> None:
+    """Refuse stored numbers that point outside a layer; tensors without storage are let pass.
+
+    Raises:
+        CheckpointError: columns are no permutation, or outliers are not where they can be.
+    """
+    columns = tensors[COLUMNS]
+    if columns.is_meta:
+        return
+    found = columns.to(torch.int64).sort().values
+    if not torch.equal(found, torch.arange(in_features, device=found.device)):
+        raise CheckpointError(f"layer {layer!r}: the column order is no permutation of {in_features} columns; get its files anew")
+    if OUTLIER_STARTS not in tensors:
+        return
+    starts, places = tensors[OUTLIER_STARTS].to(torch.int64), tensors[OUTLIER_COLUMNS].to(torch.int64)
+    whole = int(starts[0]) == 0 and int(starts[-1]) == len(places) and bool((starts.diff() >= 0).all())
+    if not whole or bool(((places < 0) | (places >= in_features)).any()):
+        raise CheckpointError(
+            f"layer {layer!r}: outliers lie outside its {out_features} x {in_features} weights; get its files anew"
+        )
+
+
 def dequantize_tensors(
     tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, in_features: int, dtype: torch.dtype
 ) -> Tensor:

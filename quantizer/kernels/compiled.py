@@ -1,7 +1,8 @@
 """The loops of `quantizer.kernels.cpu`, compiled on first use by numba, which keeps the result on disk.
 
 Inner loops run over neighbouring outputs, whose words, scales and zero points the layout keeps contiguous, so they become vector
-instructions without gathers. None holds the interpreter's lock. Nothing here checks what it is given.
+instructions without gathers. None holds the interpreter's lock. Sizes are trusted; stored column numbers and row starts, which say
+where memory is read and written, are not.
 """
 
 import numpy as np
@@ -161,12 +162,29 @@ def _round(values: Floats, bits: Halves) -> None:
         bits[at] = (patterns[at] + uint32(0x7FFF) + ((patterns[at] >> uint32(16)) & uint32(1))) >> uint32(16)
 
 
+@njit(cache=True)
+def _check_places(places: Numbers, rows: int) -> None:
+    for place in places:
+        if place < 0 or place >= rows:
+            raise IndexError("a stored column number is not one of the layer's columns")
+
+
+@njit(cache=True)
+def _check_starts(starts: Numbers, count: int) -> None:
+    if starts[0] < 0 or starts[-1] > count:
+        raise IndexError("outliers do not begin where the row starts say")
+    for at in range(1, len(starts)):
+        if starts[at] < starts[at - 1]:
+            raise IndexError("outliers do not begin where the row starts say")
+
+
 @njit(cache=True, nogil=True)
 def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Floats) -> None:
     """Write weights of some outputs and some groups: tile[places[k], n] = weight[first + n, k].
 
     They are rounded as `quantizer.grid.dequantize` rounds.
     """
+    _check_places(places, len(tile))
     bits, group_size, codes = part[:3]
     outputs = tile.shape[1]
     zero, scale = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
@@ -182,6 +200,7 @@ def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, til
 @njit(cache=True, nogil=True)
 def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Halves) -> None:
     """Write the bits of the same weights as the nearest bfloat16."""
+    _check_places(places, len(tile))
     bits, group_size, codes = part[:3]
     outputs = tile.shape[1]
     zero, scale, values = np.empty(outputs, np.float32), np.empty(outputs, np.float32), np.empty(outputs, np.float32)
@@ -197,6 +216,8 @@ def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: 
 @njit(cache=True, fastmath=_SUMS, nogil=True)
 def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floats, first: int, out: Floats) -> None:
     """Add the product of single weights in compressed rows with all inputs in their own order to some outputs."""
+    _check_places(columns, len(x))
+    _check_starts(starts, len(values))
     for at in range(len(out)):
         for index in range(starts[first + at], starts[first + at + 1]):
             out[at] += values[index] * x[columns[index]]
@@ -205,6 +226,8 @@ def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floa
 @njit(cache=True, nogil=True)
 def add_outliers(starts: Numbers, columns: Numbers, values: Floats, first: int, tile: Floats) -> None:
     """Add single weights in compressed rows to a tile of some outputs, [in, outputs]."""
+    _check_places(columns, len(tile))
+    _check_starts(starts, len(values))
     for at in range(tile.shape[1]):
         for index in range(starts[first + at], starts[first + at + 1]):
             tile[columns[index], at] += values[index]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from quantizer.errors import CheckpointError
@@ -67,6 +68,13 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(leaf: str, packed: PackedMo
     folder = _edited(packed("llama").folder, tmp_path / "other", lambda _: None)
     tensors(lambda all_: all_.pop(f"model.layers.0.mlp.up_proj.{leaf}"))(folder)
     with pytest.raises(CheckpointError):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_checkpoint_whose_columns_are_no_permutation_is_refused(packed: PackedModel, tmp_path: Path) -> None:
+    folder, name = _edited(packed("llama").folder, tmp_path / "other", lambda _: None), "model.layers.0.mlp.up_proj.columns"
+    tensors(lambda all_: all_.update({name: torch.zeros_like(all_[name])}))(folder)
+    with pytest.raises(CheckpointError, match=r"'model.layers.0.mlp.up_proj': the column order is no permutation"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from quantizer.adapter import Adapter
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
-from quantizer.weight import PartCodes, QuantizedWeight, TensorSpec, named_parts, tensor_specs
+from quantizer.kernels import cpu
+from quantizer.weight import PartCodes, QuantizedWeight, TensorSpec, check_places, named_parts, tensor_specs
 from tests.test_quantizer.helpers import OPTION_NAMES, dequantize_slowly, few, fidelities, normal, random_weight
 
 SHAPES = [(1, 1), (1, 32), (7, 33), (5, 100), (33, 64), (3, 129)]
@@ -135,3 +136,29 @@ def test_surplus_tensors_are_refused() -> None:
 def test_tensors_of_another_layer_are_refused(fidelity: Fidelity, out_features: int, in_features: int) -> None:
     with pytest.raises(CheckpointError):
         QuantizedWeight(fidelity, out_features, in_features, _layer().tensors)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "places"),
+    [
+        ("outlier_columns", {0: 70}),
+        ("outlier_columns", {5: 65535}),
+        ("outlier_starts", {0: -1}),
+        ("outlier_starts", {3: 10**6}),
+        ("outlier_starts", {-1: 0}),
+        ("columns", {0: 70}),
+    ],
+)
+def test_numbers_that_point_outside_a_layer_are_refused(leaf: str, places: dict[int, int]) -> None:
+    fidelity = Fidelity.parse("int2+3r0.4g32o0.05")
+    tensors = dict(random_weight(fidelity, 20, 70).tensors)
+    check_places("a.layer", tensors, 20, 70)
+    changed = tensors[leaf].to(torch.int64)
+    for at, value in places.items():
+        changed[at] = value
+    tensors[leaf] = changed.to(tensors[leaf].dtype)
+    with pytest.raises(CheckpointError, match=r"layer 'a.layer'"):
+        check_places("a.layer", tensors, 20, 70)
+    for rows in (1, 40):  # who loads tensors past that gets an error all the same, and no memory of others
+        with pytest.raises(IndexError):
+            cpu.matmul(normal(rows, 70), tensors, fidelity, 20, None)
