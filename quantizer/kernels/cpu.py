@@ -5,6 +5,7 @@ torch multiplies.
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUT
 FEW_ROWS = 8
 """Up to so many rows it is faster to expand every code anew for each row than to write it to a tile."""
 TILE_BYTES = 2**22
-SHARED_PRODUCT, SHARED_TILE = 2**21, 2**18
+SHARED_PRODUCT, SHARED_TILE = 2**21, 2**21
 """Weights from which on threads share a product with few rows, or the making of a tile: below, waking them takes longer."""
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class _Layer:
         outputs = max(1, TILE_BYTES // (4 * in_features) // compiled.UNIT) * compiled.UNIT
         plain = self.outliers is None and self.adapter is None
         dtype = torch.bfloat16 if plain and rows.dtype == torch.bfloat16 else torch.float32
-        buffer = torch.empty(in_features * min(outputs, out_features), dtype=dtype)
+        buffer = _buffer(in_features * min(outputs, out_features), dtype)
         for first in range(0, out_features, outputs):
             last = min(first + outputs, out_features)
             tile = buffer[: in_features * (last - first)].view(in_features, last - first)
@@ -144,6 +145,18 @@ _NO_WORDS, _NO_SCALES = np.empty((0, 0), np.uint32), np.empty((0, 0), np.float32
 
 def _words(tensor: Tensor) -> Any:
     return tensor.numpy().view(np.uint32)
+
+
+_KEPT = threading.local()
+
+
+def _buffer(count: int, dtype: torch.dtype) -> Tensor:
+    """Return memory for a tile that this thread keeps: fresh memory costs more than what is written to it."""
+    size = count * dtype.itemsize
+    if getattr(_KEPT, "memory", None) is None or _KEPT.memory.numel() < size:
+        _KEPT.memory = torch.empty(max(size, TILE_BYTES), dtype=torch.uint8)
+    memory: Tensor = _KEPT.memory[:size].view(dtype)
+    return memory
 
 
 def _threads(worthwhile: bool) -> int:
