@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels.dispatch import matmul
+from quantizer.kernels.kept import Kept
 from quantizer.weight import QuantizedWeight, dequantize_rows, dequantize_tensors, tensor_specs
 
 MULTIPLIER = "scalar_embed_scale"
@@ -30,6 +31,7 @@ class QuantizedEmbedding(nn.Module):
         if fidelity.outlier_share or fidelity.adapter_rank:
             raise CheckpointError(f"an embedding at {fidelity.name}: tables have neither outliers nor adapters")
         self.fidelity, self.num_embeddings, self.embedding_dim = fidelity, embedding.num_embeddings, embedding.embedding_dim
+        self._kept = Kept()
         self._multiplier = getattr(embedding, MULTIPLIER, None)
         self.register_buffer("like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False)  # has the rows' dtype
         for name, spec in tensor_specs(fidelity, self.num_embeddings, self.embedding_dim).items():
@@ -57,7 +59,7 @@ class QuantizedEmbedding(nn.Module):
 
     def multiply(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ table', [..., hidden] to [..., rows]."""
-        return matmul(hidden_states, self._tensors(), self.fidelity, self.num_embeddings)
+        return matmul(hidden_states, self._tensors(), self.fidelity, self.num_embeddings, kept=self._kept)
 
     def extra_repr(self) -> str:
         """Describe the table in a printed model."""

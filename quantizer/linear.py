@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from quantizer.errors import PlanError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels.dispatch import matmul
+from quantizer.kernels.kept import Kept
 from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 
 
@@ -24,6 +25,7 @@ class QuantizedLinear(nn.Module):
         for name, spec in tensor_specs(fidelity, out_features, in_features).items():
             self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        self._kept = Kept()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
@@ -43,7 +45,7 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
-        return matmul(hidden_states, self._buffers, self.fidelity, self.out_features, self.bias)  # type: ignore[arg-type]
+        return matmul(hidden_states, self._buffers, self.fidelity, self.out_features, self.bias, self._kept)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""

@@ -68,6 +68,11 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
     return kept
 
 
+def turned(packed: Tensor) -> Tensor:
+    """Return the transpose, in memory of its own that is contiguous in the last axis even where an axis has length one."""
+    return packed.t().clone(memory_format=torch.contiguous_format)
+
+
 def unpack_at(packed: Tensor, bits: int, places: Tensor) -> Tensor:
     """Return what `unpack` returns, at some places of each row only.
 

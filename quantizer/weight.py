@@ -10,7 +10,7 @@ from quantizer.adapter import Adapter, adapter_weight
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import SCALE_BITS, Fidelity, words
 from quantizer.grid import dequantize
-from quantizer.packing import pack, unpack, unpack_at
+from quantizer.packing import pack, turned, unpack, unpack_at
 from quantizer.scales import part_unit, scale_codes
 from quantizer.sparse import Outliers, add_outliers
 
@@ -96,7 +96,7 @@ class QuantizedWeight:
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
         tensors = {COLUMNS: columns.to(_column_dtype(in_features))}
         for (name, _, bits), part in zip(named_parts(fidelity, in_features), parts, strict=True):
-            tensors[f"{name}_codes"] = pack(part.codes.to(torch.uint8), bits).t().contiguous()
+            tensors[f"{name}_codes"] = turned(pack(part.codes.to(torch.uint8), bits))
             if row_scale is None:
                 tensors[f"{name}_scales"] = part.scale.half()
             else:
@@ -115,7 +115,7 @@ class QuantizedWeight:
         """Return the parts that `from_codes` packed, in stored order."""
         found = []
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
-            codes = unpack(self.tensors[f"{name}_codes"].t().contiguous(), bits, columns)
+            codes = unpack(turned(self.tensors[f"{name}_codes"]), bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
             scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
             found.append(PartCodes(codes.float(), scale, zero.float()))
@@ -213,7 +213,7 @@ def dequantize_tensors(
     """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(tensors[f"{name}_codes"].t().contiguous(), bits, count)
+        codes = unpack(turned(tensors[f"{name}_codes"]), bits, count)
         scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
         group = torch.arange(count, device=codes.device) // fidelity.group_size
@@ -244,7 +244,7 @@ def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_featur
     """
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(tensors[f"{name}_codes"][:, rows].t().contiguous(), bits, count).float()
+        codes = unpack(turned(tensors[f"{name}_codes"][:, rows]), bits, count).float()
         if fidelity.scale_bits == SCALE_BITS[0]:
             scale = tensors[f"{name}_scales"][:, rows].float()
         else:

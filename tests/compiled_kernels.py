@@ -44,21 +44,22 @@ def compiled(kernel: str, target: str, constants: dict[str, int]) -> Any:
 
 
 def resources(kernel: Any) -> dict[str, int]:
-    """Return registers of a thread, shared memory of a program, and bytes or registers that spilled."""
+    """Return registers and bytes on the stack of a thread, where registers spill to, and shared memory of a program."""
     import triton
 
     shared = kernel.metadata.shared
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         registers, spilled = (int(re.findall(rf"\.vgpr_{what}: +(\d+)", text)[0]) for what in ("count", "spill_count"))
+        stack = 4 * spilled
     else:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(kernel.asm["cubin"])
             listed = subprocess.run([tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True)
-        registers, spilled = (int(re.findall(rf"{what}:(\d+)", listed.stdout)[0]) for what in ("REG", "STACK"))
-    return {"registers": registers, "shared_bytes": shared, "spilled": spilled}
+        registers, stack = (int(re.findall(rf"{what}:(\d+)", listed.stdout)[0]) for what in ("REG", "STACK"))
+    return {"registers": registers, "shared_bytes": shared, "stack_bytes": stack}
 
 
 def rows(target: str) -> Iterator[dict[str, Any]]:

@@ -19,14 +19,25 @@ Floats = NDArray[np.float32]
 Halves = NDArray[np.uint16]
 Numbers = NDArray[np.int64]
 
-Part = tuple[int, int, Words, Words, Floats, Words, int, Floats]
-"""Width of the codes, group size, codes [words, outputs], zero points [groups, words], scales [groups, outputs] or codes of scales
-[groups, words] with their width (0 for none) and what they count, [outputs]."""
+Part = tuple[int, int, Words, Words, Halves, Words, int, Floats]
+"""Width of the codes, group size, codes [words, outputs], zero points [groups, words], bits of 16-bit scales [groups, outputs] or
+codes of scales [groups, words] with their width (0 for none) and what they count, [outputs]."""
 
+
+def _kept_on_disk() -> bool:
+    """Return whether compiled code can be kept; where nothing can be written, each process compiles anew."""
+    try:
+        njit(cache=True)(_kept_on_disk)
+    except RuntimeError:  # numba has found no folder
+        return False
+    return True
+
+
+_CACHE = _kept_on_disk()
 _SUMS = {"reassoc", "contract"}  # in any order, fused; what is no number stays none
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _unpack(words: Words, bits: int, first: int, values: Floats) -> None:
     """Write the codes packed along a row of words as floats, from the code `first` on."""
     mask = uint32((1 << bits) - 1)
@@ -39,7 +50,7 @@ def _unpack(words: Words, bits: int, first: int, values: Floats) -> None:
         values[at] = float32(int32(code & mask))
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _column(codes: Words, bits: int, column: int, first: int, values: Floats) -> None:
     """Write the codes of one column as floats, for the outputs from `first` on."""
     mask, last = uint32((1 << bits) - 1), first + len(values)
@@ -55,7 +66,7 @@ def _column(codes: Words, bits: int, column: int, first: int, values: Floats) ->
             values[at] = float32(int32(((low[at] >> uint32(shift)) | (high[at] << uint32(WORD - shift))) & mask))
 
 
-@njit(cache=True, fastmath=_SUMS)
+@njit(cache=_CACHE, fastmath=_SUMS)
 def _add2(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of sixteen inputs with a word of two-bit codes of each output."""
     for at in range(len(sums)):
@@ -65,7 +76,7 @@ def _add2(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=True, fastmath=_SUMS)
+@njit(cache=_CACHE, fastmath=_SUMS)
 def _add3(low: Words, middle: Words, high: Words, x: Floats, sums: Floats) -> None:
     """Add the products of 32 inputs with three words of three-bit codes: two codes lie across a border of words."""
     for at in range(len(sums)):
@@ -81,7 +92,7 @@ def _add3(low: Words, middle: Words, high: Words, x: Floats, sums: Floats) -> No
         sums[at] = total
 
 
-@njit(cache=True, fastmath=_SUMS)
+@njit(cache=_CACHE, fastmath=_SUMS)
 def _add4(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of eight inputs with a word of four-bit codes of each output."""
     for at in range(len(sums)):
@@ -91,7 +102,7 @@ def _add4(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=True, fastmath=_SUMS)
+@njit(cache=_CACHE, fastmath=_SUMS)
 def _add8(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of four inputs with a word of eight-bit codes of each output."""
     for at in range(len(sums)):
@@ -101,7 +112,7 @@ def _add8(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _add(bits: int, codes: Words, row: int, first: int, x: Floats, sums: Floats) -> None:
     """Add the products of 32 inputs with the words that begin at a row."""
     last = first + len(sums)
@@ -119,7 +130,18 @@ def _add(bits: int, codes: Words, row: int, first: int, x: Floats, sums: Floats)
             _add8(line, inputs, sums)
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
+def _widen(bits: Halves, values: Floats) -> None:
+    """Write what the bits of finite 16-bit floats stand for."""
+    patterns = values.view(np.uint32)
+    for at in range(len(values)):
+        half = uint32(bits[at])
+        patterns[at] = ((half & uint32(0x8000)) << uint32(16)) | ((half & uint32(0x7FFF)) << uint32(13))
+    for at in range(len(values)):
+        values[at] *= float32(2.0**112)  # the exponents of both kinds begin so far apart
+
+
+@njit(cache=_CACHE)
 def _grid(part: Part, group: int, first: int, zero: Floats, scale: Floats) -> None:
     """Write zero points and scales of a group for the outputs from `first` on."""
     bits, _, _, zeros, scales, scale_codes, scale_bits, unit = part
@@ -129,10 +151,10 @@ def _grid(part: Part, group: int, first: int, zero: Floats, scale: Floats) -> No
         for at in range(len(scale)):
             scale[at] *= unit[first + at]
     else:
-        scale[:] = scales[group, first : first + len(scale)]
+        _widen(scales[group, first : first + len(scale)], scale)
 
 
-@njit(cache=True, fastmath=_SUMS, nogil=True)
+@njit(cache=_CACHE, fastmath=_SUMS, nogil=True)
 def multiply(part: Part, x: Floats, first: int, out: Floats) -> None:
     """Add the product of a part with its inputs to some outputs: out[n] += sum_k weight[first + n, k] * x[k]."""
     bits, group_size, codes, zeros = part[:4]
@@ -154,7 +176,7 @@ def multiply(part: Part, x: Floats, first: int, out: Floats) -> None:
             out[at] += scale[at] * (sums[at] - zero[at] * total)
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _round(values: Floats, bits: Halves) -> None:
     """Write the bits of the nearest bfloat16 of finite values, ties to even."""
     patterns = values.view(np.uint32)
@@ -162,14 +184,14 @@ def _round(values: Floats, bits: Halves) -> None:
         bits[at] = (patterns[at] + uint32(0x7FFF) + ((patterns[at] >> uint32(16)) & uint32(1))) >> uint32(16)
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _check_places(places: Numbers, rows: int) -> None:
     for place in places:
         if place < 0 or place >= rows:
             raise IndexError("a stored column number is not one of the layer's columns")
 
 
-@njit(cache=True)
+@njit(cache=_CACHE)
 def _check_starts(starts: Numbers, count: int) -> None:
     if starts[0] < 0 or starts[-1] > count:
         raise IndexError("outliers do not begin where the row starts say")
@@ -178,7 +200,7 @@ def _check_starts(starts: Numbers, count: int) -> None:
             raise IndexError("outliers do not begin where the row starts say")
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Floats) -> None:
     """Write weights of some outputs and some groups: tile[places[k], n] = weight[first + n, k].
 
@@ -197,7 +219,7 @@ def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, til
                 values[at] = (values[at] - zero[at]) * scale[at]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Halves) -> None:
     """Write the bits of the same weights as the nearest bfloat16."""
     _check_places(places, len(tile))
@@ -213,7 +235,7 @@ def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: 
             _round(values, tile[places[column]])
 
 
-@njit(cache=True, fastmath=_SUMS, nogil=True)
+@njit(cache=_CACHE, fastmath=_SUMS, nogil=True)
 def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floats, first: int, out: Floats) -> None:
     """Add the product of single weights in compressed rows with all inputs in their own order to some outputs."""
     _check_places(columns, len(x))
@@ -223,7 +245,7 @@ def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floa
             out[at] += values[index] * x[columns[index]]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=_CACHE, nogil=True)
 def add_outliers(starts: Numbers, columns: Numbers, values: Floats, first: int, tile: Floats) -> None:
     """Add single weights in compressed rows to a tile of some outputs, [in, outputs]."""
     _check_places(columns, len(tile))

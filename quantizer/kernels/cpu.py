@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.kernels import compiled
+from quantizer.kernels.kept import Kept
 from quantizer.scales import part_unit
 from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUTLIER_STARTS, OUTLIER_VALUES, ROW_SCALES, named_parts
 
@@ -116,7 +117,12 @@ class _Layer:
 
 
 def matmul(
-    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
+    hidden_states: Tensor,
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    bias: Tensor | None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Return hidden_states @ W' + bias, see `quantizer.kernels.dispatch.matmul`; without gradients.
 
@@ -124,7 +130,7 @@ def matmul(
     `quantizer.kernels.reference`.
     """
     rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-    layer = _Layer.of(tensors, fidelity, rows.shape[1])
+    layer = (kept or Kept()).get(tensors, lambda: _Layer.of(tensors, fidelity, rows.shape[1]))
     out = layer.multiply(rows.float(), out_features) if len(rows) <= FEW_ROWS else layer.multiply_tiles(rows, out_features)
     if bias is not None:
         out += bias
@@ -134,13 +140,13 @@ def matmul(
 def _part(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity) -> compiled.Part:
     codes, zeros = _words(tensors[f"{name}_codes"]), _words(tensors[f"{name}_zeros"])
     if fidelity.scale_bits == SCALE_BITS[0]:
-        scales = tensors[f"{name}_scales"].float().numpy()
-        return bits, fidelity.group_size, codes, zeros, scales, _NO_WORDS, 0, scales[0]
+        scales = tensors[f"{name}_scales"].view(torch.uint16).numpy()
+        return bits, fidelity.group_size, codes, zeros, scales, _NO_WORDS, 0, _NO_UNIT
     unit = part_unit(tensors[ROW_SCALES].float(), fidelity, bits).numpy()
     return bits, fidelity.group_size, codes, zeros, _NO_SCALES, _words(tensors[f"{name}_scale_codes"]), fidelity.scale_bits, unit
 
 
-_NO_WORDS, _NO_SCALES = np.empty((0, 0), np.uint32), np.empty((0, 0), np.float32)
+_NO_WORDS, _NO_SCALES, _NO_UNIT = np.empty((0, 0), np.uint32), np.empty((0, 0), np.uint16), np.empty(0, np.float32)
 
 
 def _words(tensor: Tensor) -> Any:

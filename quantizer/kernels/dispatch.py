@@ -12,6 +12,7 @@ from torch import Tensor
 from quantizer.errors import KernelError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels import reference
+from quantizer.kernels.kept import Kept
 from quantizer.weight import tensor_specs
 
 SETTING = "BITWRIGHT_KERNELS"
@@ -55,7 +56,12 @@ def choose_path(device: str) -> Path:
 
 
 def matmul(
-    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None = None
+    hidden_states: Tensor,
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    bias: Tensor | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
 
@@ -65,6 +71,7 @@ def matmul(
         fidelity: how the layer is stored.
         out_features: rows of the weight.
         bias: [out].
+        kept: what the products of this layer share.
 
     Raises:
         KernelError: see `choose_path`.
@@ -75,20 +82,27 @@ def matmul(
         names = tensor_specs(fidelity, out_features, hidden_states.shape[-1])
         product: Tensor = _opaque(hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias)
         return product
-    return _run(hidden_states, tensors, fidelity, out_features, bias)
+    return _run(hidden_states, tensors, fidelity, out_features, bias, kept)
 
 
 def _run(
-    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
+    hidden_states: Tensor,
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    bias: Tensor | None,
+    kept: Kept | None = None,
 ) -> Tensor:
     name = choose_path(hidden_states.device.type).name
     if name == CPU:
-        from quantizer.kernels.cpu import matmul as multiply  # noqa: PLC0415  numba takes a while to import, and may be missing
-    elif name == GPU:
-        from quantizer.kernels.gpu import matmul as multiply  # noqa: PLC0415  so may Triton
-    else:
-        multiply = reference.matmul
-    return multiply(hidden_states, tensors, fidelity, out_features, bias)
+        from quantizer.kernels import cpu  # noqa: PLC0415  numba takes a while to import, and may be missing
+
+        return cpu.matmul(hidden_states, tensors, fidelity, out_features, bias, kept)
+    if name == GPU:
+        from quantizer.kernels import gpu  # noqa: PLC0415  so may Triton
+
+        return gpu.matmul(hidden_states, tensors, fidelity, out_features, bias)
+    return reference.matmul(hidden_states, tensors, fidelity, out_features, bias)
 
 
 @torch.library.custom_op("bitwright::matmul", mutates_args=())

@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands`, `plans`, `quantizers`, `whatif`, `stability` or `service`."""
+    """Return the stored rows of `runs`, `commands`, `plans`, `quantizers`, `inference`, `whatif`, `stability` or `service`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -213,6 +213,21 @@ def _minutes(seconds: dict[str, float | None]) -> str:
     return f"{sum(known) / 60:.1f}" if known and len(known) == len(own) else ""
 
 
+def inference_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of packed models against their originals in bfloat16, in Markdown; later rows replace earlier ones."""
+    heads = ("model", "prompt", "a token", "of the original", "a prompt", "of the original", "memory", "of the original", "file")
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in {(row["label"], row["prompt_tokens"]): row for row in rows}.values():
+        cells = [row["label"], f"{row['prompt_tokens']} tokens"]
+        for what in ("token", "prompt"):
+            packed, original = row[f"{what}_packed_seconds"], row[f"{what}_original_seconds"]
+            cells += [f"{packed * 1e3:.0f} ms", f"x {packed / original:.2f}"]
+        packed, original = row["packed_memory_bytes"], row["original_memory_bytes"]
+        cells += [f"{packed / 1e6:.0f} MB", f"x {packed / original:.2f}", f"{row['packed_file_bytes'] / 1e6:.0f} MB"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -223,6 +238,7 @@ def with_tables(readme: str) -> str:
         "stability": stability_table(rows("stability")),
         "service": service_table(rows("service")),
         "quantizers": quantizers_table(rows("quantizers")),
+        "inference": inference_table(rows("inference")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -87,6 +87,6 @@ def test_kernels_compile_for_gpus_that_are_not_here(target: str, record_property
     for line in process.stdout.splitlines():
         row = json.loads(line)
         record_property(f"{row['kernel']} {row['format']}", line)
-        assert row["spilled"] == 0
+        assert row["stack_bytes"] <= 16  # the assembler leaves two words there at 56 of 255 registers
         assert 0 < row["registers"] <= 255
         assert row["shared_bytes"] <= 48 * 1024

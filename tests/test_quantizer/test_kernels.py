@@ -1,5 +1,9 @@
 """Products with packed weights, against weights that are expanded by the definition."""
 
+import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,7 +12,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import KernelError
 from quantizer.fidelity import Fidelity
-from quantizer.kernels import cpu, dispatch, reference
+from quantizer.kernels import compiled, cpu, dispatch, reference
 from quantizer.kernels.dispatch import CPU, GPU, REFERENCE, SETTING, Path, choose_path, matmul
 from quantizer.linear import QuantizedLinear
 from quantizer.weight import QuantizedWeight
@@ -31,6 +35,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill fresh memory with what shows in every sum that it enters."""
+    with torch.device("meta"):
+        torch.empty(1)  # torch notes here, once and for all, which functions a default device concerns
     empty, new_empty = torch.empty, Tensor.new_empty
 
     def filled(tensor: Tensor) -> Tensor:
@@ -191,3 +197,42 @@ def test_a_compiled_layer_is_one_graph_and_gives_the_same(rows: int, calls: list
     with torch.no_grad():
         assert torch.equal(compiled(normal(rows, 70)), layer(normal(rows, 70)))
     assert calls == [CPU, CPU]
+
+
+def test_what_is_kept_follows_its_tensors() -> None:
+    fidelity = Fidelity.parse("int2+3r0.4g32s6a2")
+    layer = QuantizedLinear.from_linear(nn.Linear(70, 20, bias=False), random_weight(fidelity, 20, 70))
+    other = random_weight(fidelity, 20, 70, seed=1)
+    x = normal(2, 70)
+    before = layer(x)
+    copied = copy.deepcopy(layer)
+    layer.load_state_dict(dict(other.tensors))  # overwrites in place
+    assert torch.equal(layer(x), cpu.matmul(x, other.tensors, fidelity, 20, None))
+    assert torch.equal(copied(x), before)
+    with torch.inference_mode():
+        layer.row_scales = layer.row_scales * 2  # counts no changes
+        layer.row_scales.mul_(2)
+        dense = QuantizedWeight(fidelity, 20, 70, {name: layer.get_buffer(name) for name in other.tensors}).dequantize()
+        assert distance(layer(x), x.double() @ dense.double().t()) < 1e-5
+
+
+def test_scales_of_any_finite_half_are_read() -> None:
+    patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    finite = patterns[patterns.isfinite()]
+    values = torch.full((len(finite),), float("nan"))
+    compiled._widen(finite.view(torch.uint16).numpy(), values.numpy())
+    assert torch.equal(values, finite.float())
+
+
+def test_where_nothing_can_be_kept_on_disk_loops_are_compiled_all_the_same() -> None:
+    script = """
+import numpy as np
+from quantizer.kernels import compiled
+assert not compiled._CACHE
+values = np.empty(4, np.float32)
+compiled._unpack(np.array([0b11100100], np.uint32), 2, 0, values)
+print(values.tolist())
+"""
+    environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"}  # which takes cells of notebooks only
+    process = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
+    assert process.stdout.strip() == "[0.0, 1.0, 2.0, 3.0]"

@@ -22,7 +22,8 @@ def _linear(*, bias: bool) -> nn.Linear:
 def test_the_packed_layer_is_a_linear_layer_with_the_dequantized_weight(bias: bool, dtype: torch.dtype) -> None:
     linear, weight = _linear(bias=bias).to(dtype), random_weight(FIDELITY, 7, 100)
     packed, inputs = QuantizedLinear.from_linear(linear, weight), normal(2, 3, 100).to(dtype)
-    assert torch.equal(packed(inputs), nn.functional.linear(inputs, weight.dequantize(dtype), linear.bias))
+    truth = nn.functional.linear(inputs.double(), weight.dequantize().double(), linear.bias.double() if bias else None)
+    torch.testing.assert_close(packed(inputs).double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
     assert torch.equal(packed.dequantize(dtype), weight.dequantize(dtype))
 
 
