@@ -21,7 +21,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 def commands_table(commands: list[dict[str, Any]]) -> str:
     """Return the table of what the two commands take, in Markdown."""
-    lines = ["| command | cores | minutes, environment included | peak memory |", "|---|---:|---:|---:|"]
+    lines = ["| command | cores | minutes (`make`: environment included) | peak memory |", "|---|---:|---:|---:|"]
     for row in {row["command"]: row for row in commands}.values():
         memory = row["peak_memory_bytes"]
         gigabytes = f"{memory / 1e9:.1f} GB" if memory else ""
