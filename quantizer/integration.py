@@ -72,6 +72,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
         for name, module in model.named_modules():
             if isinstance(module, QuantizedLinear):
                 check_places(name, dict(module.named_buffers()), module.out_features, module.in_features)
+                module.prepare()
             elif isinstance(module, QuantizedEmbedding):
                 check_places(name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim)
         return model

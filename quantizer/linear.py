@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import PlanError
 from quantizer.fidelity import Fidelity
-from quantizer.kernels.dispatch import matmul
+from quantizer.kernels.dispatch import matmul, prepare
 from quantizer.kernels.kept import Kept
 from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 
@@ -42,6 +42,10 @@ class QuantizedLinear(nn.Module):
         """Return the weight [out, in] in `dtype`."""
         buffers = dict(self.named_buffers(recurse=False))
         return dequantize_tensors(buffers, self.fidelity, self.out_features, self.in_features, dtype)
+
+    def prepare(self) -> None:
+        """Get ready to multiply, once the tensors are loaded."""
+        prepare(self._buffers, self.fidelity, self.in_features, self._kept)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""

@@ -137,6 +137,11 @@ def matmul(
     return out.to(hidden_states.dtype).view(*hidden_states.shape[:-1], out_features)
 
 
+def prepare(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept) -> None:
+    """Make what products share before there are any: among their results it would keep memory from being given back."""
+    kept.get(tensors, lambda: _Layer.of(tensors, fidelity, in_features))
+
+
 def _part(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity) -> compiled.Part:
     codes, zeros = _words(tensors[f"{name}_codes"]), _words(tensors[f"{name}_zeros"])
     if fidelity.scale_bits == SCALE_BITS[0]:

@@ -55,6 +55,15 @@ def choose_path(device: str) -> Path:
     return Path(CPU, "numba compiles loops over packed codes")
 
 
+def prepare(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept) -> None:
+    """Make what the products of a layer will share, where they share anything."""
+    device = next(iter(tensors.values())).device.type
+    if device == "cpu" and choose_path(device).name == CPU:
+        from quantizer.kernels import cpu  # noqa: PLC0415  see below
+
+        cpu.prepare(tensors, fidelity, in_features, kept)
+
+
 def matmul(
     hidden_states: Tensor,
     tensors: Mapping[str, Tensor],
