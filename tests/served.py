@@ -104,7 +104,7 @@ class Served:
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
-    def wait(self, job_id: str, seconds: float = 180, statuses: tuple[str, ...] = ENDED) -> dict[str, Any]:
+    def wait(self, job_id: str, seconds: float = 300, statuses: tuple[str, ...] = ENDED) -> dict[str, Any]:
         """Wait until a job has one of the statuses, and return it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
