@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
-from quantizer.kernels.dispatch import matmul
+from quantizer.kernels.dispatch import matmul, prepare
 from quantizer.kernels.kept import Kept
 from quantizer.weight import QuantizedWeight, dequantize_rows, dequantize_tensors, tensor_specs
 
@@ -56,6 +56,10 @@ class QuantizedEmbedding(nn.Module):
         if self._multiplier is None:
             return found
         return found * torch.tensor(self._multiplier, dtype=found.dtype, device=found.device)
+
+    def prepare(self) -> None:
+        """Get ready to multiply, once the tensors are loaded."""
+        prepare(self._tensors(), self.fidelity, self.embedding_dim, self._kept)
 
     def multiply(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ table', [..., hidden] to [..., rows]."""

@@ -75,6 +75,8 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
                 module.prepare()
             elif isinstance(module, QuantizedEmbedding):
                 check_places(name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim)
+                if self.quantization_config.tied:  # else its rows are only looked up
+                    module.prepare()
         return model
 
     def is_serializable(self) -> bool:

@@ -145,7 +145,7 @@ def prepare(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int,
 def _part(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity) -> compiled.Part:
     codes, zeros = _words(tensors[f"{name}_codes"]), _words(tensors[f"{name}_zeros"])
     if fidelity.scale_bits == SCALE_BITS[0]:
-        scales = tensors[f"{name}_scales"].view(torch.uint16).numpy()
+        scales = tensors[f"{name}_scales"].half().view(torch.uint16).numpy()  # a module may have been cast
         return bits, fidelity.group_size, codes, zeros, scales, _NO_WORDS, 0, _NO_UNIT
     unit = part_unit(tensors[ROW_SCALES].float(), fidelity, bits).numpy()
     return bits, fidelity.group_size, codes, zeros, _NO_SCALES, _words(tensors[f"{name}_scale_codes"]), fidelity.scale_bits, unit

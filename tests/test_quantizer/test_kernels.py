@@ -216,6 +216,16 @@ def test_what_is_kept_follows_its_tensors() -> None:
         assert distance(layer(x), x.double() @ dense.double().t()) < 1e-5
 
 
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("name", ["int3g32", "int2+3r0.4g32s6o0.05a3"])
+def test_a_layer_that_was_cast_multiplies_by_what_it_then_holds(name: str, rows: int) -> None:
+    layer, x = QuantizedLinear.from_linear(nn.Linear(70, 20), random_weight(Fidelity.parse(name), 20, 70)), normal(rows, 70)
+    for dtype in (torch.float32, torch.bfloat16):
+        layer.to(dtype)
+        truth = x.double() @ layer.dequantize(torch.float32).double().t() + layer.bias.double()
+        assert distance(layer(x), truth) < 1e-5
+
+
 def test_scales_of_any_finite_half_are_read() -> None:
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     finite = patterns[patterns.isfinite()]
