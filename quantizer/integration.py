@@ -85,8 +85,8 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
 
     @property
     def is_trainable(self) -> bool:
-        """False: codes have no gradient."""
-        return False
+        """True: adapters beside packed layers can be trained; packed weights themselves have no gradient."""
+        return True
 
 
 def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:

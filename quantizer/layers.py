@@ -19,7 +19,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len({type(member) for member in module}) != 1:
             continue
-        weights = sum(linear.weight.numel() for linear in module.modules() if isinstance(linear, nn.Linear))
+        weights = sum(linear.out_features * linear.in_features for linear in module.modules() if isinstance(linear, nn.Linear))
         if weights > best_weights:
             best_name, best, best_weights = name, module, weights
     if best is None:

@@ -12,19 +12,22 @@ from quantizer.kernels.kept import Kept
 from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(nn.Linear):
     """A linear layer whose weight stays packed; see `quantizer.kernels.dispatch` for how it multiplies.
 
-    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one.
+    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries that attach adapters to linear
+    layers it is one, but its `weight` is None: what would change a weight in place fails instead of being lost.
     """
 
     def __init__(self, fidelity: Fidelity, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype) -> None:
         """Make room for a layer of this shape, to be filled by `load` or from a state dict."""
-        super().__init__()
-        self.fidelity, self.in_features, self.out_features = fidelity, in_features, out_features
+        super().__init__(in_features, out_features, bias=False, device="meta")
+        self.fidelity = fidelity
+        self.register_parameter("weight", None)
         for name, spec in tensor_specs(fidelity, out_features, in_features).items():
             self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False) if bias else None
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False)
         self._kept = Kept()
 
     @classmethod
@@ -37,6 +40,11 @@ class QuantizedLinear(nn.Module):
         if has_bias:
             module.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         return module.to(linear.weight.device)
+
+    @property
+    def qweight(self) -> Tensor:
+        """Codes of the low part: by this name PEFT looks for the device that an adapter belongs on."""
+        return self.get_buffer("low_codes")
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weight [out, in] in `dtype`."""
@@ -72,7 +80,7 @@ def get_linear(model: nn.Module, name: str) -> nn.Linear:
         module = model.get_submodule(name)
     except AttributeError as err:
         raise PlanError(f"the model has no layer {name!r}; the plan was made for another model") from err
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
         raise PlanError(f"layer {name!r} is a {type(module).__name__}, not a linear layer; the plan was made for another model")
     return module
 

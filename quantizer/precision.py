@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
 
 
+@cache
 def fast_precision(device: str) -> torch.dtype:
     """Return the dtype in which matrix products are fastest: bfloat16 where the processor multiplies it itself, else float32."""
     capable: Mapping[str, Any] = torch.cpu.get_capabilities()

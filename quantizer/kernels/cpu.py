@@ -19,6 +19,7 @@ from torch import Tensor
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.kernels import compiled
 from quantizer.kernels.kept import Kept
+from quantizer.precision import fast_precision
 from quantizer.scales import part_unit
 from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUTLIER_STARTS, OUTLIER_VALUES, ROW_SCALES, named_parts
 
@@ -83,13 +84,16 @@ class _Layer:
         return out
 
     def multiply_tiles(self, rows: Tensor, out_features: int) -> Tensor:
-        """Return the product with many rows, [rows, in] to [rows, out], tile by tile."""
+        """Return the product with many rows, [rows, in] to [rows, out], tile by tile.
+
+        It is in bfloat16 where rows are and the processor multiplies that itself; else in float32, which is then many times faster.
+        """
         count, in_features = rows.shape
+        rows = rows.to(fast_precision("cpu") if rows.dtype == torch.bfloat16 else torch.float32)
         out = rows.new_empty(count, out_features)
         outputs = max(1, TILE_BYTES // (4 * in_features) // compiled.UNIT) * compiled.UNIT
         plain = self.outliers is None and self.adapter is None
-        dtype = torch.bfloat16 if plain and rows.dtype == torch.bfloat16 else torch.float32
-        buffer = _buffer(in_features * min(outputs, out_features), dtype)
+        buffer = _buffer(in_features * min(outputs, out_features), rows.dtype if plain else torch.float32)
         for first in range(0, out_features, outputs):
             last = min(first + outputs, out_features)
             tile = buffer[: in_features * (last - first)].view(in_features, last - first)
@@ -126,8 +130,8 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, see `quantizer.kernels.dispatch.matmul`; without gradients.
 
-    For few rows weights are exact and sums are in float32; for many they are rounded to the dtype of hidden_states first, as in
-    `quantizer.kernels.reference`.
+    Weights are exact and sums in float32, but for many rows in bfloat16 on a processor that multiplies it: there weights are
+    rounded to bfloat16 first, as in `quantizer.kernels.reference`.
     """
     rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
     layer = (kept or Kept()).get(tensors, lambda: _Layer.of(tensors, fidelity, rows.shape[1]))

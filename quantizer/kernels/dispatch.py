@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from quantizer.errors import KernelError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels import reference
 from quantizer.kernels.kept import Kept
-from quantizer.weight import tensor_specs
+from quantizer.weight import dequantize_tensors, tensor_specs
 
 SETTING = "BITWRIGHT_KERNELS"
 """Environment variable: `auto`; `reference` to compute every product by the slow exact twin; `triton` for kernels on a GPU."""
@@ -34,7 +35,7 @@ class Path:
 
 
 def choose_path(device: str) -> Path:
-    """Return how products without gradients are computed on a device, `cpu` or `cuda`; those with gradients take `reference`.
+    """Return how products are computed on a device, `cpu` or `cuda`; gradients always take expanded weights, as `reference` does.
 
     Raises:
         KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for and not installed.
@@ -74,6 +75,8 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
 
+    Differentiable in hidden_states and bias, once. The weight is expanded for the backward pass and not kept for it.
+
     Args:
         hidden_states: floats, on the device of the tensors.
         tensors: stored tensors of a layer by name, see `quantizer.weight.QuantizedWeight`; others are ignored.
@@ -85,9 +88,8 @@ def matmul(
     Raises:
         KernelError: see `choose_path`.
     """
-    if torch.is_grad_enabled() and hidden_states.requires_grad:
-        return reference.matmul(hidden_states, tensors, fidelity, out_features, bias)
-    if torch.compiler.is_compiling():
+    differentiable = hidden_states.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.compiler.is_compiling() or (differentiable and torch.is_grad_enabled()):
         names = tensor_specs(fidelity, out_features, hidden_states.shape[-1])
         product: Tensor = _opaque(hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias)
         return product
@@ -116,7 +118,7 @@ def _run(
 
 @torch.library.custom_op("bitwright::matmul", mutates_args=())
 def _opaque(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:
-    """Do the same where torch.compile shall not look inside; tensors are in the order of `tensor_specs`."""
+    """Do the same where neither autograd nor torch.compile shall look inside; tensors are in the order of `tensor_specs`."""
     parsed = Fidelity.parse(fidelity)
     names = tensor_specs(parsed, out_features, hidden_states.shape[-1])
     return _run(hidden_states, dict(zip(names, tensors, strict=True)), parsed, out_features, bias)
@@ -125,6 +127,35 @@ def _opaque(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_fea
 @_opaque.register_fake
 def _(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:  # noqa: ARG001
     return hidden_states.new_empty(*hidden_states.shape[:-1], out_features)
+
+
+@torch.library.custom_op("bitwright::matmul_backward", mutates_args=())
+def _opaque_backward(gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int) -> Tensor:
+    """Return gradient @ W, [..., out] to [..., in]."""
+    parsed, out_features = Fidelity.parse(fidelity), gradient.shape[-1]
+    named = dict(zip(tensor_specs(parsed, out_features, in_features), tensors, strict=True))
+    return gradient @ dequantize_tensors(named, parsed, out_features, in_features, gradient.dtype)
+
+
+@_opaque_backward.register_fake
+def _(gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int) -> Tensor:  # noqa: ARG001
+    return gradient.new_empty(*gradient.shape[:-1], in_features)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  as autograd calls it
+    hidden_states, tensors, ctx.fidelity, _, bias = inputs
+    ctx.in_features, ctx.has_bias = hidden_states.shape[-1], bias is not None
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    tensors, (of_states, *_, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+    states = _opaque_backward(gradient, list(tensors), ctx.fidelity, ctx.in_features) if of_states else None
+    bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.has_bias and of_bias else None
+    return states, [None] * len(tensors), None, None, bias
+
+
+_opaque.register_autograd(_gradients, setup_context=_remember)
 
 
 @cache

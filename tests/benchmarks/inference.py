@@ -2,13 +2,13 @@
 
     python -m tests.benchmarks.inference PACKED ORIGINAL --label NAME
 
-Both are folders. Speed: both models in one process, by turns; medians. Memory: each in a process of its own, its peak as the system
-counts it, less that of a process that imports the same and loads nothing. Appends a row to results/inference.jsonl.
+Both are folders. Speed: both models in bfloat16 in one process, by turns; medians. Memory: each model in the dtype it is stored in,
+in a process of its own, whose peaks are read from outside after loading and at the end, less those of a process that runs the same
+code on next to nothing. Appends a row to results/inference.jsonl.
 """
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -23,13 +23,13 @@ RESULTS = Path(__file__).parent / "results" / "inference.jsonl"
 NOTHING = "-"
 
 
-def load(folder: str) -> Any:
-    """Return a model in bfloat16, as a user would load it."""
+def load(folder: str, dtype: str) -> Any:
+    """Return a model as a user would load it."""
     from transformers import AutoModelForCausalLM
 
     import quantizer  # noqa: F401  teaches transformers the format
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
 def tokens_of(count: int) -> Any:
@@ -55,7 +55,7 @@ def speed(packed: str, original: str, prompt: int, count: int, repeats: int) -> 
     """Return medians of seconds a generated token, and of seconds of reading a prompt."""
     import torch
 
-    models = {"packed": load(packed), "original": load(original)}
+    models = {"packed": load(packed, "bfloat16"), "original": load(original, "bfloat16")}
     spent: dict[str, list[float]] = {f"{what}_{name}": [] for what in ("token", "prompt") for name in models}
     with torch.inference_mode():
         for turn in range(repeats + 1):
@@ -68,31 +68,51 @@ def speed(packed: str, original: str, prompt: int, count: int, repeats: int) -> 
     return {f"{name}_seconds": median(values) for name, values in spent.items()}
 
 
-def peak_bytes(folder: str, prompt: int, count: int) -> int:
-    """Return the peak memory of a process that loads a model, or `NOTHING`, and generates."""
+def peak_bytes(folder: str, prompt: int, count: int) -> dict[str, int]:
+    """Return the peak memory of a process that has loaded a model, or `NOTHING`, and when it has generated."""
     arguments = [sys.executable, "-m", "tests.benchmarks.inference", folder, NOTHING, "--label", NOTHING]
-    process = subprocess.Popen([*arguments, "--alone", "--prompt", str(prompt), "--count", str(count)])
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{folder} failed")
-    return usage.ru_maxrss * 1024
+    command = [*arguments, "--alone", "--prompt", str(prompt), "--count", str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        peaks = {}
+        for moment in ("loading", "generating"):
+            if process.stdout.readline().strip() != moment:
+                raise SystemExit(f"{folder} failed")
+            said = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+            peaks[moment] = int(said["VmHWM"].split()[0]) * 1024
+            print(file=process.stdin, flush=True)
+    return peaks
 
 
 def alone(folder: str, prompt: int, count: int) -> None:
-    """Load and generate; or import all that this takes."""
+    """Load and generate, waiting for a line after each; or run what this runs, on next to nothing."""
     import torch
 
-    if folder != NOTHING:
-        with torch.inference_mode():
-            generate(load(folder), prompt, count)
-        return
+    with torch.inference_mode():
+        run_code()
+        model = None if folder == NOTHING else load(folder, "auto")
+        for moment in ("loading", "generating"):
+            if moment == "generating" and model is not None:
+                generate(model, prompt, count)
+            print(moment, flush=True)
+            input()
+
+
+def run_code() -> None:
+    """Bring the code of models and kernels into memory, and compile what is compiled at run time."""
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantizer.kernels import cpu  # noqa: F401  what a packed model's first product imports
+    from quantizer.fidelity import Fidelity
+    from quantizer.kernels.cpu import _Layer
+    from tests.benchmarks.kernels import random_layer
 
     sizes = {"vocab_size": 1000, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    generate(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)), 1, 2)
+    generate(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)), 16, 2)
+    fidelity = Fidelity.parse("int2+3r0.4g32s6")
+    layer = _Layer.of(random_layer(fidelity, (32, 64), "cpu"), fidelity, 64)
+    layer.multiply(torch.ones(1, 64), 32)
+    for dtype in (torch.float32, torch.bfloat16):
+        layer._expand(torch.empty(64, 32, dtype=dtype), 0)
 
 
 def main() -> None:
@@ -112,11 +132,12 @@ def main() -> None:
     prompt, count = arguments.prompt, arguments.count
     folders = {"packed": arguments.packed, "original": arguments.original}
     nothing = peak_bytes(NOTHING, prompt, count)
+    peaks = {name: peak_bytes(folder, prompt, count) for name, folder in folders.items()}
     row = {
         "label": arguments.label,
         "prompt_tokens": prompt,
         **{f"{name}_file_bytes": checkpoint_bytes(Path(folder)) for name, folder in folders.items()},
-        **{f"{name}_memory_bytes": peak_bytes(folder, prompt, count) - nothing for name, folder in folders.items()},
+        **{f"{name}_{moment}_bytes": peaks[name][moment] - nothing[moment] for name in folders for moment in nothing},
         **speed(arguments.packed, arguments.original, prompt, count, arguments.repeats),
         "circumstances": circumstances(),
     }

@@ -215,15 +215,19 @@ def _minutes(seconds: dict[str, float | None]) -> str:
 
 def inference_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of packed models against their originals in bfloat16, in Markdown; later rows replace earlier ones."""
-    heads = ("model", "prompt", "a token", "of the original", "a prompt", "of the original", "memory", "of the original", "file")
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    for row in {(row["label"], row["prompt_tokens"]): row for row in rows}.values():
-        cells = [row["label"], f"{row['prompt_tokens']} tokens"]
+    share = "of the original"
+    heads = ("model", "processor", "prompt", "a token", share, "a prompt", share, "memory", share, "of the file")
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    for row in {(row["label"], row["circumstances"]["processor"], row["prompt_tokens"]): row for row in rows}.values():
+        cells = [row["label"], row["circumstances"]["processor"], f"{row['prompt_tokens']} tokens"]
         for what in ("token", "prompt"):
             packed, original = row[f"{what}_packed_seconds"], row[f"{what}_original_seconds"]
             cells += [f"{packed * 1e3:.0f} ms", f"x {packed / original:.2f}"]
-        packed, original = row["packed_memory_bytes"], row["original_memory_bytes"]
-        cells += [f"{packed / 1e6:.0f} MB", f"x {packed / original:.2f}", f"{row['packed_file_bytes'] / 1e6:.0f} MB"]
+        if packed := row.get("packed_generating_bytes"):  # older rows counted memory otherwise
+            original, file = row["original_generating_bytes"], row["packed_file_bytes"]
+            cells += [f"{packed / 1e6:.0f} MB", f"x {packed / original:.2f}", f"x {packed / file:.2f}"]
+        else:
+            cells += [""] * 3
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
