@@ -13,7 +13,7 @@ from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer whose weight stays packed; see `quantizer.kernels.dispatch` for how it multiplies.
+    """A linear layer whose weight stays packed; see `quantizer.kernels` for how it multiplies.
 
     Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries that attach adapters to linear
     layers it is one, but its `weight` is None: what would change a weight in place fails instead of being lost.

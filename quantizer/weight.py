@@ -10,6 +10,7 @@ from quantizer.adapter import Adapter, adapter_weight
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import SCALE_BITS, Fidelity, words
 from quantizer.grid import dequantize
+from quantizer.kernels.packing import pack_part
 from quantizer.packing import pack, turned, unpack, unpack_at
 from quantizer.scales import part_unit, scale_codes
 from quantizer.sparse import Outliers, add_outliers
@@ -96,7 +97,7 @@ class QuantizedWeight:
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
         tensors = {COLUMNS: columns.to(_column_dtype(in_features))}
         for (name, _, bits), part in zip(named_parts(fidelity, in_features), parts, strict=True):
-            tensors[f"{name}_codes"] = turned(pack(part.codes.to(torch.uint8), bits))
+            tensors[f"{name}_codes"] = pack_part(part.codes, bits)
             if row_scale is None:
                 tensors[f"{name}_scales"] = part.scale.half()
             else:

@@ -15,7 +15,7 @@ def examine(cache: Path) -> dict[str, Any]:
     import psutil  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from quantizer.kernels.dispatch import choose_path  # noqa: PLC0415
+    from quantizer.kernels.path import choose_path  # noqa: PLC0415
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = "cuda" if gpu else "cpu"

@@ -17,9 +17,11 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 KERNELS = {
-    "one row": ("few_rows_kernel", {"KIND": 0, "ROWS": 16}),
-    "few rows": ("few_rows_kernel", {"KIND": 1, "ROWS": 16}),
+    "one row": ("fused_kernel", {"KIND": 0, "ROWS": 16}),
+    "16 rows": ("fused_kernel", {"KIND": 1, "ROWS": 16}),
+    "64 rows": ("fused_kernel", {"KIND": 1, "ROWS": 64}),
     "expand": ("expand_kernel", {}),
+    "pack": ("pack_kernel", {"UNITS": 4, "OUTPUTS": 64}),
 }
 FORMATS = {"int2+3g64s6": (3, 2, 6), "int4+8g64": (8, 4, 16)}
 
@@ -36,7 +38,10 @@ def compiled(kernel: str, target: str, constants: dict[str, int]) -> Any:
     scales = "*fp16" if constants["SCALE_BITS"] == 16 else "*i32"
     types = {"x": "*fp16", "out": "*fp32", "tile": "*fp16", "columns": "*u16", "row_scales": "*fp16"}
     types |= dict.fromkeys(("high_scales", "low_scales"), scales)
-    types |= dict.fromkeys(("high_codes", "high_zeros", "low_codes", "low_zeros"), "*i32")
+    types |= dict.fromkeys(("high_codes", "high_zeros", "low_codes", "low_zeros", "words"), "*i32") | {"values": "*fp32"}
+    if kernel == "pack_kernel":
+        types["columns"] = "i32"  # how many
+    constants = {name: value for name, value in constants.items() if name in function.arg_names}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
     aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind.startswith("*")}
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
@@ -66,7 +71,7 @@ def rows(target: str) -> Iterator[dict[str, Any]]:
     """Yield what each kernel takes on a target, for each format."""
     for name, (high, low, scale_bits) in FORMATS.items():
         for kernel, (function, constants) in KERNELS.items():
-            fixed = {"HIGH_BITS": high, "LOW_BITS": low, "GROUP_UNITS": 2, "SCALE_BITS": scale_bits}
+            fixed = {"HIGH_BITS": high, "LOW_BITS": low, "GROUP_UNITS": 2, "SCALE_BITS": scale_bits, "BITS": high}
             fixed |= {"UNITS": 16, "OUTPUTS": 32, "SPLIT": 1} | constants
             yield {"target": target, "kernel": kernel, "format": name} | resources(compiled(function, target, fixed))
 

@@ -1,59 +1,16 @@
-"""Which way a product with packed weights is computed, and why."""
+"""Products with packed weights, each by the way that `quantizer.kernels.path` chooses."""
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quantizer.errors import KernelError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels import reference
 from quantizer.kernels.kept import Kept
+from quantizer.kernels.path import CPU, GPU, choose_path
 from quantizer.weight import dequantize_tensors, tensor_specs
-
-SETTING = "BITWRIGHT_KERNELS"
-"""Environment variable: `auto`; `reference` to compute every product by the slow exact twin; `triton` for kernels on a GPU."""
-REFERENCE, CPU, GPU = "reference", "cpu", "triton"
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """A way to compute products.
-
-    Attributes:
-        name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of `quantizer.kernels`.
-        why: what decided.
-    """
-
-    name: str
-    why: str
-
-
-def choose_path(device: str) -> Path:
-    """Return how products are computed on a device, `cpu` or `cuda`; gradients always take expanded weights, as `reference` does.
-
-    Raises:
-        KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for and not installed.
-    """
-    setting = os.environ.get(SETTING, "auto")
-    if setting not in ("auto", REFERENCE, GPU):
-        raise KernelError(f"{SETTING}={setting!r}: use auto, reference or triton")
-    if setting == REFERENCE:
-        return Path(REFERENCE, f"{SETTING} asks for it")
-    if device != "cpu":
-        if setting != GPU:
-            return Path(REFERENCE, f"kernels for a GPU have not been measured on one yet; {SETTING}={GPU} takes them")
-        if not _installed("triton"):
-            raise KernelError(f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]")
-        return Path(GPU, f"{SETTING} asks for it")
-    if not _installed("numba"):
-        return Path(REFERENCE, "numba is not installed")
-    return Path(CPU, "numba compiles loops over packed codes")
 
 
 def prepare(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept) -> None:
@@ -86,7 +43,7 @@ def matmul(
         kept: what the products of this layer share.
 
     Raises:
-        KernelError: see `choose_path`.
+        KernelError: see `quantizer.kernels.path.choose_path`.
     """
     differentiable = hidden_states.requires_grad or (bias is not None and bias.requires_grad)
     if torch.compiler.is_compiling() or (differentiable and torch.is_grad_enabled()):
@@ -156,8 +113,3 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
 
 
 _opaque.register_autograd(_gradients, setup_context=_remember)
-
-
-@cache
-def _installed(library: str) -> bool:
-    return find_spec(library) is not None

@@ -1,7 +1,7 @@
-"""Products with packed weights on a GPU, by Triton kernels.
+"""Products with packed weights, and packing them, on a GPU, by Triton kernels.
 
-Up to 16 rows are multiplied in one launch, both parts and the column order included; for more rows a kernel expands tiles of the
-weight, which torch multiplies.
+Up to 64 rows are multiplied in one launch, both parts and the column order included; for more rows, which share the work of
+expanding a weight, a kernel writes tiles of it, which torch multiplies.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from quantizer.fidelity import SCALE_BITS, Fidelity
+from quantizer.fidelity import SCALE_BITS, Fidelity, words
 from quantizer.kernels import gpu_kernels
 from quantizer.weight import (
     ADAPTER_A,
@@ -27,8 +27,10 @@ from quantizer.weight import (
     named_parts,
 )  # fmt: skip
 
-FEW_ROWS = 16
-"""As many as a matrix instruction takes."""
+ROW_TILES = (16, 64)
+"""Rows of a program: as many as a matrix instruction takes, or four times as many."""
+FUSED_ROWS = 64
+"""Up to so many rows are multiplied in one launch."""
 TILE_BYTES = 2**26
 WAVES = 2
 """Programs for each of the GPU's processors that a product is split into at least."""
@@ -51,6 +53,9 @@ class Tiles:
 
 CHOICES = tuple(Tiles(units, outputs, warps) for units in (16, 32) for outputs in (32, 64, 128) for warps in (4, 8))
 
+PACKED = Tiles(4, 64, 4)
+"""How packing is cut: memory is what it waits for."""
+
 
 def matmul(
     hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
@@ -60,7 +65,9 @@ def matmul(
     A single row is multiplied by exact weights; for more rows they are rounded to the dtype of hidden_states. Sums are in float32.
     """
     rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-    multiply = multiply_few if len(rows) <= FEW_ROWS else multiply_many
+    if not len(rows):  # a launch of no programs is an error
+        return hidden_states.new_empty(*hidden_states.shape[:-1], out_features)
+    multiply = multiply_fused if len(rows) <= FUSED_ROWS else multiply_tiles
     out = multiply(rows, tensors, fidelity, out_features).float()
     if fidelity.outlier_share:
         out += _outlier_products(rows.float(), tensors, out_features)
@@ -71,10 +78,10 @@ def matmul(
     return out.to(hidden_states.dtype).view(*hidden_states.shape[:-1], out_features)
 
 
-def multiply_few(
+def multiply_fused(
     rows: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, tiles: Tiles | None = None
 ) -> Tensor:
-    """Return the product of the dense parts with 1 to 16 rows, float32 [rows, out].
+    """Return the product of the dense parts with any number of rows above 0, float32 [rows, out], in one launch.
 
     Args:
         rows: [rows, in], contiguous in a row.
@@ -88,18 +95,19 @@ def multiply_few(
     split = _split(out_features, rows.device)
     out = torch.empty(split, count, out_features, dtype=torch.float32, device=rows.device)
     pointers, sizes, constants = _arguments(tensors, fidelity, out_features, in_features)
-    kind = gpu_kernels.ONE_ROW if count == 1 else gpu_kernels.FEW_ROWS
-    kernel, chosen = _launch(gpu_kernels.few_rows_kernel, tiles)
-    kernel[lambda meta: (triton.cdiv(out_features, meta["OUTPUTS"]), split)](
-        rows, out, *pointers, count, *sizes, rows.stride(0), **constants, KIND=kind, ROWS=FEW_ROWS, SPLIT=split, **chosen
+    kind = gpu_kernels.ONE_ROW if count == 1 else gpu_kernels.SOME_ROWS
+    row_tile = next((size for size in ROW_TILES if count <= size), ROW_TILES[-1])
+    kernel, chosen = _launch(gpu_kernels.fused_kernel, tiles)
+    kernel[lambda meta: (triton.cdiv(out_features, meta["OUTPUTS"]), split, triton.cdiv(count, row_tile))](
+        rows, out, *pointers, count, *sizes, rows.stride(0), **constants, KIND=kind, ROWS=row_tile, SPLIT=split, **chosen
     )
     return out.sum(0) if split > 1 else out[0]
 
 
-def multiply_many(
+def multiply_tiles(
     rows: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, tiles: Tiles | None = None
 ) -> Tensor:
-    """Return the product of the dense parts with any number of rows, [rows, out]; see `multiply_few`."""
+    """Return the product of the dense parts with any number of rows, [rows, out]; see `multiply_fused`."""
     count, in_features = rows.shape
     out = torch.empty(count, out_features, dtype=rows.dtype, device=rows.device)
     outputs = max(1, TILE_BYTES // (rows.element_size() * in_features) // _WIDEST) * _WIDEST
@@ -114,6 +122,19 @@ def multiply_many(
         )
         torch.mm(rows, tile[:, : last - first], out=out[:, first:last])
     return out
+
+
+def pack_part(values: Tensor, bits: int) -> Tensor:
+    """Round values to codes and pack them in one launch, see `quantizer.kernels.packing.pack_part`."""
+    outputs, columns = values.shape
+    values = values if values.stride(1) == 1 else values.contiguous()
+    packed = torch.empty(words(columns, bits), outputs, dtype=torch.int32, device=values.device)
+    grid = triton.cdiv(columns, 32 * PACKED.units), triton.cdiv(outputs, PACKED.outputs)
+    gpu_kernels.pack_kernel[grid](
+        values, packed, columns, outputs, values.stride(0), BITS=bits, UNITS=PACKED.units, OUTPUTS=PACKED.outputs,
+        num_warps=PACKED.warps,
+    )  # fmt: skip
+    return packed
 
 
 _WIDEST = max(tiles.outputs for tiles in CHOICES)
@@ -157,7 +178,9 @@ def _searched(kernel: Any) -> Any:
     """Return the kernel with a search over `CHOICES`."""
     configs = [triton.Config({"UNITS": each.units, "OUTPUTS": each.outputs}, num_warps=each.warps) for each in CHOICES]
     key = ["inputs", "outputs", "high_count", "HIGH_BITS", "LOW_BITS", "GROUP_UNITS", "SCALE_BITS", "SPLIT"]
-    return triton.autotune(configs, key=[*key, *(["KIND"] if "KIND" in kernel.arg_names else [])], cache_results=True)(kernel)
+    return triton.autotune(
+        configs, key=[*key, *(name for name in ("KIND", "ROWS") if name in kernel.arg_names)], cache_results=True
+    )(kernel)
 
 
 def _outlier_products(rows: Tensor, tensors: Mapping[str, Tensor], out_features: int) -> Tensor:

@@ -11,9 +11,9 @@ MAGIC_BITS = tl.constexpr(0x4B000000)
 MAGIC = tl.constexpr(8388608.0)
 
 ONE_ROW = tl.constexpr(0)
-FEW_ROWS = tl.constexpr(1)
+SOME_ROWS = tl.constexpr(1)
 WRITE = tl.constexpr(2)
-"""What is done with codes: multiplied with one row of inputs, multiplied with up to 16 by matrix instructions, or written."""
+"""What is done with codes: multiplied with one row of inputs, multiplied with a tile of rows by matrix instructions, or written."""
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def _use(acc, total, code, scale, zero, x, x_stride, rows, columns, position, li
         inputs = tl.load(x + column, mask=live, other=0.0).to(tl.float32)
         acc += value * inputs[:, None]
         total += inputs
-    elif KIND == FEW_ROWS:
+    elif KIND == SOME_ROWS:
         place = x + rows[:, None].to(tl.int64) * x_stride + column[None, :]
         inputs = tl.load(place, mask=(rows >= 0)[:, None] & live[None, :], other=0.0)
         acc = tl.dot(inputs, ((value - zero) * scale).to(inputs.dtype), acc, input_precision="ieee")
@@ -105,16 +105,16 @@ def _use_part(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def few_rows_kernel(  # type: ignore[no-untyped-def]
+def fused_kernel(  # type: ignore[no-untyped-def]
     x, out, columns, high_codes, high_zeros, high_scales, low_codes, low_zeros, low_scales, row_scales,
     row_count, inputs, outputs, high_count, x_stride,
     HIGH_BITS: tl.constexpr, LOW_BITS: tl.constexpr, GROUP_UNITS: tl.constexpr, SCALE_BITS: tl.constexpr,
     KIND: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, OUTPUTS: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """out[split, m, n] = sum over a share of the units of x[m, k] * weight[n, k], float32; grid: tiles of outputs, shares."""
+    """out[split, m, n] = sum of x[m, k] * weight[n, k] over a share of the units, float32; grid: outputs, shares, rows."""
     split = tl.program_id(1)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
-    row = tl.arange(0, ROWS)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     rows = tl.where(row < row_count, row, -1)
     acc = tl.zeros([UNITS if KIND == ONE_ROW else ROWS, OUTPUTS], tl.float32)
     acc = _use_part(
@@ -152,3 +152,27 @@ def expand_kernel(  # type: ignore[no-untyped-def]
         none, tile, stride, rows, columns, low_codes, low_zeros, low_scales, row_scales, high_count, inputs - high_count, outputs,
         output, target, split, SPLIT, LOW_BITS, LOW_BITS, GROUP_UNITS, SCALE_BITS, UNITS, OUTPUTS, WRITE,
     )  # fmt: skip
+
+
+@triton.jit
+def pack_kernel(  # type: ignore[no-untyped-def]
+    values, words, columns, outputs, stride, BITS: tl.constexpr, UNITS: tl.constexpr, OUTPUTS: tl.constexpr
+):
+    """words[w, n]: the codes that values[n, k] round to, packed; grid: tiles of units, tiles of outputs."""
+    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
+    inside = (output < outputs)[None, :]
+    source = values + output[None, :].to(tl.int64) * stride
+    word_rows = tl.cdiv(columns * BITS, 32)
+    word = tl.zeros([UNITS, OUTPUTS], tl.uint32)
+    for place in tl.static_range(32):
+        column = (unit * 32 + place)[:, None]
+        value = tl.load(source + column, mask=(column < columns) & inside, other=0.0)
+        bounded = tl.minimum(tl.maximum(value, 0.0), 2.0**BITS - 1)
+        code = (bounded + MAGIC).to(tl.uint32, bitcast=True) & ((1 << BITS) - 1)  # the addition rounds half to even
+        word |= code << (place * BITS % 32)
+        if place * BITS % 32 + BITS >= 32:
+            row = (unit * BITS + place * BITS // 32)[:, None]
+            target = words + row.to(tl.int64) * outputs + output[None, :]
+            tl.store(target, word.to(tl.int32, bitcast=True), mask=(row < word_rows) & inside)
+            word = code >> (32 - place * BITS % 32)  # what of the code lies across the border

@@ -4,19 +4,24 @@
 
 Both are folders. Speed: both models in bfloat16 in one process, by turns; medians. Memory: each model in the dtype it is stored in,
 in a process of its own, whose peaks are read from outside after loading and at the end, less those of a process that runs the same
-code on next to nothing. Appends a row to results/inference.jsonl.
+code on next to nothing. Greedy continuations of real text, in float32, are compared with those of the reference. Appends a row to
+results/inference.jsonl.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from quantizer.checkpoint import checkpoint_bytes
+from quantizer.kernels.path import REFERENCE, SETTING
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "inference.jsonl"
@@ -66,6 +71,23 @@ def speed(packed: str, original: str, prompt: int, count: int, repeats: int) -> 
                     spent[f"prompt_{name}"].append(read)
                     spent[f"token_{name}"].append(token)
     return {f"{name}_seconds": median(values) for name, values in spent.items()}
+
+
+def agreement(packed: str, count: int) -> dict[str, int]:
+    """Return how many tokens of greedy continuations there are, and how many the reference gives as well before the first other."""
+    import torch
+    from transformers import AutoTokenizer
+
+    model, tokenizer = load(packed, "float32"), AutoTokenizer.from_pretrained(packed)
+    texts = [topics[name] for name in sorted(topics)[:: len(topics) // 4][:4]]
+    prompts = torch.tensor([tokenizer(text)["input_ids"][:16] for text in texts])
+    found = []
+    for setting in ("auto", REFERENCE):
+        with patch.dict(os.environ, {SETTING: setting}):
+            given = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": count, "min_new_tokens": count}
+            found.append(model.generate(prompts, **given, do_sample=False, pad_token_id=0)[:, 16:])
+    same = (found[0] == found[1]).cumprod(1)
+    return {"greedy_tokens": same.numel(), "greedy_tokens_of_reference": int(same.sum())}
 
 
 def peak_bytes(folder: str, prompt: int, count: int) -> dict[str, int]:
@@ -138,6 +160,7 @@ def main() -> None:
         "prompt_tokens": prompt,
         **{f"{name}_file_bytes": checkpoint_bytes(Path(folder)) for name, folder in folders.items()},
         **{f"{name}_{moment}_bytes": peaks[name][moment] - nothing[moment] for name in folders for moment in nothing},
+        **agreement(arguments.packed, 2 * count),
         **speed(arguments.packed, arguments.original, prompt, count, arguments.repeats),
         "circumstances": circumstances(),
     }

@@ -1,9 +1,10 @@
 """Measure products with packed weights against bfloat16 ones, at the shapes of Llama's layers.
 
-    python -m tests.benchmarks.kernels [--device cuda] [--models "Llama 3 8B" ...] [--rows 1 4 ...]
+    python -m tests.benchmarks.kernels [--device cuda] [--models "Llama 3 8B" ...] [--rows 1 4 ...] [--seconds 20]
 
-Both ways by turns in one process; medians. Codes are random: speed does not depend on them. Appends a row for each shape, fidelity
-and number of rows to results/kernels.jsonl.
+Both ways by turns in one process; medians of as many turns as the seconds allow, one at least, after one to warm up. Codes are
+random: speed does not depend on them. Appends a row for each shape, fidelity and number of rows to results/kernels.jsonl, with the
+bandwidth of copying memory; on a GPU both ways of multiplying many rows are timed as well.
 """
 
 import argparse
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
-from quantizer.kernels.dispatch import choose_path, matmul
+from quantizer.kernels.dispatch import matmul
 from quantizer.kernels.kept import Kept
+from quantizer.kernels.path import choose_path
 from quantizer.weight import COLUMNS, tensor_specs
 from tests.benchmarks.record import circumstances
 
@@ -29,8 +31,6 @@ SHAPES = {
     "Llama 3 70B": ((8192, 8192), (1024, 8192), (28672, 8192), (8192, 28672)),
 }
 FIDELITIES = ("int2+3r0.375g64s6", "int2+3r0.0625g128s6", "int3g64s6", "int4g64s6")
-PATIENCE = 20.0
-"""Seconds for each pair of ways, at least three turns of each."""
 
 
 def random_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> dict[str, Tensor]:
@@ -55,19 +55,19 @@ def seconds_of(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def compare(ways: dict[str, Callable[[], Any]], device: str) -> dict[str, float]:
-    """Return the median of seconds of each way, by turns."""
+def compare(ways: dict[str, Callable[[], Any]], device: str, patience_s: float) -> dict[str, float]:
+    """Return the median of seconds of each way, and the turns."""
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
         seconds_of(work, device)
     start = time.perf_counter()
-    while len(spent["packed"]) < 3 or (time.perf_counter() - start < PATIENCE and len(spent["packed"]) < 200):
+    while not spent["packed"] or (time.perf_counter() - start < patience_s and len(spent["packed"]) < 200):
         for name, work in ways.items():
             spent[name].append(seconds_of(work, device))
-    return {f"{name}_seconds": median(values) for name, values in spent.items()}
+    return {f"{name}_seconds": median(values) for name, values in spent.items()} | {"turns": len(spent["packed"])}
 
 
-def measure(name: str, shape: tuple[int, int], rows: int, device: str) -> dict[str, Any]:
+def measure(name: str, shape: tuple[int, int], rows: int, device: str, patience_s: float) -> dict[str, Any]:
     """Return the row of a fidelity, a shape and a number of rows."""
     fidelity, kept = Fidelity.parse(name), Kept()
     tensors = random_layer(fidelity, shape, device)
@@ -79,10 +79,22 @@ def measure(name: str, shape: tuple[int, int], rows: int, device: str) -> dict[s
         "packed": lambda: matmul(x, tensors, fidelity, shape[0], kept=kept),
         "bfloat16": lambda: torch.nn.functional.linear(x, weight),
     }
+    if device != "cpu":
+        from quantizer.kernels import gpu
+
+        ways["fused"] = lambda: gpu.multiply_fused(x, tensors, fidelity, shape[0])
+        ways["tiles"] = lambda: gpu.multiply_tiles(x, tensors, fidelity, shape[0])
     size = fidelity.weight_bytes(*shape)
     with torch.inference_mode():
-        found = compare(ways, device)
-    return {"fidelity": name, "shape": shape, "rows": rows, "bits_per_weight": 8 * size / (shape[0] * shape[1]), **found}
+        found = compare(ways, device, patience_s)
+    return {"fidelity": name, "shape": shape, "rows": rows, "packed_bytes": size, **found}
+
+
+def copy_bandwidth(device: str) -> float:
+    """Return bytes a second, read and written, of copying memory that fits no cache; median of 9 times."""
+    source = torch.ones(2**28, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * len(source) / median(seconds_of(lambda: target.copy_(source), device) for _ in range(9))
 
 
 def main() -> None:
@@ -92,15 +104,21 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--fidelities", nargs="+", default=list(FIDELITIES))
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16, 256, 4096])
+    parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     device = arguments.device
-    hardware = torch.cuda.get_device_name() if device != "cpu" else None
+    machine = {
+        "path": choose_path(device).name,
+        "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
+        "copy_bytes_per_second": copy_bandwidth(device),
+        "torch": torch.__version__,
+    }
     for model in arguments.models:
         for shape in SHAPES[model]:
             for fidelity in arguments.fidelities:
                 for rows in arguments.rows:
-                    row = measure(fidelity, shape, rows, device)
-                    row |= {"model": model, "path": choose_path(device).name, "gpu": hardware, "torch": torch.__version__}
+                    row = measure(fidelity, shape, rows, device, arguments.seconds)
+                    row |= {"model": model, **machine}
                     with RESULTS.open("a") as file:
                         file.write(json.dumps(row | {"circumstances": circumstances()}) + "\n")
                     ratio = row["bfloat16_seconds"] / row["packed_seconds"]

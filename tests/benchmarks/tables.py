@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    """Return the stored rows of `runs`, `commands`, `plans`, `quantizers`, `inference`, `whatif`, `stability` or `service`."""
+    """Return the stored rows of a file of results, such as `runs`."""
     return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
 
 
@@ -232,6 +232,27 @@ def inference_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kernels_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of how many times faster than bfloat16 the four layers of a block are together, in Markdown."""
+    counts = sorted({row["rows"] for row in rows})
+    lines = [f"| machine | model | fidelity | bits per weight | {' | '.join(f'{count} rows' for count in counts)} |"]
+    lines.append("|---|---|---|---:|" + "---:|" * len(counts))
+    blocks: dict[tuple[str, str, str], dict[tuple[int, tuple[int, ...]], dict[str, Any]]] = {}
+    for row in rows:  # later rows replace earlier ones
+        machine = row["gpu"] or f"{row['circumstances']['processor']}, {row['circumstances']['cores']} cores"
+        blocks.setdefault((machine, row["model"], row["fidelity"]), {})[row["rows"], tuple(row["shape"])] = row
+    for (machine, model, fidelity), found in blocks.items():
+        packed = {shape: row["packed_bytes"] for (_, shape), row in found.items()}
+        bits = 8 * sum(packed.values()) / sum(shape[0] * shape[1] for shape in packed)
+        cells = []
+        for count in counts:
+            some = [row for (each, _), row in found.items() if each == count]
+            times = [sum(row[f"{way}_seconds"] for row in some) for way in ("bfloat16", "packed")]
+            cells.append(f"x {times[0] / times[1]:.2f}" if len(some) == len(packed) else "")
+        lines.append(f"| {machine} | {model} | `{fidelity}` | {bits:.2f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -243,6 +264,7 @@ def with_tables(readme: str) -> str:
         "service": service_table(rows("service")),
         "quantizers": quantizers_table(rows("quantizers")),
         "inference": inference_table(rows("inference")),
+        "kernels": kernels_table(rows("kernels")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from quantizer.fidelity import Fidelity
+from quantizer.fidelity import CODE_BITS, Fidelity
 from quantizer.kernels import gpu, reference
 from quantizer.kernels.gpu import Tiles
+from quantizer.kernels.packing import pack_slowly
 from tests.compiled_kernels import TARGETS
 from tests.test_quantizer.helpers import normal, random_weight
 from tests.test_quantizer.test_kernels import NAMES, distance, poison, tolerance, truth_of
@@ -32,16 +33,21 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, int]) -> None:
     fidelity = Fidelity.parse(name)
     weight = random_weight(fidelity, *shape)
-    for rows in (1, 3, 40):
+    for rows in (1, 40, 65):
         x = normal(rows, shape[1], seed=rows)
         found = gpu.matmul(x, weight.tensors, fidelity, shape[0], None)
         assert found.shape == (rows, shape[0])
         assert distance(found, truth_of(x, weight)) < tolerance(fidelity, torch.float32)
 
 
+def test_no_rows_give_no_rows() -> None:
+    fidelity = Fidelity.parse("int3g32")
+    assert gpu.matmul(normal(0, 63), random_weight(fidelity, 17, 63).tensors, fidelity, 17, None).shape == (0, 17)
+
+
 @pytest.mark.parametrize(
     ("rows", "dtype"),
-    [(rows, dtype) for rows in (1, 16, 17) for dtype in (torch.float16, torch.bfloat16) if (rows, dtype) != (16, torch.bfloat16)],
+    [(1, torch.bfloat16), (65, torch.bfloat16), (1, torch.float16), (16, torch.float16), (17, torch.float16), (65, torch.float16)],
 )  # the interpreter takes the bits of a bfloat16 for a number where matrices are multiplied
 def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dtype) -> None:
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
@@ -56,9 +62,9 @@ def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dt
 def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles: Tiles) -> None:
     fidelity = Fidelity.parse("int2+3r0.4g64s6")
     weight = random_weight(fidelity, *shape)
-    for rows in (1, 5):
+    for rows in (1, 5, 70):
         x = normal(rows, shape[1])
-        assert distance(gpu.multiply_few(x, weight.tensors, fidelity, shape[0], tiles), truth_of(x, weight)) < 1e-5
+        assert distance(gpu.multiply_fused(x, weight.tensors, fidelity, shape[0], tiles), truth_of(x, weight)) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -66,7 +72,7 @@ def test_columns_can_be_split_among_programs(rows: int, monkeypatch: pytest.Monk
     fidelity, x = Fidelity.parse("int2+3r0.4g32"), normal(rows, 1600)
     weight = random_weight(fidelity, 20, 1600)
     monkeypatch.setattr(gpu, "_split", lambda *_: 3)
-    assert distance(gpu.multiply_few(x, weight.tensors, fidelity, 20), truth_of(x, weight)) < 1e-5
+    assert distance(gpu.multiply_fused(x, weight.tensors, fidelity, 20), truth_of(x, weight)) < 1e-5
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "o" not in name and "a" not in name])
@@ -74,8 +80,16 @@ def test_expanded_weights_are_those_of_the_reference(name: str, monkeypatch: pyt
     fidelity, x = Fidelity.parse(name), torch.eye(100)
     weight = random_weight(fidelity, 300, 100)
     monkeypatch.setattr(gpu, "TILE_BYTES", 4 * 100 * 128)  # 300 outputs are two whole tiles and a ragged one
-    found = gpu.multiply_many(x, weight.tensors, fidelity, 300)
+    found = gpu.multiply_tiles(x, weight.tensors, fidelity, 300)
     assert torch.equal(found, reference.matmul(x, weight.tensors, fidelity, 300, None))
+
+
+@pytest.mark.parametrize("bits", CODE_BITS)
+@pytest.mark.parametrize("shape", [(1, 1), (17, 63), (70, 200)])
+def test_values_are_rounded_clipped_and_packed(bits: int, shape: tuple[int, int]) -> None:
+    steps = (normal(*shape) * 2**bits).round() / 2  # every other lies between two codes
+    for values in (steps, steps.t().contiguous().t(), steps.clamp(0, 2**bits - 1).round()):
+        assert torch.equal(gpu.pack_part(values, bits), pack_slowly(values, bits))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from quantizer.errors import KernelError
 from quantizer.fidelity import Fidelity
-from quantizer.kernels import compiled, cpu, dispatch, reference
-from quantizer.kernels.dispatch import CPU, GPU, REFERENCE, SETTING, Path, choose_path, matmul
+from quantizer.kernels import compiled, cpu, path, reference
+from quantizer.kernels.dispatch import matmul
+from quantizer.kernels.path import CPU, GPU, REFERENCE, SETTING, Path, choose_path
 from quantizer.linear import QuantizedLinear
 from quantizer.weight import QuantizedWeight
 from tests.test_quantizer.helpers import normal, random_weight
@@ -167,16 +168,16 @@ def test_a_gpu_has_kernels_where_they_are_asked_for(monkeypatch: pytest.MonkeyPa
     assert choose_path("cuda").name == REFERENCE
     assert f"{SETTING}={GPU}" in choose_path("cuda").why
     monkeypatch.setenv(SETTING, GPU)
-    monkeypatch.setattr(dispatch, "_installed", lambda _: True)
+    monkeypatch.setattr(path, "_installed", lambda _: True)
     assert choose_path("cuda").name == GPU
     assert choose_path("cpu").name == CPU
-    monkeypatch.setattr(dispatch, "_installed", lambda library: library != "triton")
+    monkeypatch.setattr(path, "_installed", lambda library: library != "triton")
     with pytest.raises(KernelError, match=r"install bitwright\[gpu\]"):
         choose_path("cuda")
 
 
 def test_without_numba_the_reference_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_installed", lambda library: library != "numba")
+    monkeypatch.setattr(path, "_installed", lambda library: library != "numba")
     assert choose_path("cpu") == Path(REFERENCE, "numba is not installed")
 
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantizer.kernels.dispatch import SETTING
+from quantizer.kernels.path import SETTING
 from quantizer.linear import QuantizedLinear
 from tests.test_quantizer.helpers import PACKED_TOKENS as TOKENS
 from tests.test_quantizer.helpers import PackedModel, logits_of
