@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.errors import StageKilled
+from service.fork_server import COMMAND as FORKED
+from service.fork_server import ForkedProcess, ForkServer
 from service.settings import PARENT_VARIABLE
 
 GRACE_SECONDS = 5
@@ -21,6 +23,8 @@ GRACE_SECONDS = 5
 
 _TICK_SECONDS = 0.25
 _LONGEST_LINE = 1_000_000
+
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 log = logging.getLogger("bitwright.runner")
 
@@ -68,11 +72,15 @@ class StageRunner(Protocol):
 
 
 class LocalRunner:
-    """Runs each command as a process group of its own on this machine, which dies with this process."""
+    """Runs each command as a process group of its own on this machine, which dies with this process.
+
+    Commands of stages are forked from a process that has their libraries imported, see `ForkServer`.
+    """
 
     def __init__(self) -> None:
         """Run nothing yet."""
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Process] = set()
+        self._fork_server = ForkServer()
         self._halted = False
         self._lock = threading.Lock()
 
@@ -93,19 +101,19 @@ class LocalRunner:
                 self._running.discard(process)
             self._park_if_halted()
 
-    def _start(self, call: StageCall) -> subprocess.Popen[bytes]:
+    def _start(self, call: StageCall) -> Process:
         self._park_if_halted()
+        process = self._fork(call) if tuple(call.command[: len(FORKED)]) == FORKED else _open(call)
         with self._lock:
-            process = subprocess.Popen(  # noqa: S603  a list of arguments, no shell
-                list(call.command),
-                env={**call.environment, PARENT_VARIABLE: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
             self._running.add(process)
         return process
+
+    def _fork(self, call: StageCall) -> Process:
+        try:
+            return self._fork_server.start(call.command, call.environment)
+        except OSError as error:
+            self._park_if_halted()
+            raise StageKilled(f"the stage could not be started: {error}") from error
 
     def _park_if_halted(self) -> None:
         """Keep a thread from telling of a stage that ended because the whole process does: the stage is to go on another time."""
@@ -119,9 +127,21 @@ class LocalRunner:
             running = list(self._running)
         for process in running:
             _end(process)
+        self._fork_server.stop()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _open(call: StageCall) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603  a list of arguments, no shell
+        list(call.command),
+        env={**call.environment, PARENT_VARIABLE: str(os.getpid())},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def _end(process: Process) -> None:
     """End a process and its group: politely, then not."""
     if process.poll() is None:
         _signal(process, signal.SIGTERM)
@@ -134,7 +154,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def _signal(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
+def _signal(process: Process, how: signal.Signals) -> None:
     with suppress(ProcessLookupError):  # the whole group has ended
         os.killpg(process.pid, how)
 
@@ -155,7 +175,7 @@ class _Lines:
 class _Ears:
     """Reads both streams of a process as they come."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
         self._selector = selectors.DefaultSelector()
         self._lines = {stream: _Lines() for stream in (process.stdout, process.stderr) if stream is not None}
@@ -180,7 +200,7 @@ class _Ears:
 
 
 def _follow(
-    process: subprocess.Popen[bytes],
+    process: Process,
     most_seconds: float,
     on_progress: Callable[[dict[str, Any]], None],
     on_log: Callable[[list[str]], None],

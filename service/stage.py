@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -80,11 +80,11 @@ def finite(document: Any) -> Any:
     return None if isinstance(document, float) and not isfinite(document) else document
 
 
-def main() -> None:
-    """Run one stage and say what it found, or why not."""
+def main(given: Sequence[str] | None = None) -> None:
+    """Run the stage that the command line asks for, or `given` if not None, and say what it found, or why not."""
     live_and_die_with_parent()
     os.nice(NICE)
-    arguments = parse()
+    arguments = parse(given)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is for people
     set_up_logging()
@@ -103,7 +103,7 @@ def main() -> None:
         write(sink, {"problem": {"type": "urn:bitwright:problem:bug", "title": "bug", "status": 500, "detail": detail}})
 
 
-def parse() -> argparse.Namespace:
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
     """Return what the command line says."""
     parser = argparse.ArgumentParser(prog="python -m service.stage", description="Run one stage of a job.")
     parser.add_argument("stage")
@@ -113,7 +113,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", help="digest of the profile to use instead of measuring one")
     parser.add_argument("--models", action="append", default=[], type=Path, help="folder whose models and texts may be used")
     parser.add_argument("--hub", action="store_true", help="whether models and texts of the hub may be used")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def do(arguments: argparse.Namespace, sink: TextIO, names: dict[str, str]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def calm_results(folder: Path, models: Path, jobs: int) -> list[dict[str, str]]:
     """Return the checksums of what jobs make that nobody disturbs, in a service of their own."""
     server = Served(folder, models, variables=TWO_SLOTS)
     try:
-        return [results_of(server, job) for job in finish(server, submit_all(server, jobs), 60 * jobs)]
+        return [results_of(server, job) for job in finish(server, submit_all(server, jobs), 120 * jobs)]
     finally:
         server.stop()
 
