@@ -1,7 +1,7 @@
 """Products with packed weights on a processor; the weight is never there as a whole.
 
-Few rows are multiplied by codes that are expanded in registers; many rows by tiles, small enough for the processor's caches, that
-torch multiplies.
+A row is multiplied by codes that are expanded in registers, some rows by pieces that fit into the nearest cache, many rows by tiles
+for the larger ones, that torch multiplies.
 """
 
 import os
@@ -23,8 +23,8 @@ from quantizer.precision import fast_precision
 from quantizer.scales import part_unit
 from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUTLIER_STARTS, OUTLIER_VALUES, ROW_SCALES, named_parts
 
-FEW_ROWS = 8
-"""Up to so many rows it is faster to expand every code anew for each row than to write it to a tile."""
+SINGLE_ROWS, FEW_ROWS = 3, 16
+"""Up to so many rows it is fastest to expand every code in registers, for each row anew; and in small pieces, for all rows."""
 TILE_BYTES = 2**22
 SHARED_PRODUCT, SHARED_TILE = 2**21, 2**21
 """Weights from which on threads share a product with few rows, or the making of a tile: below, waking them takes longer."""
@@ -67,13 +67,18 @@ class _Layer:
 
         def work(border: tuple[int, int]) -> None:
             first, last = border
-            for row, results in enumerate(outputs[:, first:last]):
-                start = 0
-                for columns, part in self.parts:
-                    compiled.multiply(part, stored_inputs[row, start : start + columns], first, results)
-                    start += columns
-                if self.outliers is not None:
-                    compiled.multiply_outliers(*self.outliers, inputs[row], first, results)
+            results, start = outputs[:, first:last], 0
+            for columns, part in self.parts:
+                some = stored_inputs[:, start : start + columns]
+                if len(rows) > SINGLE_ROWS:
+                    compiled.multiply_rows(part, some, first, results)
+                else:
+                    for row, sums in zip(some, results, strict=True):
+                        compiled.multiply(part, row, first, sums)
+                start += columns
+            if self.outliers is not None:
+                for row, sums in zip(inputs, results, strict=True):
+                    compiled.multiply_outliers(*self.outliers, row, first, sums)
 
         threads = _threads(out_features * rows.shape[1] >= SHARED_PRODUCT)
         size = -(-out_features // threads // compiled.UNIT) * compiled.UNIT

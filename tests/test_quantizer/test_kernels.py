@@ -25,7 +25,7 @@ NAMES = (
     *("int2g64o0.01", "int2+3r0.4g32s6o0.05", "int3g64a5", "int2+4r0.3g64s6o0.02a3"),
 )
 SHAPES = ((1, 1), (17, 63), (63, 17), (100, 100), (33, 160))
-FEW, MANY = (1, 3, cpu.FEW_ROWS), (cpu.FEW_ROWS + 1, 40)
+FEW, MANY = (1, cpu.SINGLE_ROWS, cpu.SINGLE_ROWS + 1, cpu.FEW_ROWS), (cpu.FEW_ROWS + 1, 40)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, 
 def test_long_and_wide_layers_are_multiplied_alike(shape: tuple[int, int]) -> None:
     fidelity = Fidelity.parse("int2+3r0.4g64s6")
     weight = random_weight(fidelity, *shape)
-    for rows in (1, 40):
+    for rows in (1, 7, 40):
         x = normal(rows, shape[1])
         assert distance(cpu.matmul(x, weight.tensors, fidelity, shape[0], None), truth_of(x, weight)) < 1e-5
 
@@ -105,7 +105,7 @@ def test_many_rows_see_the_weights_of_the_reference(name: str, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("rows", [1, 7, 40])
 @pytest.mark.parametrize("name", ["int3g64", "int2+4r0.25g32s6o0.02a3"])
 def test_threads_share_the_outputs_and_change_nothing(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fidelity, x = Fidelity.parse(name), normal(rows, 70)
@@ -116,7 +116,7 @@ def test_threads_share_the_outputs_and_change_nothing(name: str, rows: int, monk
     assert torch.equal(cpu.matmul(x, weight.tensors, fidelity, 201, None), alone)
 
 
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 7, 40])
 def test_what_is_no_number_shows_in_its_row_only(rows: int) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g32o0.05"), normal(rows, 70)
     x[1, 5] = float("nan")
@@ -125,7 +125,7 @@ def test_what_is_no_number_shows_in_its_row_only(rows: int) -> None:
     assert bool(found[[row for row in range(rows) if row != 1]].isfinite().all())
 
 
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("rows", [1, 7, 40])
 def test_the_bias_is_added_and_leading_axes_are_kept(rows: int) -> None:
     fidelity, bias = Fidelity.parse("int4g32"), normal(20)
     weight = random_weight(fidelity, 20, 70)
@@ -191,7 +191,7 @@ def test_gradients_reach_the_inputs(calls: list[str]) -> None:
     assert calls == [CPU, CPU]
 
 
-@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("rows", [1, 7, 40])
 def test_a_compiled_layer_is_one_graph_and_gives_the_same(rows: int, calls: list[str]) -> None:
     fidelity, linear = Fidelity.parse("int2+3r0.4g32s6"), nn.Linear(70, 20)
     layer = QuantizedLinear.from_linear(linear, random_weight(fidelity, 20, 70))
@@ -218,7 +218,7 @@ def test_what_is_kept_follows_its_tensors() -> None:
         assert distance(layer(x), x.double() @ dense.double().t()) < 1e-5
 
 
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 7, 40])
 @pytest.mark.parametrize("name", ["int3g32", "int2+3r0.4g32s6o0.05a3"])
 def test_a_layer_that_was_cast_multiplies_by_what_it_then_holds(name: str, rows: int) -> None:
     layer, x = QuantizedLinear.from_linear(nn.Linear(70, 20), random_weight(Fidelity.parse(name), 20, 70)), normal(rows, 70)
