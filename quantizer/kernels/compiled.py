@@ -189,35 +189,43 @@ def _add_unpacked(codes: Floats, x: Floats, sums: Floats) -> None:
         sums[at] = total + x7 * codes[at + 7 * BLOCK]
 
 
+@njit(cache=_CACHE, fastmath=_SUMS)
+def _add_step(unpacked: Floats, x: Floats, sums: Floats) -> None:
+    """Add the products of up to `STEP` inputs with their codes."""
+    whole = len(x) // 8 * 8
+    for column in range(0, whole, 8):
+        _add_unpacked(unpacked[column * BLOCK : (column + 8) * BLOCK], x[column : column + 8], sums)
+    for column in range(whole, len(x)):
+        codes, factor = unpacked[column * BLOCK : column * BLOCK + len(sums)], x[column]
+        for at in range(len(sums)):
+            sums[at] += codes[at] * factor
+
+
 @njit(cache=_CACHE, fastmath=_SUMS, nogil=True)
-def multiply_rows(part: Part, x: Floats, first: int, out: Floats) -> None:
-    """Do as `multiply` for several rows, x [rows, in] and out [rows, outputs]: each code is unpacked once, to the nearest cache."""
+def multiply_rows(part: Part, x: Floats, border: tuple[int, int], out: Floats) -> None:
+    """Do as `multiply` for several rows and the outputs within the border, x [rows, in] and out [rows, all outputs].
+
+    Each code is unpacked once, to the nearest cache.
+    """
     bits, group_size, codes, zeros = part[:4]
-    (rows, columns), outputs = x.shape, out.shape[1]
+    rows, columns = x.shape
     unpacked, sums = np.zeros(STEP * BLOCK, np.float32), np.empty((rows, BLOCK), np.float32)
     zero, scale = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-    for start in range(0, outputs, BLOCK):
-        size = min(BLOCK, outputs - start)
+    for first in range(border[0], border[1], BLOCK):
+        size = min(BLOCK, border[1] - first)
         for group in range(len(zeros)):
             begin, end = group * group_size, min((group + 1) * group_size, columns)
             sums[:] = 0
             for at in range(begin, end, STEP):
                 width = min(STEP, end - at)
                 for column in range(width):
-                    _column(codes, bits, at + column, first + start, unpacked[column * BLOCK : column * BLOCK + size])
-                whole = width // 8 * 8
+                    _column(codes, bits, at + column, first, unpacked[column * BLOCK : column * BLOCK + size])
                 for row in range(rows):
-                    line = sums[row, :size]
-                    for column in range(0, whole, 8):
-                        _add_unpacked(unpacked[column * BLOCK : (column + 8) * BLOCK], x[row, at + column : at + column + 8], line)
-                    for column in range(whole, width):
-                        values, factor = unpacked[column * BLOCK : column * BLOCK + size], x[row, at + column]
-                        for output in range(size):
-                            line[output] += values[output] * factor
-            _grid(part, group, first + start, zero[:size], scale[:size])
+                    _add_step(unpacked, x[row, at : at + width], sums[row, :size])
+            _grid(part, group, first, zero[:size], scale[:size])
             for row in range(rows):
                 total = x[row, begin:end].sum()
-                line, results = sums[row], out[row, start : start + size]
+                line, results = sums[row], out[row, first : first + size]
                 for at in range(size):
                     results[at] += scale[at] * (line[at] - zero[at] * total)
 

@@ -69,9 +69,9 @@ class _Layer:
             first, last = border
             results, start = outputs[:, first:last], 0
             for columns, part in self.parts:
-                some = stored_inputs[:, start : start + columns]
+                some = np.ascontiguousarray(stored_inputs[:, start : start + columns])
                 if len(rows) > SINGLE_ROWS:
-                    compiled.multiply_rows(part, some, first, results)
+                    compiled.multiply_rows(part, some, border, outputs)
                 else:
                     for row, sums in zip(some, results, strict=True):
                         compiled.multiply(part, row, first, sums)

@@ -125,14 +125,15 @@ def run_code() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from quantizer.fidelity import Fidelity
-    from quantizer.kernels.cpu import _Layer
+    from quantizer.kernels.cpu import FEW_ROWS, _Layer
     from tests.benchmarks.kernels import random_layer
 
     sizes = {"vocab_size": 1000, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     generate(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)), 16, 2)
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
     layer = _Layer.of(random_layer(fidelity, (32, 64), "cpu"), fidelity, 64)
-    layer.multiply(torch.ones(1, 64), 32)
+    for rows in (1, FEW_ROWS):
+        layer.multiply(torch.ones(rows, 64), 32)
     for dtype in (torch.float32, torch.bfloat16):
         layer._expand(torch.empty(64, 32, dtype=dtype), 0)
 
