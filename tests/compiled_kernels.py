@@ -1,6 +1,9 @@
 """Compile the Triton kernels for GPUs that need not be here, and say what they take.
 
-python -m tests.compiled_kernels [TARGET ...]
+    python -m tests.compiled_kernels [TARGET ...]
+    python -m tests.compiled_kernels > tests/benchmarks/results/compiled_kernels.jsonl
+
+One row a line for each target, format and kernel; the second command stores what the README's table is made of.
 """
 
 import json
@@ -77,6 +80,8 @@ def rows(target: str) -> Iterator[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    from triton import __version__
+
     for each in sys.argv[1:] or TARGETS:
         for row in rows(each):
-            print(json.dumps(row), flush=True)
+            print(json.dumps(row | {"triton": __version__}), flush=True)

@@ -235,7 +235,7 @@ def inference_table(rows: list[dict[str, Any]]) -> str:
 def kernels_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of how many times faster than bfloat16 the four layers of a block are together, in Markdown."""
     counts = sorted({row["rows"] for row in rows})
-    lines = [f"| machine | model | fidelity | bits per weight | {' | '.join(f'{count} rows' for count in counts)} |"]
+    lines = [f"| machine | model | fidelity | bits per weight | {' | '.join(_rows(count) for count in counts)} |"]
     lines.append("|---|---|---|---:|" + "---:|" * len(counts))
     blocks: dict[tuple[str, str, str], dict[tuple[int, tuple[int, ...]], dict[str, Any]]] = {}
     for row in rows:  # later rows replace earlier ones
@@ -253,6 +253,24 @@ def kernels_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"
+
+
+def compiled_table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of registers and shared memory of compiled kernels, and what they keep on the stack, in Markdown."""
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    lines = [f"| kernel | format | {' | '.join(targets)} |", "|---|---|" + "---:|" * len(targets)]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        stack = f" + {row['stack_bytes']} B" if row["stack_bytes"] else ""
+        cells.setdefault((row["kernel"], row["format"]), []).append(
+            f"{row['registers']}, {row['shared_bytes'] / 1024:.1f} KiB{stack}"
+        )
+    lines += [f"| {kernel} | `{name}` | {' | '.join(found)} |" for (kernel, name), found in cells.items()]
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with its tables made anew from the stored rows."""
     tables = {
@@ -265,6 +283,7 @@ def with_tables(readme: str) -> str:
         "quantizers": quantizers_table(rows("quantizers")),
         "inference": inference_table(rows("inference")),
         "kernels": kernels_table(rows("kernels")),
+        "compiled": compiled_table(rows("compiled_kernels")),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
