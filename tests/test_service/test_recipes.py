@@ -1,6 +1,7 @@
 """Promises of recipes: each makes a loadable checkpoint of the plan's bytes by a method of its own, from the command line."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,37 @@ def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
     return [scores[str(each)]["kl_nats_per_token"] for each in folders]
 
 
+@pytest.fixture(scope="module")
+def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny llama whose inputs lie near three directions, so that one weight can make good the error of another."""
+    folder = tmp_path_factory.mktemp("correlated") / "model"
+    shutil.copytree(tiny_llama, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    embedding, chance = model.get_input_embeddings().weight, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        near = torch.randn(len(embedding), 3, generator=chance) @ torch.randn(3, embedding.shape[1], generator=chance)
+        embedding.copy_(0.15 * near + 0.015 * torch.randn(embedding.shape, generator=chance))
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("usual", "requant")])
-def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(recipe: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
+    recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path
+) -> None:
+    model = correlated if RECIPES[recipe].kind is None else tiny_llama
     clipped = "clipping" in RECIPES[recipe].changes.values()
-    plan = _plan(tiny_llama, tmp_path, ADAPTED if clipped else PLAIN)
-    bitwright_json("quantize", tiny_llama, *_options(tmp_path, plan, "usual", "fast"))
+    plan = _plan(model, tmp_path, ADAPTED if clipped else PLAIN)
+    bitwright_json("quantize", model, *_options(tmp_path, plan, "usual", "fast"))
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
-    made = bitwright_json("quantize", tiny_llama, *_options(tmp_path, plan, recipe, effort))
+    made = bitwright_json("quantize", model, *_options(tmp_path, plan, recipe, effort))
 
     chosen = Plan.loads(plan.read_text())
     assert made["plan_bytes"] == chosen.weight_bytes == quantized_bytes(tmp_path / recipe, chosen)
     AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
-    usual, own = _divergences(tiny_llama, tmp_path, "usual", recipe)
+    usual, own = _divergences(model, tmp_path, "usual", recipe)
     if effort == "fast":
-        # inputs of a random model are hardly correlated: by rounding, processors differ in which of the two is ahead by a hair
-        assert own > 0.995 * usual, "nothing makes good what rounding costs"
+        assert own > 2 * usual, "nothing makes good what rounding costs"
     elif made["trained"]:
         assert own < usual
     else:
