@@ -4,13 +4,15 @@
 
 Both ways by turns in one process; medians of as many turns as the seconds allow, one at least, after one to warm up. Codes are
 random: speed does not depend on them. Appends a row for each shape, fidelity and number of rows to results/kernels.jsonl, with the
-bandwidth of copying memory; on a GPU both ways of multiplying many rows are timed as well.
+bandwidth of copying memory. On a GPU both ways of multiplying many rows are timed as well and, once `pip install gemlite` was said,
+GemLite on the formats that both have.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +34,9 @@ SHAPES = {
 }
 FIDELITIES = ("int2+3r0.375g64s6", "int2+3r0.0625g128s6", "int3g64s6", "int4g64s6")
 
+SHARED = ("int2g64", "int4g64")
+"""Formats that GemLite has as well; measured on a GPU."""
+
 
 def random_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> dict[str, Tensor]:
     """Return stored tensors of random numbers."""
@@ -44,6 +49,18 @@ def random_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> dic
         else:
             tensors[name] = torch.randint(-(2**31), 2**31, spec.shape, dtype=torch.int64).to(spec.dtype)
     return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def gemlite_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> Callable[[Tensor], Tensor]:
+    """Return a layer of GemLite's with random codes, scales and zero points of the same sizes."""
+    from gemlite import DType, GemLiteLinear
+
+    bits, (out_features, in_features) = fidelity.bits_lo, shape
+    layer = GemLiteLinear(bits, fidelity.group_size, in_features, out_features, DType.BF16, DType.BF16)
+    codes = torch.randint(2**bits, shape, dtype=torch.uint8, device=device)
+    scales = torch.rand(out_features, in_features // fidelity.group_size, dtype=torch.bfloat16, device=device)
+    layer.pack(codes, scales, torch.full_like(scales, 2 ** (bits - 1)), None)
+    return layer
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
@@ -84,6 +101,9 @@ def measure(name: str, shape: tuple[int, int], rows: int, device: str, patience_
 
         ways["fused"] = lambda: gpu.multiply_fused(x, tensors, fidelity, shape[0])
         ways["tiles"] = lambda: gpu.multiply_tiles(x, tensors, fidelity, shape[0])
+    if device != "cpu" and name in SHARED and find_spec("gemlite"):
+        theirs = gemlite_layer(fidelity, shape, device)
+        ways["gemlite"] = lambda: theirs(x)
     size = fidelity.weight_bytes(*shape)
     with torch.inference_mode():
         found = compare(ways, device, patience_s)
@@ -102,11 +122,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--fidelities", nargs="+", default=list(FIDELITIES))
+    parser.add_argument("--fidelities", nargs="+", help=f"default: {' '.join(FIDELITIES)}; on a GPU also {' '.join(SHARED)}")
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16, 256, 4096])
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
     device = arguments.device
+    fidelities = arguments.fidelities or (FIDELITIES if device == "cpu" else (*FIDELITIES, *SHARED))
     machine = {
         "path": choose_path(device).name,
         "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
@@ -115,7 +136,7 @@ def main() -> None:
     }
     for model in arguments.models:
         for shape in SHAPES[model]:
-            for fidelity in arguments.fidelities:
+            for fidelity in fidelities:
                 for rows in arguments.rows:
                     row = measure(fidelity, shape, rows, device, arguments.seconds)
                     row |= {"model": model, **machine}
