@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from service.errors import StageKilled
-from service.fork_server import COMMAND as FORKED
-from service.fork_server import ForkedProcess, ForkServer
+from service.fork_client import COMMAND as FORKED
+from service.fork_client import ForkClient, ForkedProcess
 from service.settings import PARENT_VARIABLE
 
 GRACE_SECONDS = 5
@@ -74,13 +74,13 @@ class StageRunner(Protocol):
 class LocalRunner:
     """Runs each command as a process group of its own on this machine, which dies with this process.
 
-    Commands of stages are forked from a process that has their libraries imported, see `ForkServer`.
+    Commands of stages are forked from a process that has their libraries imported, see `ForkClient`.
     """
 
     def __init__(self) -> None:
         """Run nothing yet."""
         self._running: set[Process] = set()
-        self._fork_server = ForkServer()
+        self._forks = ForkClient()
         self._halted = False
         self._lock = threading.Lock()
 
@@ -110,7 +110,7 @@ class LocalRunner:
 
     def _fork(self, call: StageCall) -> Process:
         try:
-            return self._fork_server.start(call.command, call.environment)
+            return self._forks.start(call.command, call.environment)
         except OSError as error:
             self._park_if_halted()
             raise StageKilled(f"the stage could not be started: {error}") from error
@@ -127,7 +127,7 @@ class LocalRunner:
             running = list(self._running)
         for process in running:
             _end(process)
-        self._fork_server.stop()
+        self._forks.stop()
 
 
 def _open(call: StageCall) -> subprocess.Popen[bytes]:

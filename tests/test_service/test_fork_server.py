@@ -1,4 +1,4 @@
-"""Promises of service.fork_server: a fork does what the command does, starts sooner, and outlives neither server nor worker."""
+"""Promises of forking stages: a fork does what the command does, starts sooner, and outlives neither server nor worker."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.fork_server import COMMAND, ForkedProcess, ForkServer
+from service.fork_client import COMMAND, ForkClient, ForkedProcess
 from service.settings import FAILPOINT_VARIABLE, stage_environment
 from service.stage_names import request_place
 from tests.served import command_line
@@ -22,16 +22,16 @@ Begin = Callable[..., ForkedProcess]
 @pytest.fixture
 def begin() -> Iterator[Begin]:
     """Start forks, of one server, that end with the test."""
-    server, begun = ForkServer(), list[ForkedProcess]()
+    client, begun = ForkClient(), list[ForkedProcess]()
 
     def begin(arguments: list[str], **variables: str) -> ForkedProcess:
-        begun.append(server.start(arguments, stage_environment() | variables))
+        begun.append(client.start(arguments, stage_environment() | variables))
         return begun[-1]
 
     try:
         yield begin
     finally:
-        server.stop()
+        client.stop()
         for process in begun:
             process.wait(20)
             for stream in (process.stdout, process.stderr):
@@ -116,9 +116,9 @@ def test_stages_end_with_their_server_and_another_server_takes_its_place(begin: 
 def test_a_server_and_its_stages_end_with_the_worker(tmp_path: Path) -> None:
     worker = f"""
 import time
-from service.fork_server import ForkServer
+from service.fork_client import ForkClient
 from service.settings import stage_environment
-print(ForkServer().start({endless(tmp_path)!r}, stage_environment()).pid, flush=True)
+print(ForkClient().start({endless(tmp_path)!r}, stage_environment()).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True) as process:
@@ -132,6 +132,6 @@ time.sleep(600)
 
 
 def test_a_server_that_cannot_start_is_an_error(begin: Begin, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="has ended"):
+    with pytest.raises(OSError, match="could be forked"):
         begin(command(tmp_path, "unknown"), PYTHONHOME="/nowhere")
     assert said(begin(command(tmp_path, "unknown")))[2] == 0
