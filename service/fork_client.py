@@ -6,6 +6,7 @@ code. The server ends when the client's end of the pair closes, and its stages e
 """
 
 import json
+import logging
 import os
 import selectors
 import signal
@@ -20,6 +21,8 @@ from typing import IO
 
 COMMAND = (sys.executable, "-m", "service.stage")
 """Commands that begin like this can be forked."""
+
+log = logging.getLogger("bitwright.forks")
 
 NUMBER = struct.Struct("!i")
 """How the process id and the exit code are sent."""
@@ -77,9 +80,12 @@ class ForkClient:
         request = json.dumps({"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}).encode()
         (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
         theirs = [their_stdout, their_stderr, their_status]
-        with suppress(OSError):  # it has ended
+        try:
             socket.send_fds(self._connect(environment), [request], theirs)
-        close(*theirs)
+        except OSError:
+            log.exception("the process that forks stages does not answer")
+        finally:
+            close(*theirs)
         pid = _read_number(status)
         if pid is None:
             close(stdout, stderr, status)
