@@ -1,9 +1,9 @@
 """Compile the Triton kernels for GPUs that need not be here, and say what they take.
 
     python -m tests.compiled_kernels [TARGET ...]
-    python -m tests.compiled_kernels > tests/benchmarks/results/compiled_kernels.jsonl
+    python -m tests.compiled_kernels --store
 
-One row a line for each target, format and kernel; the second command stores what the README's table is made of.
+One row a line for each target, format and kernel; the second command stores them, in place of those before.
 """
 
 import json
@@ -15,6 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.record import circumstances
+
+RESULTS = Path(__file__).parent / "benchmarks" / "results" / "compiled_kernels.jsonl"
 TARGETS = {
     **{f"sm_{capability}": ("cuda", capability, 32) for capability in (80, 89, 90, 120)},
     "gfx942": ("hip", "gfx942", 64),
@@ -79,9 +82,18 @@ def rows(target: str) -> Iterator[dict[str, Any]]:
             yield {"target": target, "kernel": kernel, "format": name} | resources(compiled(function, target, fixed))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Say what kernels take, or store it."""
+    if sys.argv[1:] != ["--store"]:
+        for target in sys.argv[1:] or TARGETS:
+            for row in rows(target):
+                print(json.dumps(row), flush=True)
+        return
     from triton import __version__
 
-    for each in sys.argv[1:] or TARGETS:
-        for row in rows(each):
-            print(json.dumps(row | {"triton": __version__}), flush=True)
+    said = {"triton": __version__, "circumstances": circumstances()}
+    RESULTS.write_text("".join(json.dumps(row | said) + "\n" for target in TARGETS for row in rows(target)))
+
+
+if __name__ == "__main__":
+    main()

@@ -63,19 +63,18 @@ class _Layer:
     def multiply(self, rows: Tensor, out_features: int) -> Tensor:
         """Return the product with few rows, float32 [rows, in] to [rows, out]."""
         out, stored = torch.zeros(len(rows), out_features), rows[:, self.columns]
-        inputs, stored_inputs, outputs = rows.numpy(), stored.numpy(), out.numpy()
+        inputs, outputs, some = rows.numpy(), out.numpy(), torch.split(stored, [columns for columns, _ in self.parts], dim=1)
+        pieces = [(part, x.contiguous().numpy()) for (_, part), x in zip(self.parts, some, strict=True)]
 
         def work(border: tuple[int, int]) -> None:
             first, last = border
-            results, start = outputs[:, first:last], 0
-            for columns, part in self.parts:
-                some = np.ascontiguousarray(stored_inputs[:, start : start + columns])
+            results = outputs[:, first:last]
+            for part, x in pieces:
                 if len(rows) > SINGLE_ROWS:
-                    compiled.multiply_rows(part, some, border, outputs)
+                    compiled.multiply_rows(part, x, border, outputs)
                 else:
-                    for row, sums in zip(some, results, strict=True):
+                    for row, sums in zip(x, results, strict=True):
                         compiled.multiply(part, row, first, sums)
-                start += columns
             if self.outliers is not None:
                 for row, sums in zip(inputs, results, strict=True):
                     compiled.multiply_outliers(*self.outliers, row, first, sums)

@@ -14,7 +14,7 @@ import pytest
 from service.fork_client import COMMAND, ForkClient, ForkedProcess
 from service.settings import FAILPOINT_VARIABLE, stage_environment
 from service.stage_names import request_place
-from tests.served import command_line
+from tests.served import command_line, is_gone
 
 Begin = Callable[..., ForkedProcess]
 
@@ -56,16 +56,6 @@ def said(process: ForkedProcess) -> tuple[bytes, bytes, int]:
     assert process.stdout is not None
     assert process.stderr is not None
     return process.stdout.read(), process.stderr.read(), process.wait(60)
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        psutil.Process(pid).wait(10)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return False
-    return True
 
 
 def test_a_fork_says_and_returns_what_the_command_does_and_the_second_starts_sooner(begin: Begin, tmp_path: Path) -> None:

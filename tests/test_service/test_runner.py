@@ -15,6 +15,7 @@ import pytest
 from service.errors import StageKilled
 from service.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
 from service.stage import as_called, finite
+from tests.served import is_gone
 
 TIE = "from service.settings import live_and_die_with_parent as tie; tie(); "
 
@@ -27,19 +28,6 @@ def run(code: str, *, seconds: float = 30, stop: Any = lambda: False) -> tuple[d
     progress: list[Any] = []
     log: list[str] = []
     return LocalRunner().run(call(code, seconds), progress.append, log.extend, stop), progress, log
-
-
-def is_gone(pid: int, seconds: float) -> bool:
-    """Wait until a process has ended, whether or not its parent has heard of it."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def test_progress_messages_and_the_result_are_told_apart() -> None:
