@@ -5,6 +5,7 @@ three pipes: standard output, standard error, and one that the process id comes 
 code. The server ends when the client's end of the pair closes, and its stages end with it.
 """
 
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,12 @@ log = logging.getLogger("bitwright.forks")
 
 NUMBER = struct.Struct("!i")
 """How the process id and the exit code are sent."""
+
+NO_PROCESS = 0
+"""Sent in place of a process id by a server that could not fork."""
+
+_GONE = (errno.ECONNRESET, errno.EPIPE, errno.EBADF)
+"""What using a channel says whose server has ended, the last where it was replaced meanwhile."""
 
 
 class ForkedProcess:
@@ -78,19 +85,16 @@ class ForkClient:
             OSError: it could not be started.
         """
         request = json.dumps({"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}).encode()
-        (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
-        theirs = [their_stdout, their_stderr, their_status]
-        try:
-            socket.send_fds(self._connect(environment), [request], theirs)
-        except OSError:
-            log.exception("the process that forks stages does not answer")
-        finally:
-            close(*theirs)
-        pid = _read_number(status)
-        if pid is None:
-            close(stdout, stderr, status)
-            raise OSError("no process could be forked for it; the log of the worker has the reason")
-        return ForkedProcess(pid, stdout, stderr, status)
+        for _ in range(2):  # a server may have ended unseen since the last stage
+            channel = self._connect(environment)
+            try:
+                return _ask(channel, request)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                log.warning("the process that forks stages has ended: %s", error)
+                self._retire(channel)
+        raise OSError("no process could be forked for it; the log of the worker has the reason")
 
     def stop(self) -> None:
         """End the server, and with it all that it has started."""
@@ -100,6 +104,12 @@ class ForkClient:
             self._process.kill()
             self._process.wait()
         self._channel = self._process = None
+
+    def _retire(self, channel: socket.socket) -> None:
+        """End the server at the other end, unless another has taken its place already."""
+        with self._lock:
+            if self._channel is channel:
+                self.stop()
 
     def _connect(self, environment: Mapping[str, str]) -> socket.socket:
         """Return the socket to a server that runs; start one if none does."""
@@ -113,6 +123,31 @@ class ForkClient:
                         command, env=dict(environment), stdin=theirs.fileno(), stdout=subprocess.DEVNULL
                     )
             return self._channel
+
+
+def _ask(channel: socket.socket, request: bytes) -> ForkedProcess:
+    """Return the process that the server has forked for a request.
+
+    Raises:
+        OSError: it cannot fork; or, with a number of `_GONE`, it is no more.
+    """
+    (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
+    theirs = [their_stdout, their_stderr, their_status]
+    pid = None
+    try:
+        socket.send_fds(channel, [request], theirs)
+        close(*theirs)
+        theirs = []
+        pid = _read_number(status)
+    finally:
+        close(*theirs)
+        if not pid:
+            close(stdout, stderr, status)
+    if pid is None:
+        raise ConnectionResetError(errno.ECONNRESET, "it ended before it answered")
+    if pid == NO_PROCESS:
+        raise OSError("no process could be forked; the log of the worker has the reason")
+    return ForkedProcess(pid, stdout, stderr, status)
 
 
 def _read_number(descriptor: int) -> int | None:

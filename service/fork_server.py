@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from setproctitle import getproctitle, setproctitle
 
 from service import stage
-from service.fork_client import COMMAND, NUMBER, close
+from service.fork_client import COMMAND, NO_PROCESS, NUMBER, close
 from service.settings import PARENT_VARIABLE, quiet_libraries
 
 _LONGEST_REQUEST = 1_000_000
@@ -50,6 +50,7 @@ class ForkServer:
             pid = os.fork()
         except OSError:  # too many processes, or no memory: other stages go on
             traceback.print_exc()
+            _write_number(status, NO_PROCESS)
             close(stdout, stderr, status)
             return
         if pid == 0:

@@ -3,6 +3,7 @@
 import time
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from service.database import profiles
 from service.errors import ProfileUnknown
@@ -51,7 +52,7 @@ class Holdings:
 
 
 def hold(connection: sa.Connection, tenant: str, digest: str) -> None:
-    """Note in a transaction that a tenant holds a profile; it may hold it already."""
-    held = sa.select(profiles.c.digest).where(profiles.c.tenant == tenant, profiles.c.digest == digest)
-    if connection.execute(held).one_or_none() is None:
-        connection.execute(sa.insert(profiles).values(tenant=tenant, digest=digest, created_at=time.time()))
+    """Note in a transaction that a tenant holds a profile; it may hold it already, or come to by another at the same time."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    row = insert(profiles).values(tenant=tenant, digest=digest, created_at=time.time())
+    connection.execute(row.on_conflict_do_nothing())

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_stages_end_with_their_server_and_another_server_takes_its_place(begin: 
     assert process.wait(20) == -signal.SIGKILL
     assert is_gone(process.pid)
     assert said(begin(command(tmp_path, "unknown")))[2] == 0
+
+
+@pytest.mark.parametrize("asks", ["before", "after"])
+def test_a_stage_whose_server_ends_as_it_is_asked_is_forked_by_another(begin: Begin, tmp_path: Path, asks: str) -> None:
+    server = psutil.Process(begin(endless(tmp_path)).pid).parent()
+    assert server is not None
+    server.suspend()
+    ends = threading.Timer(0.5 if asks == "before" else 0.0, server.kill)
+    ends.start()
+    if asks == "after":
+        ends.join()
+    process = begin(command(tmp_path, "unknown"))
+    assert said(process)[2] == 0
 
 
 def test_a_server_and_its_stages_end_with_the_worker(tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""Promises of service.holdings: a profile is held once by a tenant, however many jobs come to it at the same time."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from service.errors import ProfileUnknown
+from service.holdings import Holdings, hold
+
+
+def test_two_jobs_that_end_at_once_with_the_same_profile_both_hold_it(database: sa.Engine) -> None:
+    holdings = Holdings(database)
+    with ThreadPoolExecutor(1) as pool:
+        with database.begin() as first:
+            hold(first, "someone", "abc")
+            second = pool.submit(holdings.add, "someone", "abc")
+            with pytest.raises(TimeoutError):
+                second.result(0.5)  # it waits for the first to end
+        second.result(20)
+    assert holdings.all("someone") == ["abc"]
+
+
+def test_a_profile_is_dropped_for_good_by_the_last_who_holds_it(database: sa.Engine) -> None:
+    holdings = Holdings(database)
+    for tenant in ("one", "other", "one"):
+        holdings.add(tenant, "abc")
+    assert holdings.drop("one", "abc") is False
+    with pytest.raises(ProfileUnknown):
+        holdings.check("one", "abc")
+    assert holdings.drop("other", "abc") is True
+    assert holdings.all("other") == []
