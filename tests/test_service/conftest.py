@@ -1,16 +1,21 @@
 """Fixtures of the job service's tests: databases of both kinds, and running servers."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from service.artifacts import ArtifactStore
 from service.database import connect
 from service.worker import bring_up_to_date
 from tests.postgres import Postgres
+from tests.put import set_variables
+from tests.s3 import S3
 from tests.served import Served, served
 from tests.tiny import save_tiny
+from tests.web_server import Resolver
 
 KINDS = ("sqlite", "postgresql")
 
@@ -39,6 +44,77 @@ def database(database_url: str) -> Iterator[sa.Engine]:
     bring_up_to_date(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    server = S3()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def bucket(s3: S3) -> tuple[str, ArtifactStore]:
+    """URL and store of a bucket; a client of its own for each test would take most of the time."""
+    url = f"{s3.fresh()}/below/here"
+    with pytest.MonkeyPatch.context() as patch:
+        set_variables(patch, s3.url)
+        store = ArtifactStore(url)
+        store.check()
+    return url, store
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place_of_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ArtifactStore]:
+    """URL and store, which is empty; processes that a test starts can reach it too."""
+    if request.param == "folder":
+        return str(tmp_path / "store"), ArtifactStore(str(tmp_path / "store"))
+    set_variables(monkeypatch, request.getfixturevalue("s3").url)
+    url, store = request.getfixturevalue("bucket")
+    for kind in ("jobs", "profiles"):
+        store._blobs.remove(store._blobs.sizes(kind))
+    return url, store
+
+
+@pytest.fixture
+def url(place_of_store: tuple[str, ArtifactStore]) -> str:
+    return place_of_store[0]
+
+
+@pytest.fixture
+def store(place_of_store: tuple[str, ArtifactStore]) -> ArtifactStore:
+    return place_of_store[1]
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A socket that waits for connections of any family, and accepts none by itself."""
+    try:
+        server = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    except (OSError, ValueError):
+        server = socket.create_server(("", 0))
+    with server:
+        server.setblocking(False)
+        yield server
+
+
+@pytest.fixture
+def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolver:
+    """Have a name resolve to one list of addresses after another, the last for good; return the names that are asked for."""
+    real = socket.getaddrinfo
+
+    def resolve(name: str, answers: list[list[str]]) -> list[str]:
+        asked: list[str] = []
+
+        def fake(host: str, port: int, *args: object, **options: object) -> list[object]:
+            addresses = answers[min(asked.count(name), len(answers) - 1)] if host == name else [host]
+            asked.append(host)
+            return [found for address in addresses for found in real(address, port, *args, **options)]  # type: ignore[arg-type]
+
+        monkeypatch.setattr(socket, "getaddrinfo", fake)
+        return asked
+
+    return resolve
 
 
 @pytest.fixture(scope="session")
