@@ -15,11 +15,19 @@ RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 
 
 def circumstances() -> dict[str, Any]:
-    """Return commit, processor and cores of the machine that this runs on."""
+    """Return commit, processor and cores of the machine that this runs on, and whether it multiplies bfloat16 itself."""
     root = Path(__file__).parents[2]
     commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True)  # noqa: S607
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    return {"commit": commit.strip(), "processor": model.partition(":")[2].strip() or platform.machine(), "cores": os.cpu_count()}
+    found: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return {
+        "commit": commit.strip(),
+        "processor": found.get("model name", platform.machine()),
+        "cores": os.cpu_count(),
+        "bfloat16_products": bool({"avx512_bf16", "amx_bf16"} & set(found.get("flags", "").split())),
+    }
 
 
 def row_of(report: dict[str, Any], label: str) -> dict[str, Any]:

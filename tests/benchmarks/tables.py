@@ -171,9 +171,9 @@ def quantizers_table(rows: list[dict[str, Any]]) -> str:
     """
     heads = (
         *("bits per weight", "method", "perplexity", "KL [nats/token]", "whole text", "other text", "its KL"),
-        *("minutes", "core minutes", "peak memory"),
+        *("minutes", "core minutes", "processor", "peak memory"),
     )
-    lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 2)]
+    lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 4) + "---|---:|"]
     latest: dict[tuple[float, str], dict[str, Any]] = {}
     for row in rows:
         key, quality = (row["budget_bpw"], row["method"]), row["quality"]
@@ -202,8 +202,16 @@ def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _pair(other, "kl_nats_per_token", "kl_stderr", 3),
         _minutes(row["seconds"]),
         _minutes(row.get("processor_seconds", {})),
+        _processor(row),
         f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
     )
+
+
+def _processor(row: dict[str, Any]) -> str:
+    """Return whose processor it was, and whether it multiplies bfloat16 itself."""
+    found = row["circumstances"]
+    maker = found["processor"].split()[0].removesuffix("(R)")
+    return f"{maker}, bfloat16" if found["bfloat16_products"] else maker
 
 
 def _minutes(seconds: dict[str, float | None]) -> str:
@@ -218,8 +226,8 @@ def inference_table(rows: list[dict[str, Any]]) -> str:
     share = "of the original"
     heads = ("model", "processor", "prompt", "a token", share, "a prompt", share, "memory", share, "of the file")
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    for row in {(row["label"], row["circumstances"]["processor"], row["prompt_tokens"]): row for row in rows}.values():
-        cells = [row["label"], row["circumstances"]["processor"], f"{row['prompt_tokens']} tokens"]
+    for row in {(row["label"], _processor(row), row["prompt_tokens"]): row for row in rows}.values():
+        cells = [row["label"], _processor(row), f"{row['prompt_tokens']} tokens"]
         for what in ("token", "prompt"):
             packed, original = row[f"{what}_packed_seconds"], row[f"{what}_original_seconds"]
             cells += [f"{packed * 1e3:.0f} ms", f"x {packed / original:.2f}"]
@@ -239,7 +247,7 @@ def kernels_table(rows: list[dict[str, Any]]) -> str:
     lines.append("|---|---|---|---:|" + "---:|" * len(counts))
     blocks: dict[tuple[str, str, str], dict[tuple[int, tuple[int, ...]], dict[str, Any]]] = {}
     for row in rows:  # later rows replace earlier ones
-        machine = row["gpu"] or f"{row['circumstances']['processor']}, {row['circumstances']['cores']} cores"
+        machine = row["gpu"] or f"{_processor(row)}, {row['circumstances']['cores']} cores"
         blocks.setdefault((machine, row["model"], row["fidelity"]), {})[row["rows"], tuple(row["shape"])] = row
     for (machine, model, fidelity), found in blocks.items():
         packed = {shape: row["packed_bytes"] for (_, shape), row in found.items()}
