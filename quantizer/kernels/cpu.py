@@ -25,7 +25,8 @@ from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUT
 
 SINGLE_ROWS, FEW_ROWS = 3, 16
 """Up to so many rows it is fastest to expand every code in registers, for each row anew; and in small pieces, for all rows."""
-TILE_BYTES = 2**22
+TILE_BYTES = 2**26
+"""What the weights of a tile take in float32: of long rows a smaller tile has few outputs, which are slow to multiply."""
 SHARED_PRODUCT, SHARED_TILE = 2**21, 2**21
 """Weights from which on threads share a product with few rows, or the making of a tile: below, waking them takes longer."""
 
