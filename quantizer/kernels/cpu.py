@@ -1,4 +1,4 @@
-"""Products with packed weights on a processor; the weight is never there as a whole.
+"""Products with packed weights on a processor; no more than a tile of the weight is there at once.
 
 A row is multiplied by codes that are expanded in registers, some rows by pieces that fit into the nearest cache, many rows by tiles
 for the larger ones, that torch multiplies.
