@@ -52,7 +52,7 @@ class Holdings:
 
 
 def hold(connection: sa.Connection, tenant: str, digest: str) -> None:
-    """Note in a transaction that a tenant holds a profile; it may hold it already, or come to by another at the same time."""
+    """Note in a transaction that a tenant holds a profile; it may hold it already, or another may note so now."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     row = insert(profiles).values(tenant=tenant, digest=digest, created_at=time.time())
     connection.execute(row.on_conflict_do_nothing())
