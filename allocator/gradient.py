@@ -11,6 +11,8 @@ are those of MPQCO (ICCV 2021); the Gram matrix couples all pairs of layers and 
 Cost: one forward and one backward pass over the probes, and two products for each layer.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from allocator.integral import context_loss
 from allocator.scene import LossModel, Scene, kept
 from quantizer.divergence import cross_entropy_gradient
 from quantizer.linear import get_linear
+from quantizer.room import Room
 
 
 def gradient(scene: Scene) -> LossModel:
@@ -42,12 +45,11 @@ def sample_effects(scene: Scene) -> Effects:
         weight = get_linear(scene.runner.model, name).weight.data
         return tuple(forms[name][end.name].dequantize(weight.dtype).to(weight.device) - weight for end in ends)
 
-    products, losses = [], []
+    products, losses, room = [], [], Room()
     for index, (batch, original) in enumerate(zip(batches, originals, strict=True)):
 
         def measure(batch: Tensor = batch) -> dict[str, Tensor]:
-            head = lambda states: cross_entropy_gradient(scene.runner, batch, states)  # noqa: E731
-            return {"products": inner_products(scene.runner, batch, head, scene.layers, len(ends), changes)}
+            return {"products": room.cat(lambda some: _products(scene, batch[some], changes, len(ends)), len(batch))}
 
         products.append(kept(scene.parts, f"products-{index:04d}", measure)["products"].flatten(1))  # [windows, 2 L]
         losses.append(context_loss(scene, f"loss-{index:04d}", batch, original))
@@ -55,3 +57,8 @@ def sample_effects(scene: Scene) -> Effects:
     samples = torch.cat(products).t()  # [2 L, N]
     sketch = (samples * scene.spec.probes.shape[1] ** 0.5).float()
     return Effects(samples.numpy(), sketch, float(np.concatenate(losses).mean()))
+
+
+def _products(scene: Scene, ids: Tensor, changes: Callable[[str], tuple[Tensor, ...]], count: int) -> Tensor:
+    head = lambda states: cross_entropy_gradient(scene.runner, ids, states)  # noqa: E731
+    return inner_products(scene.runner, ids, head, scene.layers, count, changes)

@@ -23,6 +23,7 @@ from allocator.profile import Array
 from allocator.scene import LossModel, Scene, additive, kept
 from quantizer.divergence import divergence
 from quantizer.linear import get_linear
+from quantizer.room import Room
 
 NODES = 2
 """Gauss-Legendre nodes; 32 change no share by more than tests/benchmarks/LOG.md says."""
@@ -54,13 +55,13 @@ def layer_shares(scene: Scene, nodes: int = NODES) -> tuple[Array, Array]:
     batches = torch.split(scene.spec.probes, scene.spec.batch)
     originals = torch.split(scene.original_states, scene.spec.batch)
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    total, steps, used = np.zeros(()), len(batches) * nodes, len(batches)
+    total, steps, used, room = np.zeros(()), len(batches) * nodes, len(batches), Room()
     for turn, node in enumerate(np.argsort(-points)):
         point = float(points[node] + 1) / 2
         _go_along_path(scene, point)
         shares: list[Array] = []
         for index in range(used):
-            shares.append(_batch_shares(scene, f"shares-{node}-{index:04d}", batches[index], originals[index], point))
+            shares.append(_batch_shares(scene, f"shares-{node}-{index:04d}", batches[index], originals[index], point, room))
             scene.on_progress(turn * len(batches) + index + 1, steps)
             if turn == 0 and _agree(shares):
                 used = index + 1
@@ -99,15 +100,16 @@ def _go_along_path(scene: Scene, point: float) -> None:
         linear.weight.data = torch.lerp(original, linear.weight.data, point)
 
 
-def _batch_shares(scene: Scene, part: str, batch: Tensor, original: Tensor, point: float) -> Array:
+def _batch_shares(scene: Scene, part: str, batch: Tensor, original: Tensor, point: float, room: Room) -> Array:
     """Return <dKL/dW, E> of each window and layer at a point of the path, [windows, L]."""
     runner = scene.runner
 
     def error(name: str) -> tuple[Tensor]:
         return ((get_linear(runner.model, name).weight.data - scene.originals[name]) / point,)
 
-    def measure() -> dict[str, Tensor]:
-        gradient = lambda states: divergence(runner, batch, states, original)[1]  # noqa: E731
-        return {"products": inner_products(runner, batch, gradient, scene.layers, 1, error)}
+    def products(some: slice) -> Tensor:
+        gradient = lambda states: divergence(runner, batch[some], states, original[some])[1]  # noqa: E731
+        return inner_products(runner, batch[some], gradient, scene.layers, 1, error)
 
-    return np.asarray(kept(scene.parts, part, measure)["products"][:, :, 0].numpy(), dtype=np.float64)
+    found = kept(scene.parts, part, lambda: {"products": room.cat(products, len(batch))})["products"]
+    return np.asarray(found[:, :, 0].numpy(), dtype=np.float64)

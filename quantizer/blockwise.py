@@ -2,7 +2,8 @@
 
 Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay). The loss of a block is the mean
 squared difference of its output from the original's, over that output's mean square. One block and its activations are held at
-a time, so this works for models of which all weights cannot be trained at once.
+a time, so this works for models of which all weights cannot be trained at once. Windows of a step that do not fit at once are taken
+in pieces, see `quantizer.room`.
 
 With clipping trained, adapters, and a penalty this is SigniQ on ApiQ (arXiv 2504.13932 on 2402.05147): the penalty is
 lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2 being the mean squared gradient of the end loss and Wq the
@@ -11,6 +12,7 @@ weight without its adapter. The source sums without the denominator; with it lam
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from safetensors.torch import load, save
@@ -22,6 +24,7 @@ from quantizer.latent import LatentLinear
 from quantizer.linear import get_linear, replace_linear
 from quantizer.plan import LayerSpec
 from quantizer.precision import products_in
+from quantizer.room import Room
 from quantizer.runner import BlockRunner
 from quantizer.training import Training, TrainingSpec, window_order
 from quantizer.weight import QuantizedWeight
@@ -148,16 +151,21 @@ def _train_block(
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer)
     all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
-    training = Training(layers, spec)
-    for rows in window_order(len(windows), spec).to(windows.device):
+    training, room = Training(layers, spec), Room()
+
+    def gather(rows: Tensor, some: slice) -> float:
+        here = rows[some]
         with products_in(spec.precision, windows.device):
-            output = runner.block_with_gradient(windows[rows], all_inputs[rows], index)
+            output = runner.block_with_gradient(windows[here], all_inputs[here], index)
         with torch.enable_grad():
-            loss = _loss(output, all_targets[rows])
-            if penalty is not None:
+            loss = _distance(output, all_targets[here]) / _size(all_targets[rows]) * (len(here) / len(rows))
+            if penalty is not None and some.start == 0:  # once for all pieces
                 loss = loss + penalty.of(layers, originals)
         torch.autograd.backward(loss)
-        training.descend(float(loss.detach()))
+        return float(loss.detach())
+
+    for rows in window_order(len(windows), spec).to(windows.device):
+        training.descend(sum(room.run(partial(gather, rows), len(rows), undo=training.forget)))
     trained = {name: layer.stored() for name, layer in layers.items()}
     for name, linear in linears.items():
         replace_linear(runner.model, name, linear)
@@ -166,8 +174,15 @@ def _train_block(
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
-    target = target.float()
-    return (output.float() - target).square().mean() / target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return _distance(output, target) / _size(target)
+
+
+def _distance(output: Tensor, target: Tensor) -> Tensor:
+    return (output.float() - target.float()).square().mean()
+
+
+def _size(target: Tensor) -> Tensor:
+    return target.float().square().mean().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _encode(block: TrainedBlock) -> bytes:

@@ -290,27 +290,10 @@ def input_groups(
 def input_moments(runner: BlockRunner, layer: LayerSpec, batches: Sequence[Tensor], hidden: Sequence[Tensor], index: int) -> Tensor:
     """Return the mean of x x' over the inputs x that `layer` gets on the calibration windows; float32 [in, in]."""
     linear = get_linear(runner.model, layer.name)
-    total = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device)
-    tokens = 0
-
-    class _Enough(Exception):
-        """What follows the layer need not be computed."""
-
-    def accumulate(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        nonlocal tokens
-        states = args[0].reshape(-1, layer.in_features).float()
-        with torch.autocast(states.device.type, enabled=False):
-            total.addmm_(states.t(), states)
-        tokens += len(states)
-        raise _Enough
-
-    handle = linear.register_forward_pre_hook(accumulate)
-    try:
-        for batch, states in zip(batches, hidden, strict=True):
-            try:
-                runner.blocks_between(batch, states, index, index + 1)
-            except _Enough:
-                continue
-    finally:
-        handle.remove()
+    total, tokens = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device), 0
+    for batch, states in zip(batches, hidden, strict=True):
+        for inputs in runner.inputs_of(linear, batch, states, index):
+            rows = inputs.reshape(-1, layer.in_features).float()
+            total.addmm_(rows.t(), rows)
+            tokens += len(rows)
     return total / max(tokens, 1)

@@ -8,6 +8,7 @@ arXiv 2407.11062, section 3.3 (which trains on the text's own next tokens; the o
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -19,6 +20,7 @@ from quantizer.durable import PartStore, Progress
 from quantizer.latent import LatentLinear
 from quantizer.linear import get_linear, replace_linear
 from quantizer.precision import products_in
+from quantizer.room import Room
 from quantizer.runner import BlockRunner
 from quantizer.training import Training, TrainingSpec, window_order
 from quantizer.weight import QuantizedWeight
@@ -48,8 +50,8 @@ def distill(
     """Train the stored forms of a model's layers, and return them as they are afterwards.
 
     Memory beside the model's: 16 bytes for each quantized weight (latent codes, gradients, two moments) when codes are trained,
-    what a backward pass keeps of the blocks, and the original's head inputs. Where a graphics card has too little for all windows
-    of a step at once, it takes them in halves, quarters, and so on; the step stays the same.
+    what a backward pass keeps of the blocks, and the original's head inputs. Where all windows of a step do not fit at once, they
+    are taken in pieces, see `quantizer.room`; the step stays the same.
 
     Args:
         runner: the original model; its layers are replaced.
@@ -67,15 +69,16 @@ def distill(
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer.to(windows.device))
-    training, order, at_once = Training(layers, spec, salient), window_order(len(windows), spec), spec.batch
+    training, order, room = Training(layers, spec, salient), window_order(len(windows), spec), Room()
     kept = parts.read(_STATE)
     if kept is not None:
         training.loads(kept)
     saved = time.monotonic()
     while training.step < spec.steps:
         rows = order[training.step]
-        loss, at_once = _gather(runner, windows[rows.to(windows.device)], teacher[rows], training, spec.precision, at_once)
-        training.descend(loss)
+        seen, wanted = windows[rows.to(windows.device)], teacher[rows].to(windows.device)
+        gather = partial(_gather, runner, seen, wanted, spec.precision)
+        training.descend(sum(room.run(gather, len(rows), undo=training.forget)))
         if time.monotonic() - saved >= save_seconds or training.step == spec.steps:
             parts.write(_STATE, training.dumps())
             saved = time.monotonic()
@@ -84,34 +87,14 @@ def distill(
     return {name: layer.stored() for name, layer in layers.items()}
 
 
-def _gather(
-    runner: BlockRunner, windows: Tensor, teacher: Tensor, training: Training, precision: torch.dtype, at_once: int
-) -> tuple[float, int]:
-    """Gather the gradients of the mean loss over some windows.
-
-    Returns:
-        the loss, and how many windows fitted into memory at once.
-    """
-    while True:
-        try:
-            pieces = zip(torch.split(windows, at_once), torch.split(teacher, at_once), strict=True)
-            losses = [_gather_at_once(runner, ids, states.to(ids.device), precision, len(windows)) for ids, states in pieces]
-        except torch.OutOfMemoryError:
-            training.forget()
-            if at_once == 1:
-                raise
-            at_once = -(-at_once // 2)
-            log.warning("too little memory for a step at once; it is taken in pieces of %d windows", at_once)
-        else:
-            return sum(losses), at_once
-
-
-def _gather_at_once(runner: BlockRunner, ids: Tensor, original: Tensor, precision: torch.dtype, windows: int) -> float:
+def _gather(runner: BlockRunner, windows: Tensor, teacher: Tensor, precision: torch.dtype, some: slice) -> float:
+    """Add the part of some windows to the gradients of the mean loss of all, and return their part of that loss."""
+    ids = windows[some]
     with products_in(precision, ids.device):
         states = runner.head_input_with_gradient(ids)
-        losses, gradient = divergence(runner, ids, states.detach(), original.to(states.dtype))
-    torch.autograd.backward(states, gradient.to(states.dtype) / windows)
-    return float(losses.sum()) / windows
+        losses, gradient = divergence(runner, ids, states.detach(), teacher[some].to(states.dtype))
+    torch.autograd.backward(states, gradient.to(states.dtype) / len(windows))
+    return float(losses.sum()) / len(windows)
 
 
 def _teacher(runner: BlockRunner, windows: Tensor, precision: torch.dtype, parts: PartStore) -> Tensor:

@@ -4,12 +4,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore, Progress
+from quantizer.room import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def evaluate_models(
         models: causal language models by name, the original among them.
         original: name of the model that the others are compared with.
         windows: int64 [windows, tokens].
-        batch: windows that are run at once; packed layers are expanded once for each batch.
+        batch: windows that are run at once where they fit, see `quantizer.room`; packed layers are expanded once for each batch.
         parts: where the scores of finished batches are kept.
         on_progress: told of each finished batch.
 
@@ -64,11 +66,12 @@ def evaluate_models(
         The quality of each model.
     """
     scores: dict[str, list[list[float]]] = {name: [] for name in models}
-    batches = torch.split(windows, batch)
+    batches, room = torch.split(windows, batch), Room()
     for index, members in enumerate(batches):
         data = parts.read(f"batch-{index:06d}")
         if data is None:
-            data = json.dumps(_score(models, original, members)).encode()
+            pieces = room.run(partial(_score, models, original, members), len(members))
+            data = json.dumps({name: [row for piece in pieces for row in piece[name]] for name in models}).encode()
             parts.write(f"batch-{index:06d}", data)
         for name, rows in json.loads(data).items():
             scores[name] += rows
@@ -78,8 +81,9 @@ def evaluate_models(
 
 
 @torch.inference_mode()
-def _score(models: dict[str, nn.Module], original: str, windows: Tensor) -> dict[str, list[list[float]]]:
-    """Return (mean negative log-likelihood, mean KL from the original) of each model on each window of a batch."""
+def _score(models: dict[str, nn.Module], original: str, batch: Tensor, some: slice) -> dict[str, list[list[float]]]:
+    """Return (mean negative log-likelihood, mean KL from the original) of each model on each of some windows of a batch."""
+    windows = batch[some]
     reference = log_probabilities(models[original], windows)
     scores = {}
     for name, model in models.items():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from quantizer.errors import ModelError
 from quantizer.layers import find_blocks
 from quantizer.precision import products_in
+from quantizer.room import Room
 
 
 class _Stop(Exception):
@@ -25,7 +26,10 @@ class _Stop(Exception):
 
 
 class BlockRunner:
-    """Runs parts of `model`, a transformers causal language model in evaluation mode."""
+    """Runs parts of `model`, a transformers causal language model in evaluation mode.
+
+    Without gradients, windows that do not fit into memory together are run in pieces, see `quantizer.room`.
+    """
 
     def __init__(self, model: nn.Module, precision: torch.dtype = torch.float32) -> None:
         """Find the blocks and the head.
@@ -44,11 +48,12 @@ class BlockRunner:
             raise ModelError(f"{type(model).__name__} has no output head; a causal language model is needed")
         self.head = head
         self._wraps_output: bool | None = None
+        self._room = Room()
 
     def enter(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
         with torch.no_grad():
-            return self._run(input_ids, stop_before=0)
+            return self._room.cat(lambda some: self._run(input_ids[some], stop_before=0), len(input_ids))
 
     def blocks_between(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return the hidden states after blocks first .. last-1, when `hidden` enters block `first`; [batch, tokens, hidden].
@@ -57,8 +62,32 @@ class BlockRunner:
         """
         if first == last:
             return hidden
+
+        def run(some: slice) -> Tensor:
+            return self._run(input_ids[some], first=first, hidden=hidden[some], stop_after=last - 1)
+
         with torch.no_grad():
-            return self._run(input_ids, first=first, hidden=hidden, stop_after=last - 1)
+            return self._room.cat(run, len(input_ids))
+
+    def inputs_of(self, module: nn.Module, input_ids: Tensor, hidden: Tensor, index: int) -> list[Tensor]:
+        """Return what enters a module of block `index` when `hidden` enters the block; of the block, no more than that is run.
+
+        A tensor for each piece of the windows that is run at once; none where the block does not call the module.
+        """
+
+        def run(some: slice) -> list[Tensor]:
+            found: list[Tensor] = []
+
+            def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+                found.append(args[0])
+                raise _Stop(args[0])
+
+            with _before(module, stop):
+                self._run(input_ids[some], first=index, hidden=hidden[some], stop_after=index)
+            return found
+
+        with torch.no_grad():
+            return [states for found in self._room.run(run, len(input_ids)) for states in found]
 
     def block_with_gradient(self, input_ids: Tensor, hidden: Tensor, index: int) -> Tensor:
         """Return the hidden states after block `index` when `hidden` enters it, differentiable in all that the block computes."""
@@ -71,17 +100,14 @@ class BlockRunner:
         With `first` the number of blocks, `hidden` is what leaves the last one.
         """
         with torch.no_grad():
-            return self._head_input(input_ids, hidden, first)
+            return self._room.cat(lambda some: self._head_input(input_ids[some], hidden[some], first), len(input_ids))
 
     def _head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
             raise _Stop(args[0])
 
-        handle = self.head.register_forward_pre_hook(stop)
-        try:
+        with _before(self.head, stop):
             return self._run(input_ids, first=first, hidden=hidden)
-        finally:
-            handle.remove()
 
     def head_input_with_gradient(self, input_ids: Tensor) -> Tensor:
         """Return what enters the output head, [batch, tokens, hidden], differentiable in all that the blocks compute."""
@@ -96,13 +122,10 @@ class BlockRunner:
             return (head_input, *args[1:])
 
         self._observe(input_ids)
-        handle = self.head.register_forward_pre_hook(replace)
-        try:
-            with self._blocks_replaced(len(self.blocks), None, None, None), products_in(self._precision, input_ids.device):
-                output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
-                return output
-        finally:
-            handle.remove()
+        transparent = self._blocks_replaced(len(self.blocks), None, None, None)
+        with _before(self.head, replace), transparent, products_in(self._precision, input_ids.device):
+            output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            return output
 
     def _run(
         self,
@@ -172,6 +195,16 @@ class BlockRunner:
             return output
 
         return run
+
+
+@contextmanager
+def _before(module: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]], Any]) -> Iterator[None]:
+    """Have a hook called before each call of a module."""
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _stopping_before(*args: Any, **kwargs: Any) -> Any:

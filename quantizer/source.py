@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
 from quantizer.gguf_header import check_gguf
+from quantizer.room import place
 from quantizer.safety import (
     check_folder,
     check_layers,
@@ -106,6 +107,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
 
     Raises:
         ModelError: transformers cannot build it, or its files are too small for it, or lack weights.
+        MemoryShort: it does not fit on the device.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; errors above come at once
 
@@ -117,7 +119,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
         )
     _check_complete(folder.name, info)
     model.requires_grad_(requires_grad=False)
-    return model.to(device).eval()
+    return place(model, device).eval()
 
 
 def load_config(folder: ModelFolder) -> Any:

@@ -34,7 +34,7 @@ from allocator.errors import (
     RuleError,
     SignalUnknown,
 )
-from quantizer.errors import QuantizerError
+from quantizer.errors import MemoryShort, QuantizerError
 
 
 class ServiceError(Exception):
@@ -154,6 +154,7 @@ _BAD_INPUT = (
     SignalUnknown,
 )
 _IMPOSSIBLE = (
+    MemoryShort,
     BudgetInfeasible,
     BudgetNotNeeded,
     LimitInfeasible,

@@ -33,6 +33,7 @@ from quantizer.evaluate import Quality, evaluate_models
 from quantizer.layers import find_layers
 from quantizer.plan import Plan
 from quantizer.precision import fast_precision, products_in
+from quantizer.room import place
 from quantizer.rounding import USUAL, Rounding
 from quantizer.runner import BlockRunner
 from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
@@ -377,6 +378,7 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
 
     Raises:
         ModelError: it is not one that is safe to load.
+        MemoryShort: it does not fit on the device.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  see skeleton
 
@@ -384,7 +386,7 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(
         path, dtype=machine.dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
     )
-    return loaded.to(machine.device).eval()
+    return place(loaded, machine.device).eval()
 
 
 def checkpoint_digest(folder: Path) -> str:

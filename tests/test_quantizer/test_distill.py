@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantizer.convert import install
 from quantizer.distill import distill
 from quantizer.durable import PartStore
+from quantizer.errors import MemoryShort
 from quantizer.latent import LatentLinear
 from quantizer.runner import BlockRunner
 from quantizer.training import TrainingSpec, window_order
@@ -123,5 +124,5 @@ def test_where_not_even_one_window_fits_it_says_so(tiny_model: TinyModel, tmp_pa
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr("quantizer.distill.divergence", no_room)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryShort, match="one window"):
         distill(BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet)
