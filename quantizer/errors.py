@@ -7,7 +7,7 @@ QuantizerError
 ├── RoundingError     a way to round that does not exist, or lacks what it needs
 ├── TrainingError     training that cannot be done as specified
 ├── KernelError       a way to multiply that does not exist
-├── MemoryShort       a device has too little memory for the least that can be done at once
+├── MemoryShort       a device has too little memory for a model, or for one window
 ├── PlanError         a plan that does not belong to this model, or cannot be read
 └── CheckpointError   a quantized checkpoint that is damaged
 """
@@ -42,7 +42,7 @@ class KernelError(QuantizerError):
 
 
 class MemoryShort(QuantizerError):
-    """The device has too little memory for even one window at a time."""
+    """The device has too little memory for the model, or for even one window at a time."""
 
 
 class PlanError(QuantizerError):
