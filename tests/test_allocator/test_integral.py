@@ -207,3 +207,20 @@ def test_probing_stops_as_soon_as_windows_agree(fresh: MakeScene) -> None:
     halves = [shares[start:4:2].mean(0) for start in (0, 1)]
     assert np.corrcoef(halves)[0, 1] >= STABLE
     assert len(shares) == 4
+
+
+def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeScene) -> None:
+    whole, _ = layer_shares(fresh(), NODES)
+    scene, refused = fresh(), []
+
+    def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Stand for a card that holds one window of a backward pass."""
+        states = args[0] if args else kwargs["hidden_states"]
+        if torch.is_grad_enabled() and len(states) > 1:
+            refused.append(len(states))
+            raise torch.OutOfMemoryError("no room")
+
+    scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    pieces, _ = layer_shares(scene, NODES)
+    assert refused == [2], "once, and then never again"
+    np.testing.assert_allclose(pieces, whole, rtol=1e-3, atol=1e-7)

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quantizer.errors import MemoryShort
+from service.errors import exit_code
 from tests.command import bitwright, run_options
 
 
@@ -157,3 +159,7 @@ def test_options_out_of_range(tiny_llama: Path, tmp_path: Path, option: str, val
 def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(tiny_llama: Path, tmp_path: Path) -> None:
     code, message = refuse(tiny_llama, tmp_path, "--context", "original")
     assert (code, "use output" in message) == (2, True)
+
+
+def test_too_little_memory_is_what_cannot_be_done_and_no_bug() -> None:
+    assert exit_code(MemoryShort("one window does not fit")) == 3
