@@ -1,5 +1,8 @@
 """The `gradient` signal is made of the products of each window's gradient with the changes to the ends of the menu."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +91,20 @@ def test_the_context_has_no_effect_and_its_own_loss(found: LossModel, scene: Sce
     scene.put_all(MENU.fidelities[MENU.context])
     assert found.context_loss == pytest.approx(float(divergences(original, model, PROBES).mean()), rel=1e-4)
     assert found.tokens == PROBES.numel()
+
+
+def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) -> None:
+    load, forms, spec = make_loader(tmp_path), PartStore(tmp_path / "forms"), make_spec("gradient", PROBES, batch=4)
+    whole = sample_effects(make_scene(load(), forms, PartStore(tmp_path / "a"), spec)).first
+    scene, refused = make_scene(load(), forms, PartStore(tmp_path / "b"), spec), []
+
+    def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Stand for a card that holds one window of a backward pass."""
+        states = args[0] if args else kwargs["hidden_states"]
+        if torch.is_grad_enabled() and len(states) > 1:
+            refused.append(len(states))
+            raise torch.OutOfMemoryError("no room")
+
+    scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    assert np.linalg.norm(sample_effects(scene).first - whole) < 1e-3 * np.linalg.norm(whole)
+    assert refused == [4, 2], "halved twice, and then never again"
