@@ -16,7 +16,7 @@ from quantizer.linear import get_linear
 from quantizer.plan import LayerSpec
 from quantizer.runner import BlockRunner
 
-METHOD = "profile-4"
+METHOD = "profile-5"
 """Names what this module and the signals compute; a change of their results gets a new name, so that no stale profile is reused."""
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from quantizer.logits import mean_divergence
 from quantizer.runner import BlockRunner
 
 
@@ -21,13 +22,11 @@ def divergence(runner: BlockRunner, input_ids: Tensor, states: Tensor, original:
     losses, gradients = [], []
     for at in range(len(input_ids)):
         window = input_ids[at : at + 1]
+        leaf, logits = _logits(runner, window, states[at : at + 1])
         with torch.no_grad():
-            log_q = runner.logits(window, original[at : at + 1]).float().log_softmax(-1)
-        leaf, log_p = _log_probabilities(runner, window, states[at : at + 1])
-        with torch.enable_grad():
-            loss = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
-        losses.append(loss.detach())
-        gradients.append(torch.autograd.grad(loss, leaf)[0].float())
+            loss, pull = mean_divergence(runner.logits(window, original[at : at + 1])[0], logits[0])
+        losses.append(loss)
+        gradients.append(torch.autograd.grad(logits, leaf, pull[None])[0].float())
     return torch.stack(losses), torch.cat(gradients)
 
 
@@ -36,14 +35,15 @@ def cross_entropy_gradient(runner: BlockRunner, input_ids: Tensor, states: Tenso
     gradients = []
     for at in range(len(input_ids)):
         window = input_ids[at : at + 1]
-        leaf, log_p = _log_probabilities(runner, window, states[at : at + 1])
+        leaf, logits = _logits(runner, window, states[at : at + 1])
         with torch.enable_grad():
-            loss = -log_p[:, :-1].gather(-1, window[:, 1:, None]).mean()
+            loss = -logits.float().log_softmax(-1)[:, :-1].gather(-1, window[:, 1:, None]).mean()
         gradients.append(torch.autograd.grad(loss, leaf)[0].float())
     return torch.cat(gradients)
 
 
-def _log_probabilities(runner: BlockRunner, window: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(runner: BlockRunner, window: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the states as the leaf of a graph, and the logits that follow from them."""
     leaf = states.detach().clone().requires_grad_()
     with torch.enable_grad():
-        return leaf, runner.logits(window, leaf).float().log_softmax(-1)
+        return leaf, runner.logits(window, leaf)

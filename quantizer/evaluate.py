@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore, Progress
+from quantizer.logits import token_divergence, token_loss
 from quantizer.room import Room
 
 
@@ -84,29 +85,31 @@ def evaluate_models(
 def _score(models: dict[str, nn.Module], original: str, batch: Tensor, some: slice) -> dict[str, list[list[float]]]:
     """Return (mean negative log-likelihood, mean KL from the original) of each model on each of some windows of a batch."""
     windows = batch[some]
-    reference = log_probabilities(models[original], windows)
+    reference = next_token_logits(models[original], windows)
+    targets = windows[:, 1:].to(reference.device)
     scores = {}
     for name, model in models.items():
-        log_p = reference if name == original else log_probabilities(model, windows)
-        targets = windows[:, 1:].to(log_p.device)
-        nll = -log_p.gather(-1, targets.unsqueeze(-1)).double().mean((1, 2))
-        kl = torch.zeros_like(nll)
-        if name != original:
-            kl = torch.stack([mean_divergence(p, q) for p, q in zip(reference, log_p, strict=True)])
-        scores[name] = torch.stack([nll, kl], 1).tolist()
+        logits = reference if name == original else next_token_logits(model, windows)
+        nll = [_mean(token_loss(*each)) for each in zip(logits, targets, strict=True)]
+        kl = [0.0] * len(windows) if name == original else [*map(divergence_of, reference, logits)]
+        scores[name] = [list(pair) for pair in zip(nll, kl, strict=True)]
     return scores
 
 
-def mean_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return the mean over tokens of KL(p || q); one window at a time, as its terms take as much memory as its logits."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1).double().mean()
+def divergence_of(original: Tensor, logits: Tensor) -> float:
+    """Return the mean over the tokens of a window of KL(original || model); logits are [tokens, vocabulary]."""
+    return _mean(token_divergence(original, logits))
 
 
-def log_probabilities(model: nn.Module, windows: Tensor) -> Tensor:
-    """Return next-token log-probabilities, float32 [windows, tokens - 1, vocabulary]."""
+def _mean(losses: Tensor) -> float:
+    return float(losses.double().mean())
+
+
+def next_token_logits(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the logits of all next tokens that windows have, [windows, tokens - 1, vocabulary]."""
     device = next(model.parameters()).device
-    logits: Tensor = model(input_ids=windows.to(device), use_cache=False).logits[:, :-1]
-    return logits.float().log_softmax(-1)
+    logits: Tensor = model(input_ids=windows.to(device), use_cache=False).logits
+    return logits[:, :-1]
 
 
 def _summarise(scores: list[list[float]], tokens: int) -> Quality:

@@ -28,6 +28,7 @@ class LatentLinear(nn.Module):
     adapter is trained in full. Training all of this against a loss is what arXiv 2407.11062, section 3.2, does block by block.
 
     Attributes:
+        columns: input column at each stored position, int64 [in].
         places: where each input column is in stored order, int64 [in].
         kept: where outliers are, bool [out, in]; None if there are none.
         outlying: their values, zero elsewhere, float32 [out, in]; None if there are none.
@@ -35,6 +36,7 @@ class LatentLinear(nn.Module):
         adapter_b: float32 [out, rank]; None if there is no adapter.
     """
 
+    columns: Tensor
     places: Tensor
     kept: Tensor | None
     outlying: Tensor | None
@@ -54,8 +56,9 @@ class LatentLinear(nn.Module):
         """
         super().__init__()
         device = linear.weight.device
-        self._fidelity, self._columns = stored.fidelity, stored.tensors[COLUMNS].to(torch.int64)
-        self.register_buffer("places", self._columns.argsort().to(device))
+        self._fidelity = stored.fidelity
+        self.register_buffer("columns", stored.tensors[COLUMNS].to(device, torch.int64))
+        self.register_buffer("places", self.columns.argsort())
         self.bias = linear.bias
         weight = linear.weight.data.float()
         adapter, self._outliers, self._row_scale = stored.adapter, stored.outliers, stored.row_scale
@@ -64,7 +67,7 @@ class LatentLinear(nn.Module):
         self._set_outliers(weight.shape, device)
         if adapter is not None:
             weight = weight - adapter_weight(adapter).to(device)
-        ordered, self._parts, start = weight[:, self._columns.to(device)], nn.ModuleList(), 0
+        ordered, self._parts, start = weight[:, self.columns], nn.ModuleList(), 0
         for (_, columns, bits), part in zip(named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True):
             row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits).to(device)
             group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
@@ -94,7 +97,8 @@ class LatentLinear(nn.Module):
 
     def grid_weight(self) -> Tensor:
         """Return the weight without the adapter, float32 [out, in], differentiable."""
-        weight = torch.cat([part.weight() for part in self.parts], 1)[:, self.places]
+        stored = torch.cat([part.weight() for part in self.parts], 1)
+        weight: Tensor = _Reorder.apply(stored, self.places, self.columns)  # type: ignore[no-untyped-call]
         if self.kept is not None and self.outlying is not None:
             weight = torch.where(self.kept, self.outlying, weight)
         return weight
@@ -113,13 +117,13 @@ class LatentLinear(nn.Module):
         for part in self.parts:
             found = part.codes()
             if self.kept is not None:
-                kept = self.kept[:, self._columns.to(self.kept.device)][:, start : start + found.codes.shape[1]]
+                kept = self.kept[:, self.columns][:, start : start + found.codes.shape[1]]
                 zero = found.zero.t().repeat_interleave(self._fidelity.group_size, 1)[:, : kept.shape[1]]
                 found = replace(found, codes=torch.where(kept, zero, found.codes))
             parts.append(found)
             start += found.codes.shape[1]
         bare = replace(self._fidelity, adapter_rank=0)
-        weight = QuantizedWeight.from_codes(bare, self._columns, tuple(parts), self._row_scale, self._outliers)
+        weight = QuantizedWeight.from_codes(bare, self.columns, tuple(parts), self._row_scale, self._outliers)
         if self.adapter_a is None or self.adapter_b is None:
             return weight
         return weight.with_adapter(self._fidelity.adapter_rank, Adapter(self.adapter_a.half(), self.adapter_b.half()))
@@ -190,8 +194,8 @@ class LatentPart(nn.Module):
 
     def weight(self) -> Tensor:
         """Return the part's weight, float32 [out, columns], differentiable."""
-        codes: Tensor = _Round.apply(self.exact(), 0, self._top)  # type: ignore[no-untyped-call]
-        return ((codes - self.zero) * self.scales()).flatten(1)[:, : self._columns]
+        weight: Tensor = _Dequantize.apply(self.exact(), self.scales(), self.zero, self._top)  # type: ignore[no-untyped-call]
+        return weight.flatten(1)[:, : self._columns]
 
     @torch.no_grad()
     def codes(self) -> PartCodes:
@@ -229,7 +233,7 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, low: int, top: int) -> Tensor:
         """Return whole numbers as floats."""
-        ctx.save_for_backward((value >= low - HALF) & (value <= top + HALF))
+        ctx.save_for_backward(_inside(value, low, top))
         return value.round().clamp_(low, top)
 
     @staticmethod
@@ -237,3 +241,49 @@ class _Round(torch.autograd.Function):
         """Return the gradient in the values."""
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside, None, None
+
+
+def _inside(value: Tensor, low: int, top: int) -> Tensor:
+    """Return where values are off the grid by no more than half a step."""
+    return (value >= low - HALF) & (value <= top + HALF)
+
+
+class _Dequantize(torch.autograd.Function):
+    """(clamp(round(code), 0, top) - zero) * scale, with the gradient of `_Round` in the codes and the true one in the scales.
+
+    Codes are rounded again on the way back: to keep them would take as much memory as the weights.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
+        """Return the weights, in the shape of the codes."""
+        ctx.save_for_backward(exact, scale, zero)
+        ctx.top = top
+        return exact.round().clamp_(0, top).sub_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients in codes and scales."""
+        (gradient,), (exact, scale, zero) = gradients, ctx.saved_tensors
+        in_codes = in_scale = None
+        if ctx.needs_input_grad[0]:
+            in_codes = (gradient * scale).mul_(_inside(exact, 0, ctx.top))
+        if ctx.needs_input_grad[1]:
+            in_scale = exact.round().clamp_(0, ctx.top).sub_(zero).mul_(gradient).sum(-1, keepdim=True)
+        return in_codes, in_scale, None, None
+
+
+class _Reorder(torch.autograd.Function):
+    """The columns in another order; on the way back by the inverse order, as adding at places is many times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """Return column order[k] as column k."""
+        ctx.save_for_backward(inverse)
+        return weight.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient in the columns where they were."""
+        (inverse,) = ctx.saved_tensors
+        return gradients[0].index_select(1, inverse), None, None

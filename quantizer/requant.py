@@ -24,7 +24,7 @@ from quantizer.runner import BlockRunner
 Weights = Mapping[str, Tensor]
 """Tensors by layer name, [out, in] each."""
 
-METHOD = "requant-1"
+METHOD = "requant-2"
 """Names what this module computes. A change of its results gets a new name."""
 
 NODES, STEPS = 2, 2

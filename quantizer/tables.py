@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantizer.embedding import MULTIPLIER, QuantizedEmbedding, TiedHead
 from quantizer.errors import PlanError
-from quantizer.evaluate import log_probabilities, mean_divergence
+from quantizer.evaluate import divergence_of, next_token_logits
 from quantizer.fidelity import Fidelity
 from quantizer.layers import find_blocks
 from quantizer.linear import QuantizedLinear, replace_linear
@@ -130,11 +130,10 @@ def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: T
     totals = [0.0] * len(changed)
     with torch.inference_mode(), products_in(precision, windows.device):
         for window in torch.split(windows, 1):
-            reference = log_probabilities(model, window)
+            reference = next_token_logits(model, window)[0]
             for at, weights in enumerate(changed):
                 with _replaced(model, weights):
-                    found = log_probabilities(model, window)
-                totals[at] += float(mean_divergence(reference, found))
+                    totals[at] += divergence_of(reference, next_token_logits(model, window)[0])
     return [total / len(windows) for total in totals]
 
 

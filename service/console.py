@@ -19,6 +19,7 @@ from quantizer.durable import Progress as OnProgress
 from service.errors import EXIT_INTERRUPTED, KNOWN, exit_code
 from service.progress import Reporter
 from service.report import Report, summary_rows
+from service.settings import keep_freed_memory
 
 LINE_SECONDS = 15
 """Shortest time between two lines of progress of one step."""
@@ -74,7 +75,8 @@ class Lines:
 
 @contextmanager
 def reporting() -> Iterator[Reporter]:
-    """Show progress on stderr while work goes on: bars on a terminal, lines elsewhere."""
+    """Show progress on stderr while a command works, and then ends: bars on a terminal, lines elsewhere."""
+    keep_freed_memory()
     if not err.is_terminal:
         yield Lines()
         return

@@ -19,6 +19,8 @@ FAILPOINT_VARIABLE = "BITWRIGHT_FAILPOINT"
 PARENT_VARIABLE = "BITWRIGHT_PARENT"
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Names of options in malloc.h."""
 
 
 def default_cache() -> Path:
@@ -165,3 +167,14 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next tensor, where it is glibc; for processes that end with their work.
+
+    Else every large tensor is given back and comes anew, page by page, which takes longer than what is computed in it.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, -1)  # never
+        set_option(_M_MMAP_MAX, 0)

@@ -24,7 +24,7 @@ from service.console import set_up_logging
 from service.errors import KNOWN, RequestError
 from service.failpoint import failpoint
 from service.problems import problem_of
-from service.settings import live_and_die_with_parent, quiet_libraries
+from service.settings import keep_freed_memory, live_and_die_with_parent, quiet_libraries
 from service.shelf import Shelf
 from service.stage_names import DELIVER, ESTIMATE, PIPELINE, REQUEST, request_place, result_place
 
@@ -83,6 +83,7 @@ def finite(document: Any) -> Any:
 def main(given: Sequence[str] | None = None) -> None:
     """Run the stage that the command line asks for, or `given` if not None, and say what it found, or why not."""
     live_and_die_with_parent()
+    keep_freed_memory()
     os.nice(NICE)
     arguments = parse(given)
     sink = os.fdopen(os.dup(1), "w", encoding="utf-8")

@@ -35,6 +35,7 @@ from service.effort import FAST, find_effort
 from service.recipe import RECIPES, USUAL, Recipe
 from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
+from service.settings import keep_freed_memory
 from service.store import StageStore
 from service.tuning import Phase, TuneRequest, tune, tune_task
 from tests.benchmarks.record import circumstances
@@ -102,7 +103,7 @@ ROWS = {
     "ReQuant": Row(SPARSE, RECIPES["requant"]),
     **{f"SGR-Q, scales of {rule}": _sgr(rule) for rule in RULES},
     "ApiQ": Row(ADAPTED, RECIPES["apiq"], TRAINED),
-    **{f"SigniQ, lambda {each}": _signiq(each) for each in (0.01, 0.1, 1.0)},
+    **{f"SigniQ, lambda {each}": _signiq(each) for each in (0.01, 0.1, 1.0, 10.0, 100.0)},
     "block-wise": Row("solved", RECIPES["blockwise"], TRAINED),
     "fast": Row("solved"),
     "balanced": Row("solved", effort="balanced"),
@@ -258,6 +259,8 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="score checkpoints made before on all of the evaluation text")
     parser.add_argument("--one", nargs=2, metavar=("BUDGET", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.one or arguments.whole:
+        keep_freed_memory()
     if arguments.one:
         print(json.dumps(row_of(arguments, *arguments.one)))
         return
