@@ -17,5 +17,8 @@ def fast_precision(device: str) -> torch.dtype:
 
 
 def products_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context in which products of float32 matrices are computed in `precision`; all else stays in float32."""
-    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision)
+    """Return the context in which products of float32 matrices are computed in `precision`; all else stays in float32.
+
+    Weights are cast for each product: cast ones that are kept would not follow weights that change within the context.
+    """
+    return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision, cache_enabled=False)

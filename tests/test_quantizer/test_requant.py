@@ -33,17 +33,20 @@ def test_the_mean_of_a_gradient_is_exact_for_polynomials(nodes: int) -> None:
     assert float(integral.sum()) == pytest.approx(float(loss(end) - loss(start)), rel=1e-12)
 
 
-def test_integrals_of_all_weights_add_up_to_the_loss(tiny_model: TinyModel) -> None:
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_integrals_of_all_weights_add_up_to_the_loss(tiny_model: TinyModel, precision: torch.dtype) -> None:
     model = tiny_model("llama")
     originals, quantized = _rounded(model)
-    found = weight_integrals(BlockRunner(model), originals, quantized, WINDOWS, nodes=4)
+    found = weight_integrals(BlockRunner(model, precision), originals, quantized, WINDOWS, nodes=4, precision=precision)
 
     reference = logits_of(model, WINDOWS).log_softmax(-1)
     for name, weight in quantized.items():
         model.get_submodule(name).weight.data = weight
     changed = logits_of(model, WINDOWS).log_softmax(-1)
     divergence = float((reference.exp() * (reference - changed)).sum(-1).mean())
-    assert sum(float(each.sum()) for each in found.values()) == pytest.approx(divergence, rel=0.01)
+    assert sum(float(each.sum()) for each in found.values()) == pytest.approx(
+        divergence, rel=0.01 if precision == torch.float32 else 0.05
+    )
     assert found.keys() == originals.keys()
 
 
