@@ -11,11 +11,12 @@ The metric is factored as F = A A', A = diag(sqrt p) - p sqrt(p)', and A is mult
 columns: inner products of sketched changes are unbiased estimates of dz_1' F dz_2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from quantizer.room import Room
 from quantizer.runner import BlockRunner
 
 
@@ -49,16 +50,30 @@ class OutputMetric:
 def output_metric(
     runner: BlockRunner, input_ids: Tensor, context: Tensor, original: Tensor, width: int, generator: torch.Generator
 ) -> OutputMetric:
-    """Return the metric of one batch.
+    """Return the metric of some windows; one at a time, as logits and what follows from them take much memory.
 
     Args:
         runner: the model; only what follows its blocks is used.
-        input_ids: int64 [batch, tokens].
-        context: what enters the head in the context, [batch, tokens, hidden].
-        original: what enters the head in the original model, [batch, tokens, hidden].
+        input_ids: int64 [windows, tokens].
+        context: what enters the head in the context, [windows, tokens, hidden].
+        original: what enters the head in the original model, [windows, tokens, hidden].
         width: numbers kept for each token.
         generator: source of the random signs, on the CPU.
+
+    Raises:
+        MemoryShort: not even one window fits.
     """
+
+    def measure(some: slice) -> OutputMetric:
+        return _window_metric(runner, input_ids[some], context[some], original[some], width, generator)
+
+    found = Room(1).run(measure, len(input_ids))
+    return OutputMetric(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(OutputMetric)))
+
+
+def _window_metric(
+    runner: BlockRunner, input_ids: Tensor, context: Tensor, original: Tensor, width: int, generator: torch.Generator
+) -> OutputMetric:
     with torch.no_grad():
         log_q = runner.logits(input_ids, original).float().log_softmax(-1)
     with torch.enable_grad():

@@ -31,11 +31,11 @@ def place(model: M, device: str) -> M:
 
 
 class Room:
-    """Runs work on windows: all of them at once, and where memory is short in halves, quarters, and so on, from then on."""
+    """Runs work on windows: all of them at once, or as many as it is told, and where memory is short half as many from then on."""
 
-    def __init__(self) -> None:
-        """Know of no limit yet."""
-        self._most: int | None = None
+    def __init__(self, most: int | None = None) -> None:
+        """Know of no limit yet but the given one."""
+        self._most = most
 
     def run(self, work: Callable[[slice], R], windows: int, undo: Callable[[], None] | None = None) -> list[R]:
         """Return the results of `work` on each piece of 0 .. windows-1, in order.

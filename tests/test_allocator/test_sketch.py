@@ -81,6 +81,15 @@ def test_the_original_has_no_divergence_and_no_slope(scene: Scene) -> None:
     assert metric.gradient.abs().max() < 1e-5
 
 
+def test_windows_are_measured_one_at_a_time(scene: Scene) -> None:
+    seen: list[int] = []
+    handle = scene.runner.head.register_forward_hook(lambda *given: seen.append(len(given[-1])))
+    again = scene.metric_at(scene.context, WIDTH, 2)
+    handle.remove()
+    assert set(seen) == {1}
+    assert again.projection.equal(scene.metric.projection)
+
+
 def test_no_change_has_no_effect(scene: Scene) -> None:
     first, sketch = scene.metric.measure(torch.zeros(TOKENS, scene.context.shape[-1]))
     assert first.shape == (TOKENS,)

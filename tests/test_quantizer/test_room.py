@@ -85,6 +85,12 @@ def test_what_was_done_before_it_failed_is_kept_and_the_limit_remembered() -> No
     assert tried == [slice(0, 2), slice(2, 3)]
 
 
+def test_it_begins_with_as_many_as_it_is_told() -> None:
+    tried: list[slice] = []
+    Room(3).run(_limited(2, tried), 4)
+    assert tried == [slice(0, 3), slice(0, 2), slice(2, 4)]
+
+
 def test_work_that_leaves_something_behind_begins_anew() -> None:
     total: list[int] = []
 
