@@ -10,6 +10,7 @@ lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2 being the
 weight without its adapter. The source sums without the denominator; with it lambda means the same in every block and model.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,9 @@ from quantizer.runner import BlockRunner
 from quantizer.training import Training, TrainingSpec, window_order
 from quantizer.weight import QuantizedWeight
 
-METHOD = "blockwise-1"
+log = logging.getLogger("bitwright")
+
+METHOD = "blockwise-2"
 """Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
 
 
@@ -117,6 +120,8 @@ def train_blocks(
         inputs = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, inputs, strict=True)]
         found.append(block)
         on_progress(index + 1, count)
+    nearer = sum(block.after < block.before for block in found)
+    log.info("blocks that came nearer: %d of %d; the others stay as they were", nearer, sum(bool(block.weights) for block in found))
     return found
 
 

@@ -52,7 +52,7 @@ class LatentLinear(nn.Module):
         Args:
             linear: the original layer.
             stored: what it was quantized to.
-            clipping: whether codes are the weight rounded to the nearest at whatever the scale is, see `ClippedPart`.
+            clipping: whether codes follow from the scales, see `ClippedPart`.
         """
         super().__init__()
         device = linear.weight.device
@@ -210,17 +210,19 @@ class LatentPart(nn.Module):
 class ClippedPart(LatentPart):
     """A part whose codes follow from its scales: each weight rounded to the nearest on a grid of learned range.
 
+    What is rounded is the weight as far as it lies in the cell of its stored code, else the border of that cell: so training starts
+    from the stored codes, and where those make good the errors of others it does not give that up. From plain rounding of the
+    weights themselves most blocks never come as near: tests/benchmarks/LOG.md.
+
     The gradient in a scale is the one of LSQ (arXiv 1902.08153, section 2.1): what rounding changed a weight by, in codes, or the
     code itself where the weight is clipped. OmniQuant (arXiv 2308.13137, section 3.2) and ApiQ learn a factor for each end of the
     range; here one serves both, as zero points stay.
     """
 
     def __init__(self, weight: Tensor, *rest: Any) -> None:
-        """Take the weight itself as latent, in units of the scale that it starts from, and leave it there."""
+        """Take the latent codes as weights in units of the scale that they start from, and leave them there."""
         super().__init__(weight, *rest)
-        shape = self.latent.shape
-        padded = nn.functional.pad(weight, (0, shape[1] * shape[2] - weight.shape[1]))
-        self.latent = nn.Parameter(padded.view(shape) / self.scale, requires_grad=False)
+        self.latent = nn.Parameter(self.latent.data - self.zero, requires_grad=False)
 
     def exact(self) -> Tensor:
         """Return weight / scale + zero point."""

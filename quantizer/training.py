@@ -33,7 +33,7 @@ class TrainingSpec:
         code_rate: learning rate of latent codes, in codes; about what one step of Adam changes.
         scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as much for each further bit: so it
             moves the largest weights of a group by as many codes.
-        adapter_rate: learning rate of adapters.
+        adapter_rate: learning rate of adapters, in their own units; about what one step of Adam changes.
         precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
         seed: of the order of the windows.
         salient: which groups' scales are trained, one of `quantizer.saliency.RULES`.
@@ -48,7 +48,7 @@ class TrainingSpec:
     trained: str = "codes"
     code_rate: float = 2e-3
     scale_rate: float = 1e-3
-    adapter_rate: float = 1e-4
+    adapter_rate: float = 1e-2
     precision: torch.dtype = torch.float32
     seed: int = 0
     salient: str = "all"

@@ -12,6 +12,9 @@ from service.errors import RequestError
 BLOCKS, MODEL = "blocks", "model"
 """Kinds of training: one block after another, or all of the model end to end."""
 
+CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
+"""Changes of `quantizer.training.TrainingSpec` that train clipping; codes follow the scales, so these must move less than alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -54,8 +57,8 @@ RECIPES = {
         Recipe("requant", requantized=True),
         Recipe("blockwise", kind=BLOCKS),
         Recipe("sgr-q", kind=MODEL, changes={"trained": "scales", "salient": "knee"}),
-        Recipe("apiq", kind=BLOCKS, changes={"trained": "clipping"}),
-        Recipe("signiq", kind=BLOCKS, changes={"trained": "clipping", "penalty": 0.1}),
+        Recipe("apiq", kind=BLOCKS, changes=CLIPPING),
+        Recipe("signiq", kind=BLOCKS, changes={**CLIPPING, "penalty": 0.1}),
     )
 }
 

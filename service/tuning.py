@@ -38,7 +38,7 @@ SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
 GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
-CODE_RATE, SCALE_RATE = 2e-3, 3e-3
+CODE_RATE, SCALE_RATE, ADAPTER_RATE = 2e-3, 3e-3, 1e-2
 """Learning rates; tests/benchmarks/LOG.md has what was compared."""
 
 
@@ -123,7 +123,7 @@ def choose_phases(
     """
     if not effort.steps:
         return ()
-    usual = partial(TrainingSpec, batch=batch, code_rate=CODE_RATE, precision=precision, seed=seed)
+    usual = partial(TrainingSpec, batch=batch, code_rate=CODE_RATE, adapter_rate=ADAPTER_RATE, precision=precision, seed=seed)
     whole = usual(effort.steps, trained="codes", scale_rate=SCALE_RATE)
     if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
         return (Phase(MODEL, whole),)

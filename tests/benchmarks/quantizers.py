@@ -30,9 +30,9 @@ from quantizer.saliency import RULES
 from quantizer.source import ModelFolder
 from quantizer.text import TextSpec
 from service import pipeline, stages
-from service.console import Lines
+from service.console import Lines, set_up_logging
 from service.effort import FAST, find_effort
-from service.recipe import RECIPES, USUAL, Recipe
+from service.recipe import CLIPPING, RECIPES, USUAL, Recipe
 from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
 from service.settings import keep_freed_memory
@@ -91,7 +91,7 @@ def _sgr(rule: str) -> Row:
 
 
 def _signiq(penalty: float) -> Row:
-    return Row(ADAPTED, replace(RECIPES["signiq"], changes={"trained": "clipping", "penalty": penalty}), TRAINED)
+    return Row(ADAPTED, replace(RECIPES["signiq"], changes={**CLIPPING, "penalty": penalty}), TRAINED)
 
 
 ROWS = {
@@ -261,6 +261,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one or arguments.whole:
         keep_freed_memory()
+        set_up_logging()
     if arguments.one:
         print(json.dumps(row_of(arguments, *arguments.one)))
         return
