@@ -12,8 +12,9 @@ from service.errors import RequestError
 BLOCKS, MODEL = "blocks", "model"
 """Kinds of training: one block after another, or all of the model end to end."""
 
+SCALES: Mapping[str, Any] = {"trained": "scales", "scale_rate": 3e-2}
 CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
-"""Changes of `quantizer.training.TrainingSpec` that train clipping; codes follow the scales, so these must move less than alone."""
+"""Changes of `quantizer.training.TrainingSpec`: codes that follow the scales turn over when these move as far as they may alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ RECIPES = {
         Recipe("hqq", Rounding("hqq")),
         Recipe("requant", requantized=True),
         Recipe("blockwise", kind=BLOCKS),
-        Recipe("sgr-q", kind=MODEL, changes={"trained": "scales", "salient": "knee"}),
+        Recipe("sgr-q", kind=MODEL, changes={**SCALES, "salient": "knee"}),
         Recipe("apiq", kind=BLOCKS, changes=CLIPPING),
         Recipe("signiq", kind=BLOCKS, changes={**CLIPPING, "penalty": 0.1}),
     )

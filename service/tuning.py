@@ -24,7 +24,7 @@ from quantizer.weight import QuantizedWeight
 from service.effort import Effort
 from service.guard import nearer
 from service.progress import Reporter
-from service.recipe import BLOCKS, MODEL, USUAL, Recipe
+from service.recipe import BLOCKS, MODEL, SCALES, USUAL, Recipe
 from service.stages import Machine, Windows, checkpoint_digest, evaluation, windows_without
 from service.store import StageKey, StageStore
 
@@ -128,7 +128,7 @@ def choose_phases(
     if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
         return (Phase(MODEL, whole),)
     blocks = usual(effort.block_steps, trained="codes", scale_rate=SCALE_RATE)
-    scales = usual(effort.steps, trained="scales", scale_rate=SCALE_RATE)
+    scales = usual(effort.steps, **SCALES)
     return (Phase(BLOCKS, blocks), Phase(MODEL, scales))
 
 

@@ -32,7 +32,7 @@ from quantizer.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines, set_up_logging
 from service.effort import FAST, find_effort
-from service.recipe import CLIPPING, RECIPES, USUAL, Recipe
+from service.recipe import CLIPPING, RECIPES, SCALES, USUAL, Recipe
 from service.requantizing import quantize_by
 from service.request import RunRequest, make_request
 from service.settings import keep_freed_memory
@@ -87,7 +87,7 @@ BEST = "best"
 
 
 def _sgr(rule: str) -> Row:
-    return Row("uniform", replace(RECIPES["sgr-q"], changes={"trained": "scales", "salient": rule}), TRAINED)
+    return Row("uniform", replace(RECIPES["sgr-q"], changes={**SCALES, "salient": rule}), TRAINED)
 
 
 def _signiq(penalty: float) -> Row:

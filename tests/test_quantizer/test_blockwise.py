@@ -83,9 +83,9 @@ def test_a_block_without_trained_layers_is_passed_through(tiny_model: TinyModel,
 def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_path: Path) -> None:
     model = tiny_model("llama")
     layers = find_layers(model)
-    choices = {layer.name: (Fidelity.parse("int3g32a4"),) for layer in layers}
+    choices = {layer.name: (Fidelity.parse("int2g32a4"),) for layer in layers}
     forms = quantized_as(model, choices, PartStore(tmp_path / "q"))
-    spec = TrainingSpec(60, batch=4, trained="clipping", scale_rate=0.005, adapter_rate=0.002)
+    spec = TrainingSpec(60, batch=4, trained="clipping", scale_rate=0.001)
     blocks = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, spec, PartStore(tmp_path / "t"), quiet)
     for block in blocks:
         assert block.after < block.before

@@ -123,18 +123,22 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     linear, stored = _layer(Fidelity.uniform(3, 32), features=64)
     layer = LatentLinear(linear, stored, clipping=True)
     columns, (part,), (codes,) = stored.tensors["columns"].long(), layer.parts, stored.parts()
+    assert layer.weight().equal(stored.dequantize())
+    start, zero = codes.scale.t().unsqueeze(-1), codes.zero.t().unsqueeze(-1)
+    own = codes.codes.view(24, 2, 32)
+    nearest = (linear.weight.data[:, columns].view(24, 2, 32) / start + zero).clamp(own - CELL, own + CELL)
     with torch.no_grad():
         part.factor.mul_(0.8)
-    scale, zero = part.factor.detach() * codes.scale.t().unsqueeze(-1), codes.zero.t().unsqueeze(-1)
-    rounded = (linear.weight.data[:, columns].view(24, 2, 32) / scale + zero).round().clamp(0, 7)
+    scale, exact = part.factor.detach() * start, (nearest - zero) / 0.8 + zero
+    rounded = exact.round().clamp(0, 7)
+    assert (rounded != own).any()
     assert layer.weight()[:, columns].allclose(((rounded - zero) * scale).flatten(1), atol=1e-6)
     assert layer.stored().parts()[0].codes.equal(rounded.flatten(1))
     pull = normal(24, 64, seed=5)
     (layer.weight()[:, columns] * pull).sum().backward()
-    exact = linear.weight.data[:, columns].view(24, 2, 32) / scale + zero
     inside = (exact >= -0.5) & (exact <= 7.5)
     step = torch.where(inside, rounded - exact, rounded - zero)  # the gradient of LSQ, in units of the scale
-    expected = (pull.view(24, 2, 32) * step * codes.scale.t().unsqueeze(-1)).sum(-1, keepdim=True)
+    expected = (pull.view(24, 2, 32) * step * start).sum(-1, keepdim=True)
     assert part.factor.grad is not None
     assert part.factor.grad.allclose(expected, rtol=1e-3, atol=1e-5)
     assert part.latent.grad is None
