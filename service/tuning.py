@@ -38,7 +38,7 @@ SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
 GUARD_BATCH = 4
 """Windows of the guard that are scored at once."""
 
-CODE_RATE, SCALE_RATE, ADAPTER_RATE = 2e-3, 3e-3, 1e-2
+CODE_RATE, SCALE_RATE, ADAPTER_RATE = 2e-3, 1e-2, 1e-2
 """Learning rates; tests/benchmarks/LOG.md has what was compared."""
 
 

@@ -167,7 +167,8 @@ _SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and p
 def quantizers_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of quantizers at equal bytes, in Markdown.
 
-    Later rows replace earlier ones; rows of the whole text add a score to the row before them.
+    Later rows replace earlier ones; rows of the whole text add a score to the row before them; rows that say why a result is
+    withdrawn take it out.
     """
     heads = (
         *("bits per weight", "method", "perplexity", "KL [nats/token]", "whole text", "other text", "its KL"),
@@ -176,8 +177,10 @@ def quantizers_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 4) + "---|---:|"]
     latest: dict[tuple[float, str], dict[str, Any]] = {}
     for row in rows:
-        key, quality = (row["budget_bpw"], row["method"]), row["quality"]
-        if "whole" in quality:
+        key, quality = (row["budget_bpw"], row["method"]), row.get("quality", {})
+        if "withdrawn" in row:
+            del latest[key]
+        elif "whole" in quality:
             latest[key] = latest[key] | {"quality": latest[key]["quality"] | quality}
         else:
             latest[key] = row
