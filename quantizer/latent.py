@@ -211,8 +211,8 @@ class ClippedPart(LatentPart):
     """A part whose codes follow from its scales: each weight rounded to the nearest on a grid of learned range.
 
     What is rounded is the weight as far as it lies in the cell of its stored code, else the border of that cell: so training starts
-    from the stored codes, and where those make good the errors of others it does not give that up. From plain rounding of the
-    weights themselves most blocks never come as near: tests/benchmarks/LOG.md.
+    from the stored codes, and where those make good the errors of others it does not give that up. Plain rounding of the weights
+    is a start that few steps do not make up for: tests/benchmarks/LOG.md.
 
     The gradient in a scale is the one of LSQ (arXiv 1902.08153, section 2.1): what rounding changed a weight by, in codes, or the
     code itself where the weight is clipped. OmniQuant (arXiv 2308.13137, section 3.2) and ApiQ learn a factor for each end of the

@@ -14,7 +14,8 @@ BLOCKS, MODEL = "blocks", "model"
 
 SCALES: Mapping[str, Any] = {"trained": "scales", "scale_rate": 3e-2}
 CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
-"""Changes of `quantizer.training.TrainingSpec`: codes that follow the scales turn over when these move as far as they may alone."""
+"""Changes of `quantizer.training.TrainingSpec` that train scales alone, and ranges: there codes follow, and turn over in masses
+where scales move as far as they may alone."""
 
 
 @dataclass(frozen=True, slots=True)
