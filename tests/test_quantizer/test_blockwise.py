@@ -1,5 +1,6 @@
 """Promises of quantizer.blockwise: no block ends worse than it began, and finished blocks are not trained again."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,14 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
         assert model.get_submodule(name).weight.equal(form.dequantize()), "the model is left with what was trained"
 
 
-def test_a_block_that_training_makes_worse_stays_as_it_was(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_a_block_that_training_makes_worse_stays_as_it_was_and_that_is_told(
+    tiny_model: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     wild = TrainingSpec(3, batch=4, code_rate=50.0, scale_rate=5.0)
-    blocks = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, wild, PartStore(tmp_path / "t"), quiet)
+    with caplog.at_level(logging.INFO, "bitwright"):
+        blocks = train_blocks(BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, wild, PartStore(tmp_path / "t"), quiet)
+    assert "0 of 3" in caplog.text
     assert same({name: form for block in blocks for name, form in block.weights.items()}, forms)
     assert all(block.after == block.before for block in blocks)
 
