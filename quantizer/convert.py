@@ -19,7 +19,7 @@ from quantizer.rounding import USUAL, Rounding, Scores, make_forms
 from quantizer.runner import BlockRunner
 from quantizer.weight import QuantizedWeight
 
-METHOD = "gptq-5"
+METHOD = "gptq-6"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
 STACK_BYTES = 2**28

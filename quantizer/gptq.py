@@ -21,6 +21,7 @@ from quantizer.adapter import fit_adapter
 from quantizer.fidelity import COLUMN_STEP, SCALE_BITS, Fidelity
 from quantizer.grid import dequantize, fit_grid, half_scale
 from quantizer.inverse import damped_inverse, upper_factor
+from quantizer.kernels.path import CPU, choose_path
 from quantizer.scales import coded_scale, fit_row_scale, part_unit
 from quantizer.selection import column_order
 from quantizer.sparse import as_half, choose_outliers, compress_rows, output_scores
@@ -136,7 +137,7 @@ class _Form:
         if start not in self.groups:
             return
         stop, bits = self.groups[start]
-        remaining = stack.remaining[at, start:stop].t().contiguous()
+        remaining = stack.remaining[at, start:stop].t()
         if self.chosen is not None:
             remaining = _without(remaining, self.chosen[:, start:stop])
         scale, zero = fit_grid(remaining, bits, self.diagonal[start:stop], self._representable(bits))
@@ -211,6 +212,25 @@ class _Stack:
 
     def quantize_columns(self, columns: slice) -> None:
         """Quantize some columns, and let all later ones absorb their errors."""
+        compensate = self._compensate
+        if self.chosen is None and choose_path(self.remaining.device.type).name == CPU:
+            compensate = self._compensate_compiled
+        errors = compensate(columns)
+        self.remaining[:, columns.stop :].baddbmm_(self.factor[:, columns, columns.stop :].transpose(1, 2), errors, alpha=-1)
+
+    def _compensate_compiled(self, columns: slice) -> Tensor:
+        """Do what `_compensate` does, one fidelity after the other."""
+        from quantizer.kernels import rounding  # noqa: PLC0415  numba takes a while to import, and may be missing
+
+        errors = torch.empty_like(self.remaining[:, columns])
+        inner, tops = self.factor[:, columns, columns].contiguous().numpy(), self.top[:, 0].numpy()
+        arrays = [each.numpy() for each in (self.remaining[:, columns], self.scale, self.zero, self.codes[:, columns], errors)]
+        for factor, top, remaining, scale, zero, codes, left in zip(inner, tops, *arrays, strict=True):
+            rounding.compensate(remaining, factor, scale, zero, top, codes, left)
+        return errors
+
+    def _compensate(self, columns: slice) -> Tensor:
+        """Quantize some columns one after the other; return their errors divided by their pivots, [K, columns, out]."""
         work, codes = self.remaining[:, columns].clone(), self.codes[:, columns]
         inner, errors = self.factor[:, columns, columns], torch.empty_like(work)
         pivots = inner.diagonal(dim1=1, dim2=2)
@@ -225,7 +245,7 @@ class _Stack:
             torch.sub(current, stored, out=error).div_(pivots[:, at : at + 1])
             work[:, at + 1 :].addcmul_(inner[:, at, at + 1 :, None], error[:, None], value=-1)
         self.remaining[:, columns] = work
-        self.remaining[:, columns.stop :].baddbmm_(self.factor[:, columns, columns.stop :].transpose(1, 2), errors, alpha=-1)
+        return errors
 
 
 def _outlier_places(weight: Tensor, diagonal: Tensor, fidelity: Fidelity, scores: Tensor | None) -> Tensor | None:

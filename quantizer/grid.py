@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from quantizer.kernels.path import CPU, choose_path
 
 SHRINKS = tuple(1 - 0.05 * step for step in range(13))
 """Shares of the full range that are tried; at 2 bits the best is usually near 0.7."""
@@ -59,23 +62,38 @@ def fit_grid(
     top = 2**bits - 1
     low = weight.amin(1, keepdim=True).clamp_(max=0)
     high = weight.amax(1, keepdim=True).clamp_(min=0)
-    best_error = best_scale = best_zero = None
-    tried = torch.empty_like(weight)
-    for shrink in shrinks:
-        scale = representable((high - low) * (shrink / top))
-        zero = (low * -shrink / scale).round_().clamp_(0, top)
+    shares = weight.new_tensor(shrinks).reshape(-1, 1, 1)
+    scales = representable((high - low) * (shares / top))
+    zeros = (low * -shares / scales).round_().clamp_(0, top)
+    best = best_grids(weight, bits, importance, scales, zeros)
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
+
+
+def best_grids(weight: Tensor, bits: int, importance: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """Return which grid of each row has the least sum_j importance_j * (w_j - dequantized w_j)**2, the first of equals.
+
+    Args:
+        weight: float32 [rows, columns]; fastest where its transpose is contiguous.
+        bits: code width.
+        importance: see `fit_grid`, [columns].
+        scales: of each grid, positive, float32 [grids, rows, 1].
+        zeros: their zero points, float32 [grids, rows, 1].
+
+    Returns:
+        int64 [1, rows, 1].
+    """
+    if choose_path(weight.device.type).name == CPU:
+        from quantizer.kernels import rounding  # noqa: PLC0415  numba takes a while to import, and may be missing
+
+        best = torch.empty(1, len(weight), 1, dtype=torch.int64)
+        tensors = weight.t(), importance, scales[..., 0], zeros[..., 0]
+        rounding.best_grids(*(tensor.contiguous().numpy() for tensor in tensors), np.float32(2**bits - 1), best[0, :, 0].numpy())
+        return best
+    tried, errors = torch.empty_like(weight), []
+    for scale, zero in zip(scales, zeros, strict=True):
         quantize(weight, scale, zero, bits, out=tried)
-        error = dequantize(tried, scale, zero, out=tried).sub_(weight).square_() @ importance.unsqueeze(1)
-        if best_error is None or best_scale is None or best_zero is None:
-            best_error, best_scale, best_zero = error, scale, zero
-            continue
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero, best_zero)
-    if best_scale is None or best_zero is None:
-        raise ValueError("the range search has no steps")
-    return best_scale, best_zero
+        errors.append(dequantize(tried, scale, zero, out=tried).sub_(weight).square_() @ importance.unsqueeze(1))
+    return torch.stack(errors).argmin(0, keepdim=True)
 
 
 def round_to_nearest(weight: Tensor, bits: int, group_size: int, importance: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
+from quantizer.gptq import quantize_forms, quantize_layer
 from quantizer.grid import fit_grid, half_scale, round_to_nearest
 from quantizer.inverse import DAMPING, damped_inverse, upper_factor
+from quantizer.kernels.path import REFERENCE, SETTING
 from quantizer.packing import unpack
 from quantizer.scales import coded_scale, part_unit
 from quantizer.selection import column_impact, column_order
@@ -29,6 +30,12 @@ CASES = [
     (Fidelity.parse("int2g32o0.05"), 100),
     (Fidelity.parse("int2+4r0.25g32s6o0.01"), 100),
 ]
+
+
+@pytest.fixture(autouse=True, params=["auto", REFERENCE])
+def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All promises hold for compiled loops and for those of torch."""
+    monkeypatch.setenv(SETTING, request.param)
 
 
 def _hessian(features: int, seed: int = 0) -> Tensor:
@@ -100,6 +107,17 @@ def test_quantize_layer_is_explicit_optimal_brain_surgery(fidelity: Fidelity, fe
     assert error == pytest.approx(_output_error(weight, slow, hessian), rel=0.01)
     for fitted, kept in scales:
         assert int(torch.isclose(fitted, kept, rtol=2e-3).sum()) >= 11
+
+
+def test_several_fidelities_of_many_outputs_are_what_each_is_alone() -> None:
+    weight, hessian = normal(300, 100), _hessian(100)
+    fidelities = [Fidelity.parse(name) for name in ("int2g32", "int2+4r0.25g32s6", "int8g64")]
+    impacts = [column_impact(weight, hessian, each.bits_lo, each.group_size) for each in fidelities]
+    for fidelity, together in zip(fidelities, quantize_forms(weight, hessian, fidelities, impacts), strict=True):
+        error = torch.stack([together.dequantize(), _quantize(weight, hessian, fidelity).dequantize()])
+        assert int((error[0] - error[1]).abs().amax(1).lt(1e-6).sum()) >= 290  # products of another shape, borders between codes
+        slow, _ = _compensate_slowly(weight, hessian, together)
+        assert int((error[0].double() - slow).abs().amax(1).lt(1e-6).sum()) >= 280
 
 
 @pytest.mark.parametrize(("fidelity", "features"), CASES)

@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quantizer.fidelity import CODE_BITS
-from quantizer.grid import dequantize, fit_grid, quantize, round_to_nearest
+from quantizer.grid import best_grids, dequantize, fit_grid, quantize, round_to_nearest
+from quantizer.kernels.path import REFERENCE, SETTING
 from tests.test_quantizer.helpers import fixed, normal
 
 LARGEST_HALF, SMALLEST_NORMAL_HALF = 65504.0, 2.0**-14
+
+
+@pytest.fixture(autouse=True, params=["auto", REFERENCE])
+def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All promises hold for compiled loops and for those of torch."""
+    monkeypatch.setenv(SETTING, request.param)
 
 
 def _candidates(row: np.ndarray, bits: int) -> list[tuple[float, float]]:
@@ -121,9 +128,26 @@ def test_rows_are_fitted_apart() -> None:
     assert torch.equal(together, torch.cat(apart, 1))
 
 
-def test_columns_without_importance_leave_some_grid() -> None:
-    scale, zero = fit_grid(normal(3, 32), 2, torch.zeros(32))
-    assert bool(torch.isfinite(scale).all() & torch.isfinite(zero).all())
+@pytest.mark.parametrize("rows", [1, 127, 129, 300])
+@pytest.mark.parametrize("strided", [False, True])
+def test_the_best_of_any_grids_is_found_for_each_of_many_rows(rows: int, strided: bool) -> None:
+    weight, importance = normal(rows, 40), normal(40, seed=1).square()
+    if strided:
+        weight = weight.t().contiguous().t()
+    scales, zeros = normal(7, rows, seed=2).abs()[..., None] + 0.1, normal(7, rows, seed=3).abs().round()[..., None]
+    exact, wide = weight.double(), scales.double()
+    codes = (exact / wide + zeros).round().clamp(0, 7)
+    errors = ((((codes - zeros) * wide - exact) ** 2) * importance).sum(2)
+    assert torch.equal(best_grids(weight, 3, importance, scales, zeros)[0, :, 0], errors.argmin(0))
+
+
+def test_the_first_of_equal_grids_wins() -> None:
+    weight, grids = normal(3, 32), torch.ones(4, 3, 1)
+    assert best_grids(weight, 2, torch.ones(32), grids, grids).flatten().tolist() == [0, 0, 0]
+    scale, zero = fit_grid(weight, 2, torch.zeros(32))
+    assert [(float(row), float(own)) for row, own in zip(scale, zero, strict=True)] == [
+        _candidates(row, 2)[0] for row in weight.numpy()
+    ]
 
 
 @pytest.mark.parametrize("bits", CODE_BITS)

@@ -240,7 +240,7 @@ def test_where_nothing_can_be_kept_on_disk_loops_are_compiled_all_the_same() -> 
     script = """
 import numpy as np
 from quantizer.kernels import compiled
-assert not compiled._CACHE
+assert not compiled.ON_DISK
 values = np.empty(4, np.float32)
 compiled._unpack(np.array([0b11100100], np.uint32), 2, 0, values)
 print(values.tolist())
