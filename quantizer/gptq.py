@@ -3,7 +3,8 @@
 Source: GPTQ, arXiv 2210.17323, section 3, steps 2 and 3. High-impact columns come first, so that their small errors and, above all,
 the large errors of the low part can still be compensated inside the low part.
 
-Several fidelities of a layer are quantized at once: each step, small as it is, then serves all of them.
+Several fidelities of a layer are quantized at once: each step, small as it is, then serves all of them. On a processor compiled
+loops take the steps of one after those of another, and the products with later columns serve all.
 
 Options of a fidelity: row scales are fixed before the first group is quantized, so that every grid that errors are compensated
 for is the stored one. An outlier stores what has become of its weight when its column's turn comes, so it takes up

@@ -14,25 +14,25 @@ BLOCK = 128
 
 WHOLE = float32(2**23)
 """From here on floats have no digits behind the point, so adding this rounds, ties to even."""
-_ANY = "numpy"
+_UNCHECKED = "numpy"
 """Divisors are not looked at: what asks each whether it is zero is not made vector instructions."""
 
 
-@njit(cache=ON_DISK, error_model=_ANY)
+@njit(cache=ON_DISK, error_model=_UNCHECKED)
 def _code(value: float, scale: float, zero: float, top: float) -> float:
     """Return the code of a weight, see `quantizer.grid.quantize`."""
     code: float = (min(max(value / scale + zero, float32(0)), top) + WHOLE) - WHOLE
     return code
 
 
-@njit(cache=ON_DISK, error_model=_ANY)
+@njit(cache=ON_DISK, error_model=_UNCHECKED)
 def _add_errors(values: Floats, share: float, scale: Floats, zero: Floats, top: float, sums: Floats) -> None:
     for at in range(len(sums)):
         error = (_code(values[at], scale[at], zero[at], top) - zero[at]) * scale[at] - values[at]
         sums[at] += share * (error * error)
 
 
-@njit(cache=ON_DISK, error_model=_ANY, nogil=True)
+@njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
 def best_grids(weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Numbers) -> None:
     """Write which grid of each output has the least error, the first of equals; see `quantizer.grid.best_grids`.
 
@@ -58,20 +58,20 @@ def best_grids(weight: Floats, importance: Floats, scales: Floats, zeros: Floats
                     least[output], best[output] = sums[output], grid
 
 
-@njit(cache=ON_DISK, error_model=_ANY)
+@njit(cache=ON_DISK, error_model=_UNCHECKED)
 def _round_column(values: Floats, scale: Floats, zero: Floats, top: float, pivot: float, codes: Floats, errors: Floats) -> None:
     for at in range(len(values)):
         codes[at] = _code(values[at], scale[at], zero[at], top)
         errors[at] = (values[at] - (codes[at] - zero[at]) * scale[at]) / pivot
 
 
-@njit(cache=ON_DISK, error_model=_ANY)
+@njit(cache=ON_DISK, error_model=_UNCHECKED)
 def _absorb(values: Floats, share: float, errors: Floats) -> None:
     for at in range(len(values)):
         values[at] -= share * errors[at]
 
 
-@njit(cache=ON_DISK, error_model=_ANY, nogil=True)
+@njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
 def compensate(weight: Floats, factor: Floats, scale: Floats, zero: Floats, top: float, codes: Floats, errors: Floats) -> None:
     """Write the codes of some columns, each after the columns before it have left it their errors; weights change in place.
 

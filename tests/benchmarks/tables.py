@@ -20,12 +20,14 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def commands_table(commands: list[dict[str, Any]]) -> str:
-    """Return the table of what the two commands take, in Markdown."""
-    lines = ["| command | cores | minutes (`make`: environment included) | peak memory |", "|---|---:|---:|---:|"]
-    for row in {row["command"]: row for row in commands}.values():
+    """Return the table of what commands take, one row for each kind of processor, in Markdown; later rows replace earlier ones."""
+    heads = ("command", "cores", "processor", "minutes (`make`: environment included)", "peak memory")
+    lines = [f"| {' | '.join(heads)} |", "|---|---:|---|---:|---:|"]
+    for (command, processor), row in {(row["command"], _processor(row)): row for row in commands}.items():
         memory = row["peak_memory_bytes"]
         gigabytes = f"{memory / 1e9:.1f} GB" if memory else ""
-        lines.append(f"| `{row['command']}` | {row['circumstances']['cores']} | {row['wall_seconds'] / 60:.1f} | {gigabytes} |")
+        cores, minutes = row["circumstances"]["cores"], row["wall_seconds"] / 60
+        lines.append(f"| `{command}` | {cores} | {processor} | {minutes:.1f} | {gigabytes} |")
     return "\n".join(lines)
 
 
@@ -211,10 +213,10 @@ def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _processor(row: dict[str, Any]) -> str:
-    """Return whose processor it was, and whether it multiplies bfloat16 itself."""
+    """Return whose processor it was, and whether it multiplies bfloat16 itself, where that is known."""
     found = row["circumstances"]
     maker = found["processor"].split()[0].removesuffix("(R)")
-    return f"{maker}, bfloat16" if found["bfloat16_products"] else maker
+    return f"{maker}, bfloat16" if found.get("bfloat16_products") else maker
 
 
 def _minutes(seconds: dict[str, float | None]) -> str:
