@@ -1,11 +1,10 @@
-"""Half-quadratic grids: a light method that needs no data and shrugs off outliers, by fitting a grid in the l_p sense with p < 1.
+"""Half-quadratic grids: a light method that needs no data, by fitting a zero point in the l_p sense with p < 1.
 
-Source: Half-Quadratic Quantization, Badri and Shaji 2023: with W_q = s (codes - z), take by turns
+Source: Half-Quadratic Quantization, Badri and Shaji 2023: over the full range of a group, with W_q = s (codes - z), take by turns
     W_e  = shrink(W - W_q),  shrink(x) = sign(x) max(0, |x| - p |x|^(p-1) / beta)       what the grid need not fit
     z    = mean over the group of codes - (W - W_e) / s                                 the zero point, in closed form
-with beta growing by a factor at each turn. Here zero points are stored as integers of the codes' width, so each turn's zero point
-is rounded, and the one of the least sum |W - W_q|^p is kept; and as an integer cannot shift a grid by parts of a step, ranges that
-are smaller than the full one are tried too. Both are departures from the source.
+with beta growing by a factor at each turn. A departure: zero points are stored as integers of the codes' width, not in 16 bits, so
+each turn's is rounded, and the one of the least sum |W - W_q|^p is kept. It seldom differs from that of plain rounding.
 """
 
 import torch
@@ -13,45 +12,43 @@ from torch import Tensor
 
 from quantizer.grid import LARGEST_SCALE, SMALLEST_SCALE, dequantize, quantize
 
+METHOD = "hqq-2"
+"""Names what this module computes. A change of its results gets a new name."""
+
 NORM, BETA, GROWTH, TURNS = 0.7, 10.0, 1.01, 20
-RANGES = (1.0, 0.85, 0.7, 0.55)
-"""Shares of the full range that are tried; the first is where the source begins and ends."""
 
 _TINY = 1e-8
 
 
 def fit_robust_grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Fit one grid per row by half-quadratic turns, from each of `RANGES`.
+    """Fit one grid per row by half-quadratic turns.
 
     Args:
         weight: float32 [rows, columns].
         bits: code width.
 
     Returns:
-        scale, exactly representable in 16 bits, and integer zero point, both float32 [rows, 1]. The row's sum |W - W_q|^p is never
-        more than that of rounding over the full range.
+        scale of the full range, exactly representable in 16 bits, and integer zero point, both float32 [rows, 1]. The row's
+        sum |W - W_q|^p is never more than that of rounding with the zero point that belongs to the range.
     """
     top = 2**bits - 1
     low = weight.amin(1, keepdim=True).clamp_(max=0)
     high = weight.amax(1, keepdim=True).clamp_(min=0)
-    best_error = torch.full_like(low, torch.inf)
-    best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
-    for share in RANGES:
-        scale = ((high - low) * (share / top)).clamp_(SMALLEST_SCALE, LARGEST_SCALE).half().float()
-        exact, beta = low * -share / scale, BETA
-        for _ in range(TURNS):
-            zero = exact.round().clamp_(0, top)
-            codes = quantize(weight, scale, zero, bits)
-            rest = weight - dequantize(codes, scale, zero)
-            error = lp_error(rest)
-            better = error < best_error
-            if not bool(better.any()):
-                break
-            best_error = torch.where(better, error, best_error)
-            best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-            exact = (codes - (weight - shrink(rest, beta)) / scale).mean(1, keepdim=True)
-            beta *= GROWTH
-    return best_scale, best_zero
+    scale = ((high - low) / top).clamp_(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+    best_error, best_zero = torch.full_like(low, torch.inf), torch.zeros_like(low)
+    exact, beta = -low / scale, BETA
+    for _ in range(TURNS):
+        zero = exact.round().clamp_(0, top)
+        codes = quantize(weight, scale, zero, bits)
+        rest = weight - dequantize(codes, scale, zero)
+        error = lp_error(rest)
+        better = error < best_error
+        if not bool(better.any()):
+            break
+        best_error, best_zero = torch.where(better, error, best_error), torch.where(better, zero, best_zero)
+        exact = (codes - (weight - shrink(rest, beta)) / scale).mean(1, keepdim=True)
+        beta *= GROWTH
+    return scale, best_zero
 
 
 def shrink(rest: Tensor, beta: float) -> Tensor:

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from quantizer import hqq
 from quantizer.errors import RoundingError
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.gptq import quantize_forms
 from quantizer.grid import fit_grid, quantize
-from quantizer.hqq import fit_robust_grid
 from quantizer.selection import column_impact, column_order, random_impact, sparsity_impact
 from quantizer.weight import PartCodes, QuantizedWeight
 
@@ -45,8 +45,8 @@ class Rounding:
 
     @property
     def name(self) -> str:
-        """Both names, as in `gptq/hessian`."""
-        return f"{self.light}/{self.selection}"
+        """Both names, as in `gptq/hessian`; results are kept under it."""
+        return f"{hqq.METHOD if self.light == 'hqq' else self.light}/{self.selection}"
 
 
 USUAL = Rounding()
@@ -139,7 +139,7 @@ def _searched(group: Tensor, bits: int, place: slice, importance: Tensor) -> tup
 
 
 def _robust(group: Tensor, bits: int, _: slice) -> tuple[Tensor, Tensor]:
-    return fit_robust_grid(group, bits)
+    return hqq.fit_robust_grid(group, bits)
 
 
 def _round(ordered: Tensor, columns: Tensor, fidelity: Fidelity, fit: Fit) -> QuantizedWeight:

@@ -8,7 +8,7 @@ from quantizer.errors import RoundingError
 from quantizer.fidelity import Fidelity
 from quantizer.gptq import quantize_layer
 from quantizer.grid import round_to_nearest
-from quantizer.hqq import fit_robust_grid
+from quantizer.hqq import METHOD, fit_robust_grid
 from quantizer.rounding import LIGHT, SELECTIONS, Rounding, Scores, make_form
 from quantizer.selection import column_impact, sparsity_impact
 from tests.test_quantizer.helpers import correlated_inputs, normal
@@ -33,6 +33,7 @@ def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_er
     found = make_form(weight, hessian, SPLIT)
     assert all(tensor.equal(expected.tensors[name]) for name, tensor in found.tensors.items())
     assert Rounding().name == "gptq/hessian"
+    assert Rounding("hqq").name == f"{METHOD}/hessian"
 
 
 def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
