@@ -205,7 +205,7 @@ def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _pair(whole, "perplexity", "perplexity_stderr", 1) if whole else "",
         _pair(other, "perplexity", "perplexity_stderr", 1),
         _pair(other, "kl_nats_per_token", "kl_stderr", 3),
-        _minutes(row["seconds"]),
+        _minutes(row["seconds"], row.get("paused_seconds", 0)),
         _minutes(row.get("processor_seconds", {})),
         _processor(row),
         f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
@@ -219,11 +219,11 @@ def _processor(row: dict[str, Any]) -> str:
     return f"{maker}, bfloat16" if found.get("bfloat16_products") else maker
 
 
-def _minutes(seconds: dict[str, float | None]) -> str:
-    """Return what all stages but the profile took; nothing where one was found ready."""
+def _minutes(seconds: dict[str, float | None], paused: float = 0) -> str:
+    """Return what all stages but the profile took without the time it was paused; nothing where one was found ready."""
     own = [spent for stage, spent in seconds.items() if stage != "profile"]
     known = [spent for spent in own if spent is not None]
-    return f"{sum(known) / 60:.1f}" if known and len(known) == len(own) else ""
+    return f"{(sum(known) - paused) / 60:.1f}" if known and len(known) == len(own) else ""
 
 
 def inference_table(rows: list[dict[str, Any]]) -> str:
