@@ -1,4 +1,4 @@
-"""Promises of quantizer.hqq: never worse than the full range in the sense it minimises, and each turn is the documented formula."""
+"""Promises of quantizer.hqq: the grid of the full range, where integers leave no better one, and the documented threshold."""
 
 import pytest
 import torch
@@ -23,12 +23,13 @@ def _full_range(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 @few
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(0, 1000), st.booleans())
-def test_never_worse_than_rounding_over_the_full_range(bits: int, seed: int, heavy: bool) -> None:
+def test_integers_leave_the_grid_of_the_full_range(bits: int, seed: int, heavy: bool) -> None:
     weight = normal(16, 64, seed=seed)
     weight = weight.sign() * weight.abs() ** 3 if heavy else weight
     scale, zero = fit_robust_grid(weight, bits)
     assert (_error(weight, scale, zero, bits) <= _error(weight, *_full_range(weight, bits), bits) * (1 + 1e-6)).all()
     assert scale.equal(_full_range(weight, bits)[0])
+    assert zero.equal(_full_range(weight, bits)[1])
     assert zero.equal(zero.round())
     assert ((zero >= 0) & (zero <= 2**bits - 1)).all()
 
