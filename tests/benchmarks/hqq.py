@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
@@ -66,7 +65,7 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
     quality: dict[str, Any] = {}
     before: dict[str, Any] = {}
     for name, windows in texts.items():
-        parts = PartStore(arguments.cache / "hqq" / f"{budget}-{axis}-{name}")
+        parts = PartStore(arguments.cache / "hqq" / arguments.label / f"{budget}-{axis}-{name}")
         models = {"original": original, "it": model}
         scores = evaluate_models(models, "original", windows, 8, parts, lambda *_: None)
         before[name], quality[name] = scores["original"].to_json(), scores["it"].to_json()
@@ -103,11 +102,11 @@ def main() -> None:
     specs = {"held out": TextSpec(arguments.evaluation, 16, 512, None), "other": TextSpec(OTHER, 16, 512, None)}
     texts = {name: stages.windows_of(store, folder, spec).tokens for name, spec in specs.items()}
     for budget in arguments.budgets:
-        for axis in NAMES:
+        for axis, name in NAMES.items():
             row = row_of(arguments, original, texts, budget, axis)
             store_rows([row])
             here = row["quality"]["held out"]
-            print(f"{budget} {NAMES[axis]:24} {here['perplexity']:.1f} KL {here['kl_nats_per_token']:.3f}", flush=True)
+            print(f"{budget} {name:24} {here['perplexity']:.1f} KL {here['kl_nats_per_token']:.3f}", flush=True)
 
 
 if __name__ == "__main__":
