@@ -1,13 +1,11 @@
 """How a layer's codes are found: the light method that rounds, and what the high-impact columns are chosen by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from quantizer import hqq
 from quantizer.errors import RoundingError
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.gptq import quantize_forms
@@ -15,7 +13,7 @@ from quantizer.grid import fit_grid, quantize
 from quantizer.selection import column_impact, column_order, random_impact, sparsity_impact
 from quantizer.weight import PartCodes, QuantizedWeight
 
-LIGHT = ("gptq", "rtn", "hqq")
+LIGHT = ("gptq", "rtn")
 SELECTIONS = ("hessian", "sparsity", "random", "given")
 
 
@@ -24,8 +22,8 @@ class Rounding:
     """How codes are found.
 
     Attributes:
-        light: `rtn`, each group rounded to the nearest on a grid of searched range; `hqq`, the same on a half-quadratic grid, see
-            `quantizer.hqq`; `gptq`, rounding that later columns make good, see `quantizer.gptq`.
+        light: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`, rounding that later columns make
+            good, see `quantizer.gptq`.
         selection: scores of columns, the highest of which make up the high-impact part: `hessian`, their output error; `sparsity`,
             see `quantizer.selection.sparsity_impact`; `random`, a control; `given`, scores from outside, such as the Fisher
             information of `quantizer.column_scores`.
@@ -46,7 +44,7 @@ class Rounding:
     @property
     def name(self) -> str:
         """Both names, as in `gptq/hessian`; results are kept under it."""
-        return f"{hqq.METHOD if self.light == 'hqq' else self.light}/{self.selection}"
+        return f"{self.light}/{self.selection}"
 
 
 USUAL = Rounding()
@@ -105,9 +103,7 @@ def make_forms(
     impacts = [by_grid[_grid_of(fidelity)] for fidelity in fidelities]
     if rounding.light == LIGHT[0]:
         return quantize_forms(weight, hessian, fidelities, impacts, scores.weights, inverse)
-    return [
-        _rounded(weight, hessian, fidelity, impact, rounding.light) for fidelity, impact in zip(fidelities, impacts, strict=True)
-    ]
+    return [_rounded(weight, hessian, fidelity, impact) for fidelity, impact in zip(fidelities, impacts, strict=True)]
 
 
 def make_form(
@@ -123,33 +119,17 @@ def _grid_of(fidelity: Fidelity) -> tuple[int, int, bool]:
     return fidelity.bits_lo, fidelity.group_size, fidelity.ratio > 0
 
 
-def _rounded(weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor, light: str) -> QuantizedWeight:
+def _rounded(weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor) -> QuantizedWeight:
+    """Round each group to the nearest on its own grid."""
     importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
     columns = column_order(impact, importance, fidelity)
-    fit = partial(_searched, importance=importance[columns]) if light == "rtn" else _robust
-    return _round(weight[:, columns], columns, fidelity, fit)
-
-
-Fit = Callable[[Tensor, int, slice], tuple[Tensor, Tensor]]
-"""From a group [out, columns], its code width and its place among the columns to scale and zero point, [out, 1] each."""
-
-
-def _searched(group: Tensor, bits: int, place: slice, importance: Tensor) -> tuple[Tensor, Tensor]:
-    return fit_grid(group, bits, importance[place])
-
-
-def _robust(group: Tensor, bits: int, _: slice) -> tuple[Tensor, Tensor]:
-    return hqq.fit_robust_grid(group, bits)
-
-
-def _round(ordered: Tensor, columns: Tensor, fidelity: Fidelity, fit: Fit) -> QuantizedWeight:
-    """Round each group to the nearest on its own grid; `ordered` is in stored order."""
+    ordered, importance = weight[:, columns], importance[columns]
     parts, start = [], 0
     for count, bits in fidelity.parts(ordered.shape[1]):
         codes, scales, zeros = [], [], []
         for at in range(start, start + count, fidelity.group_size):
             place = slice(at, min(at + fidelity.group_size, start + count))
-            scale, zero = fit(ordered[:, place], bits, place)
+            scale, zero = fit_grid(ordered[:, place], bits, importance[place])
             codes.append(quantize(ordered[:, place], scale, zero, bits))
             scales.append(scale[:, 0])
             zeros.append(zero[:, 0])

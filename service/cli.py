@@ -40,7 +40,7 @@ Coupling = Annotated[str, typer.Option(help="Which pairs of layers the plan coup
 Context = Annotated[str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")]
 EffortName = Annotated[str, typer.Option("--effort", help="fast: no training; balanced, best: train what is delivered.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="usual, or one method by itself: rtn, hqq, requant, blockwise, sgr-q, apiq, signiq.")
+    str, typer.Option("--recipe", help="usual, or one method by itself: rtn, requant, blockwise, sgr-q, apiq, signiq.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

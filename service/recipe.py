@@ -55,7 +55,6 @@ RECIPES = {
     for each in (
         USUAL,
         Recipe("rtn", Rounding("rtn")),
-        Recipe("hqq", Rounding("hqq")),
         Recipe("requant", requantized=True),
         Recipe("blockwise", kind=BLOCKS),
         Recipe("sgr-q", kind=MODEL, changes={**SCALES, "salient": "knee"}),

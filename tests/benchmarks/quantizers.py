@@ -96,7 +96,6 @@ def _signiq(penalty: float) -> Row:
 
 ROWS = {
     "round to nearest": Row(PLAIN, RECIPES["rtn"]),
-    "HQQ, integer zero points": Row(PLAIN, RECIPES["hqq"]),
     "GPTQ": Row("uniform"),
     "GPTQ, more text": Row("uniform", text=BEST),
     "outliers": Row(SPARSE),

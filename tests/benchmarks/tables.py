@@ -12,6 +12,8 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
+LARGE = 1000
+"""From here on digits after the point say nothing."""
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -48,7 +50,8 @@ def results_table(runs: list[dict[str, Any]]) -> str:
 
 
 def _pair(quality: dict[str, Any], value: str, error: str, digits: int) -> str:
-    return f"{quality[value]:.{digits}f} ± {quality[error]:.{digits}f}"
+    form = f".{digits}f" if quality[value] < LARGE else ",.0f"
+    return f"{quality[value]:{form}} ± {quality[error]:{form}}"
 
 
 def plans_table(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,6 @@ from quantizer.errors import RoundingError
 from quantizer.fidelity import Fidelity
 from quantizer.gptq import quantize_layer
 from quantizer.grid import round_to_nearest
-from quantizer.hqq import METHOD, fit_robust_grid
 from quantizer.rounding import LIGHT, SELECTIONS, Rounding, Scores, make_form
 from quantizer.selection import column_impact, sparsity_impact
 from tests.test_quantizer.helpers import correlated_inputs, normal
@@ -33,7 +32,6 @@ def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_er
     found = make_form(weight, hessian, SPLIT)
     assert all(tensor.equal(expected.tensors[name]) for name, tensor in found.tensors.items())
     assert Rounding().name == "gptq/hessian"
-    assert Rounding("hqq").name == f"{METHOD}/hessian"
 
 
 def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
@@ -59,17 +57,6 @@ def test_a_layer_that_saw_no_input_is_rounded(light: str) -> None:
     assert (found - weight).square().mean() < 0.02
 
 
-def test_half_quadratic_grids_are_those_of_each_group() -> None:
-    weight, hessian = _problem(80)
-    found = make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding("hqq"))
-    columns = found.tensors["columns"].long()
-    (part,) = found.parts()
-    for group in range(3):
-        scale, zero = fit_robust_grid(weight[:, columns[32 * group : 32 * group + 32]], 3)
-        assert part.scale[group].equal(scale[:, 0])
-        assert part.zero[group].equal(zero[:, 0])
-
-
 @pytest.mark.parametrize("light", LIGHT)
 def test_high_columns_are_those_of_the_selection(light: str) -> None:
     weight, hessian = _problem()
@@ -88,7 +75,7 @@ def test_high_columns_are_those_of_the_selection(light: str) -> None:
 
 def test_what_does_not_exist_is_refused() -> None:
     weight, hessian = _problem()
-    with pytest.raises(RoundingError, match="'awq' is no way to round; use one of gptq, rtn, hqq"):
+    with pytest.raises(RoundingError, match="'awq' is no way to round; use one of gptq, rtn"):
         Rounding("awq")
     with pytest.raises(RoundingError, match="'luck'"):
         Rounding("rtn", "luck")
@@ -96,5 +83,5 @@ def test_what_does_not_exist_is_refused() -> None:
         make_form(weight, hessian, SPLIT, Rounding(selection="given"))
     with pytest.raises(RoundingError, match="give one for each of 96 columns"):
         make_form(weight, hessian, SPLIT, Rounding(selection="given"), Scores(torch.ones(95)))
-    with pytest.raises(RoundingError, match="hqq cannot store int2g32s8: use gptq, or int2g32"):
-        make_form(weight, hessian, Fidelity.parse("int2g32s8"), Rounding("hqq"))
+    with pytest.raises(RoundingError, match="rtn cannot store int2g32s8: use gptq, or int2g32"):
+        make_form(weight, hessian, Fidelity.parse("int2g32s8"), Rounding("rtn"))
