@@ -14,6 +14,9 @@ from quantizer.durable import PartStore, Progress
 from quantizer.logits import token_divergence, token_loss
 from quantizer.room import Room
 
+METHOD = "evaluate-2"
+"""Names what this module and the products of packed layers compute. A change of their results gets a new name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:

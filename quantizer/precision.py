@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @cache
@@ -22,3 +23,9 @@ def products_in(precision: torch.dtype, device: torch.device) -> AbstractContext
     Weights are cast for each product: cast ones that are kept would not follow weights that change within the context.
     """
     return nullcontext() if precision == torch.float32 else torch.autocast(device.type, dtype=precision, cache_enabled=False)
+
+
+def products_dtype(matrix: Tensor) -> torch.dtype:
+    """Return the dtype in which products of a matrix are wanted: that of `products_in`, outside of it the matrix's own."""
+    device = matrix.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype

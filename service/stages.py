@@ -24,7 +24,7 @@ from allocator.menu import Menu
 from allocator.profile import Profile
 from allocator.profiler import ProfileProgress
 from allocator.scene import ProfileSpec
-from quantizer import convert
+from quantizer import convert, evaluate
 from quantizer.checkpoint import pack_model, save_checkpoint
 from quantizer.convert import Calibration, quantize_blocks, read_block
 from quantizer.durable import PartStore, file_sha256
@@ -356,6 +356,7 @@ def evaluation(
         "windows": windows.sha256,
         "batch": batch,
         "products": str(precision),
+        "method": evaluate.METHOD,
         "machine": machine.inputs(),
     }
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from quantizer.fidelity import SCALE_BITS, Fidelity
 from quantizer.kernels import compiled
 from quantizer.kernels.kept import Kept
-from quantizer.precision import fast_precision
+from quantizer.precision import fast_precision, products_dtype
 from quantizer.scales import part_unit
 from quantizer.weight import ADAPTER_A, ADAPTER_B, COLUMNS, OUTLIER_COLUMNS, OUTLIER_STARTS, OUTLIER_VALUES, ROW_SCALES, named_parts
 
@@ -135,12 +135,15 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, see `quantizer.kernels.dispatch.matmul`; without gradients.
 
-    Weights are exact and sums in float32, but for many rows in bfloat16 on a processor that multiplies it: there weights are
-    rounded to bfloat16 first, as in `quantizer.kernels.reference`.
+    Weights are exact and sums in float32, but for many rows in bfloat16, or in a context that has products in it, on a processor
+    that multiplies it: there weights are rounded to bfloat16 first, as in `quantizer.kernels.reference`.
     """
     rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
     layer = (kept or Kept()).get(tensors, lambda: _Layer.of(tensors, fidelity, rows.shape[1]))
-    out = layer.multiply(rows.float(), out_features) if len(rows) <= FEW_ROWS else layer.multiply_tiles(rows, out_features)
+    if len(rows) <= FEW_ROWS:
+        out = layer.multiply(rows.float(), out_features)
+    else:
+        out = layer.multiply_tiles(rows.to(products_dtype(rows)), out_features)
     if bias is not None:
         out += bias
     return out.to(hidden_states.dtype).view(*hidden_states.shape[:-1], out_features)

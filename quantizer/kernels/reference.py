@@ -13,4 +13,4 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, with W rounded to the dtype of hidden_states; see `quantizer.kernels.dispatch.matmul`."""
     weight = dequantize_tensors(tensors, fidelity, out_features, hidden_states.shape[-1], hidden_states.dtype)
-    return nn.functional.linear(hidden_states, weight, bias)
+    return nn.functional.linear(hidden_states, weight, bias).to(hidden_states.dtype)

@@ -16,6 +16,7 @@ from quantizer.kernels import compiled, cpu, path, reference
 from quantizer.kernels.dispatch import matmul
 from quantizer.kernels.path import CPU, GPU, REFERENCE, SETTING, Path, choose_path
 from quantizer.linear import QuantizedLinear
+from quantizer.precision import products_in
 from quantizer.weight import QuantizedWeight
 from tests.test_quantizer.helpers import normal, random_weight
 
@@ -102,6 +103,19 @@ def test_many_rows_see_the_weights_of_the_reference(name: str, monkeypatch: pyte
         monkeypatch.setattr(cpu, "fast_precision", lambda _, multiplied=multiplied: multiplied)
         expected = reference.matmul(x.to(dtype), weight.tensors, fidelity, 90, None)
         assert torch.equal(cpu.matmul(x.to(dtype), weight.tensors, fidelity, 90, None), expected)
+
+
+def test_many_rows_are_multiplied_in_the_precision_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity, x = Fidelity.parse("int2+3r0.4g64s6"), normal(40, 100)
+    weight = random_weight(fidelity, 90, 100)
+    monkeypatch.setattr(cpu, "fast_precision", lambda _: torch.bfloat16)
+    rounded = cpu.matmul(x.bfloat16(), weight.tensors, fidelity, 90, None)
+    with products_in(torch.bfloat16, x.device):
+        found, expected = (each.matmul(x, weight.tensors, fidelity, 90, None) for each in (cpu, reference))
+    assert found.dtype == expected.dtype == torch.float32
+    assert torch.equal(found, rounded.float())
+    assert distance(found, expected.double()) < torch.finfo(torch.bfloat16).eps
+    assert distance(cpu.matmul(x, weight.tensors, fidelity, 90, None), truth_of(x, weight)) < 1e-5
 
 
 @pytest.mark.usefixtures("threads")
