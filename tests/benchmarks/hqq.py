@@ -5,12 +5,13 @@
 
 Appends one row for each budget and direction of groups to results/quantizers.jsonl. Scale and zero point of a group are rounded to
 16 bits each, and a layer's bytes are those of dense codes, scales and zero points: out * in * (bits / 8 + 4 / group size). Weights
-are scored dense, as products of packed layers would give the same. The library's groups run on from row to row of the output.
+are scored dense, as products of packed layers would give the same; so there is no memory to compare. The library's groups run on
+from row to row of the output.
 """
 
 import argparse
 import copy
-import resource
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
     quality: dict[str, Any] = {}
     before: dict[str, Any] = {}
     for name, windows in texts.items():
-        parts = PartStore(arguments.cache / "hqq" / arguments.label / f"{budget}-{axis}-{name}")
         models = {"original": original, "it": model}
-        scores = evaluate_models(models, "original", windows, 8, parts, lambda *_: None)
+        with tempfile.TemporaryDirectory() as folder:
+            scores = evaluate_models(models, "original", windows, 8, PartStore(Path(folder)), lambda *_: None)
         before[name], quality[name] = scores["original"].to_json(), scores["it"].to_json()
     weights = sum(layer.weights for layer in find_layers(model))
     return {
@@ -81,7 +82,6 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
         "phases": [],
         "seconds": {"quantize": seconds},
         "processor_seconds": {"quantize": processor_seconds},
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "circumstances": circumstances(),
     }
 

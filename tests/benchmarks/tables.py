@@ -211,7 +211,7 @@ def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _minutes(row["seconds"], row.get("paused_seconds", 0)),
         _minutes(row.get("processor_seconds", {})),
         _processor(row),
-        f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+        f"{row['peak_memory_bytes'] / 1e9:.1f} GB" if "peak_memory_bytes" in row else "",
     )
 
 
