@@ -43,7 +43,7 @@ def sample_effects(scene: Scene) -> Effects:
 
     def changes(name: str) -> tuple[Tensor, ...]:
         weight = get_linear(scene.runner.model, name).weight.data
-        return tuple(forms[name][end.name].dequantize(weight.dtype).to(weight.device) - weight for end in ends)
+        return tuple(forms[name][end.name].to(weight.device).dequantize(weight.dtype) - weight for end in ends)
 
     products, losses, room = [], [], Room()
     for index, (batch, original) in enumerate(zip(batches, originals, strict=True)):

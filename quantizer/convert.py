@@ -124,7 +124,7 @@ def quantize_blocks(
 def install(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
     """Overwrite the weight of the linear layer `name` by what `weight` stands for."""
     linear = get_linear(model, name)
-    linear.weight.data = weight.dequantize(linear.weight.dtype).to(linear.weight.device)
+    linear.weight.data = weight.to(linear.weight.device).dequantize(linear.weight.dtype)
 
 
 def read_block(

@@ -55,33 +55,33 @@ class LatentLinear(nn.Module):
             clipping: whether codes follow from the scales, see `ClippedPart`.
         """
         super().__init__()
-        device = linear.weight.device
+        stored = stored.to(linear.weight.device)
         self._fidelity = stored.fidelity
-        self.register_buffer("columns", stored.tensors[COLUMNS].to(device, torch.int64))
+        self.register_buffer("columns", stored.tensors[COLUMNS].to(torch.int64))
         self.register_buffer("places", self.columns.argsort())
         self.bias = linear.bias
         weight = linear.weight.data.float()
         adapter, self._outliers, self._row_scale = stored.adapter, stored.outliers, stored.row_scale
-        self.adapter_a = nn.Parameter(adapter.a.float().to(device)) if adapter else None
-        self.adapter_b = nn.Parameter(adapter.b.float().to(device)) if adapter else None
-        self._set_outliers(weight.shape, device)
+        self.adapter_a = nn.Parameter(adapter.a.float()) if adapter else None
+        self.adapter_b = nn.Parameter(adapter.b.float()) if adapter else None
+        self._set_outliers(weight)
         if adapter is not None:
-            weight = weight - adapter_weight(adapter).to(device)
+            weight = weight - adapter_weight(adapter)
         ordered, self._parts, start = weight[:, self.columns], nn.ModuleList(), 0
         for (_, columns, bits), part in zip(named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True):
-            row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits).to(device)
+            row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits)
             group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
             make = ClippedPart if clipping else LatentPart
             self._parts.append(make(ordered[:, start : start + columns], part, bits, group_size, row_unit, top))
             start += columns
 
-    def _set_outliers(self, shape: torch.Size, device: torch.device) -> None:
+    def _set_outliers(self, weight: Tensor) -> None:
         kept = outlying = None
         if self._outliers is not None:
-            outlying, ones = torch.zeros(shape), torch.zeros(shape)
+            outlying, ones = torch.zeros_like(weight), torch.zeros_like(weight)
             add_outliers(outlying, self._outliers)
             add_outliers(ones, Outliers(torch.ones_like(self._outliers.values), self._outliers.columns, self._outliers.starts))
-            kept, outlying = ones.bool().to(device), outlying.to(device)
+            kept = ones.bool()
         self.register_buffer("kept", kept)
         self.register_buffer("outlying", outlying)
 
@@ -169,7 +169,7 @@ class LatentPart(nn.Module):
         """
         super().__init__()
         self.bits, self._columns, self._top, self._scale_top = bits, weight.shape[1], 2**bits - 1, scale_top
-        scale, zero, codes = (each.to(weight.device) for each in (part.scale, part.zero, part.codes))
+        scale, zero, codes = part.scale, part.zero, part.codes
         self.register_buffer("scale", scale.t().unsqueeze(-1).contiguous())  # [out, groups, 1]
         self.register_buffer("zero", zero.t().unsqueeze(-1).contiguous())
         self.register_buffer("unit", None if row_unit is None else row_unit.view(-1, 1, 1))

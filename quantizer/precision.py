@@ -12,9 +12,10 @@ from torch import Tensor
 @cache
 def fast_precision(device: str) -> torch.dtype:
     """Return the dtype in which matrix products are fastest: bfloat16 where the processor multiplies it itself, else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16
     capable: Mapping[str, Any] = torch.cpu.get_capabilities()
-    fast = device.startswith("cuda") or capable.get("avx512_bf16") or capable.get("amx_bf16")
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if capable.get("avx512_bf16") or capable.get("amx_bf16") else torch.float32
 
 
 def products_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:

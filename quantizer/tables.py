@@ -113,7 +113,7 @@ def install_tables(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
     """Overwrite tables of a model by what their stored forms stand for."""
     for name, form in tables.items():
         weight = model.get_submodule(name).weight
-        weight.data = form.dequantize(weight.dtype).to(weight.device)
+        weight.data = form.to(weight.device).dequantize(weight.dtype)
 
 
 def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype) -> list[float]:

@@ -145,6 +145,10 @@ class QuantizedWeight:
         tensors = {**self.tensors, ADAPTER_A: adapter.a, ADAPTER_B: adapter.b}
         return QuantizedWeight(replace(self.fidelity, adapter_rank=rank), self.out_features, self.in_features, tensors)
 
+    def to(self, device: torch.device | str) -> "QuantizedWeight":
+        """Return the same layer with its tensors on a device."""
+        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the stored tensors; equal to `Fidelity.weight_bytes`."""

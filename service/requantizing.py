@@ -134,7 +134,7 @@ def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     loaded = load_model(task.model, task.machine.dtype, device)
     originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in task.plan.in_blocks.layers}
     forms = read_weights(task.checkpoint, task.bare)
-    quantized = {name: forms[name].dequantize(weight.dtype).to(device) for name, weight in originals.items()}
+    quantized = {name: forms[name].to(device).dequantize(weight.dtype) for name, weight in originals.items()}
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
     kept = keep_weights(task.machine.runner(loaded), originals, quantized, windows, task.share, task.machine.precision)
     told(1, 1)

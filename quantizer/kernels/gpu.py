@@ -6,7 +6,7 @@ expanding a weight, a kernel writes tiles of it, which torch multiplies.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -52,6 +52,9 @@ class Tiles:
 
 
 CHOICES = tuple(Tiles(units, outputs, warps) for units in (16, 32) for outputs in (32, 64, 128) for warps in (4, 8))
+
+SEARCH_MS = {"warmup": 5, "rep": 20}
+"""How long each of them is tried when the fastest is searched."""
 
 PACKED = Tiles(4, 64, 4)
 """How packing is cut: memory is what it waits for."""
@@ -178,9 +181,9 @@ def _searched(kernel: Any) -> Any:
     """Return the kernel with a search over `CHOICES`."""
     configs = [triton.Config({"UNITS": each.units, "OUTPUTS": each.outputs}, num_warps=each.warps) for each in CHOICES]
     key = ["inputs", "outputs", "high_count", "HIGH_BITS", "LOW_BITS", "GROUP_UNITS", "SCALE_BITS", "SPLIT"]
-    return triton.autotune(
-        configs, key=[*key, *(name for name in ("KIND", "ROWS") if name in kernel.arg_names)], cache_results=True
-    )(kernel)
+    key += [name for name in ("KIND", "ROWS") if name in kernel.arg_names]
+    try_it = partial(triton.testing.do_bench, **SEARCH_MS)
+    return triton.autotune(configs, key=key, do_bench=try_it, cache_results=True)(kernel)
 
 
 def _outlier_products(rows: Tensor, tensors: Mapping[str, Tensor], out_features: int) -> Tensor:

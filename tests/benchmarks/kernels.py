@@ -4,8 +4,9 @@
 
 Both ways by turns in one process; medians of as many turns as the seconds allow, one at least, after one to warm up. Codes are
 random: speed does not depend on them. Appends a row for each shape, fidelity and number of rows to results/kernels.jsonl, with the
-bandwidth of copying memory. On a GPU both ways of multiplying many rows are timed as well and, once `pip install gemlite` was said,
-GemLite on the formats that both have.
+bandwidth of copying memory. On a GPU, where weights are cold in its cache at each turn and only its own time counts, expanding
+weights at each call and both ways of multiplying many rows are timed as well and, once `pip install gemlite` was said, GemLite on
+the formats that both have.
 """
 
 import argparse
@@ -73,7 +74,12 @@ def seconds_of(work: Callable[[], Any], device: str) -> float:
 
 
 def compare(ways: dict[str, Callable[[], Any]], device: str, patience_s: float) -> dict[str, float]:
-    """Return the median of seconds of each way, and the turns."""
+    """Return the median of seconds of each way and, where they took turns, how many."""
+    if device != "cpu":
+        from triton.testing import do_bench
+
+        some_ms = patience_s * 1e3 / len(ways)
+        return {f"{name}_seconds": do_bench(work, some_ms / 4, some_ms, return_mode="median") / 1e3 for name, work in ways.items()}
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
         seconds_of(work, device)
@@ -97,8 +103,9 @@ def measure(name: str, shape: tuple[int, int], rows: int, device: str, patience_
         "bfloat16": lambda: torch.nn.functional.linear(x, weight),
     }
     if device != "cpu":
-        from quantizer.kernels import gpu
+        from quantizer.kernels import gpu, reference
 
+        ways["reference"] = lambda: reference.matmul(x, tensors, fidelity, shape[0], None)
         ways["fused"] = lambda: gpu.multiply_fused(x, tensors, fidelity, shape[0])
         ways["tiles"] = lambda: gpu.multiply_tiles(x, tensors, fidelity, shape[0])
     if device != "cpu" and name in SHARED and find_spec("gemlite"):

@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from allocator.allocate import allocate
 from allocator.profile import Profile
 from allocator.uniform import likely_uniform_plans, uniform_plan
@@ -135,7 +137,7 @@ def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRe
     """Return the request of one budget and effort."""
     return make_request(
         arguments.model, f"{budget}bpw", calibration=arguments.calibration, evaluation=arguments.evaluation,
-        evaluation_windows=arguments.windows, tokens=arguments.tokens, effort=effort, seed=arguments.seed, device="cpu",
+        evaluation_windows=arguments.windows, tokens=arguments.tokens, effort=effort, seed=arguments.seed, device=arguments.device,
     )  # fmt: skip
 
 
@@ -163,7 +165,7 @@ class Made:
 def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
     """Make one checkpoint, or find it."""
     row, store = ROWS[method], StageStore(arguments.cache)
-    request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose("cpu")
+    request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose(arguments.device)
     task, spent = pipeline.prepare(request, store), Spent()
 
     profile = spent.timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
@@ -184,10 +186,15 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
 
 def score(arguments: argparse.Namespace, made: Made, checkpoints: dict[str, Path], text: TextSpec, *, fast: bool) -> Scores:
     """Return the scores of the original and of checkpoints on one text."""
-    store, machine = StageStore(arguments.cache), stages.Machine.choose("cpu")
+    store, machine = StageStore(arguments.cache), stages.Machine.choose(arguments.device)
     windows = stages.windows_of(store, made.model, text)
     found = stages.evaluation(store, made.model, checkpoints, windows, made.request.amounts.batch, machine, Lines(), fast=fast)
     return {name: quality.to_json() for name, quality in found.items()}
+
+
+def on_gpu(device: str) -> dict[str, Any]:
+    """Return which GPU this process used, and how much of its memory at most; nothing for a processor."""
+    return {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(), "gpu_peak_bytes": torch.cuda.max_memory_allocated()}
 
 
 def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
@@ -206,7 +213,7 @@ def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str,
         "seconds": made.spent.seconds,
         "processor_seconds": made.spent.processor_seconds,
         "seed": arguments.seed,
-    }
+    } | on_gpu(arguments.device)
 
 
 def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -255,6 +262,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--whole", action="store_true", help="score checkpoints made before on all of the evaluation text")
     parser.add_argument("--one", nargs=2, metavar=("BUDGET", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
