@@ -23,7 +23,9 @@ METHOD = "gptq-6"
 """Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
 
 STACK_BYTES = 2**28
-"""What the fidelities of a layer that are quantized at once may take together."""
+"""What the fidelities of a layer that are quantized at once may take together; more on a GPU, see `_stack_bytes`."""
+_FREE_SHARE = 1 / 4
+"""Share of a GPU's free memory that they may take."""
 _STACKED = 12
 """Bytes of each weight at each of them."""
 
@@ -217,11 +219,18 @@ def _make_forms(
 def _pieces(fidelities: Sequence[Fidelity], weights: int, device: torch.device) -> list[Sequence[Fidelity]]:
     """Return the fidelities of a layer of so many weights in pieces that are quantized at once: one for each core, or all on a GPU.
 
-    Pieces are smaller where they would take more than `STACK_BYTES`.
+    Pieces are smaller where they would take more than `_stack_bytes`.
     """
     pieces = torch.get_num_threads() if device.type == "cpu" else 1
-    size = max(1, min(-(-len(fidelities) // pieces), STACK_BYTES // (_STACKED * weights)))
+    size = max(1, min(-(-len(fidelities) // pieces), _stack_bytes(device) // (_STACKED * weights)))
     return [fidelities[at : at + size] for at in range(0, len(fidelities), size)]
+
+
+def _stack_bytes(device: torch.device) -> int:
+    """Return `STACK_BYTES`; on a GPU, whose time goes into launching many small steps, a share of its free memory."""
+    if device.type == "cpu":
+        return STACK_BYTES
+    return max(STACK_BYTES, int(_FREE_SHARE * torch.cuda.mem_get_info(device)[0]))
 
 
 Item = tuple[Tensor, Sequence[Fidelity], Scores]

@@ -98,7 +98,7 @@ def multiply_fused(
     split = _split(out_features, rows.device)
     out = torch.empty(split, count, out_features, dtype=torch.float32, device=rows.device)
     pointers, sizes, constants = _arguments(tensors, fidelity, out_features, in_features)
-    kind = gpu_kernels.ONE_ROW if count == 1 else gpu_kernels.SOME_ROWS
+    kind = (gpu_kernels.ONE_ROW if count == 1 else gpu_kernels.SOME_ROWS).value  # the search writes it to disk
     row_tile = next((size for size in ROW_TILES if count <= size), ROW_TILES[-1])
     kernel, chosen = _launch(gpu_kernels.fused_kernel, tiles)
     kernel[lambda meta: (triton.cdiv(out_features, meta["OUTPUTS"]), split, triton.cdiv(count, row_tile))](

@@ -1,4 +1,4 @@
-"""Time and memory of quantizing a model of 8 billion random weights on a GPU, block by block, against what the GPU must do at least.
+"""Time and memory of quantizing a model of 8 billion random weights on a GPU, block by block, against what it must do at least.
 
     python -m tests.benchmarks.large [--blocks 3]
 
@@ -11,6 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -104,15 +105,15 @@ def training_floor(layers: list[LayerSpec], windows: int, rates: dict[str, float
 def measure(name: str, blocks: int, work: Callable[[Progress], Any], floor_seconds: float, kept_bytes: int) -> dict[str, Any]:
     """Return the row of a phase."""
     watch = Stopwatch(blocks)
-    try:
+    with suppress(Enough):
         work(watch)
-    except Enough:
-        pass
     row = {
         "phase": name, "seconds": watch.seconds, "block_seconds": median(watch.seconds[1:]), "floor_seconds": floor_seconds,
         "gpu_peak_bytes": torch.cuda.max_memory_allocated(), "kept_bytes": kept_bytes,
     }  # fmt: skip
-    print(f"{name}: {row['block_seconds']:.2f} s a block, floor {floor_seconds:.2f}; {row['gpu_peak_bytes'] / 1e9:.1f} GB", flush=True)
+    print(
+        f"{name}: {row['block_seconds']:.2f} s a block, floor {floor_seconds:.2f}; {row['gpu_peak_bytes'] / 1e9:.1f} GB", flush=True
+    )
     return row
 
 
