@@ -88,6 +88,21 @@ def test_expanded_weights_are_those_of_the_reference(name: str, monkeypatch: pyt
     assert torch.equal(found, reference.matmul(x, weight.tensors, fidelity, 300, None))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 65])
+def test_what_a_search_is_kept_under_can_be_written(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[dict[str, Any]] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *_, **constants: launched.append(constants)
+
+    monkeypatch.setattr(gpu, "_launch", lambda *_: (Kernel(), {}))
+    fidelity = Fidelity.parse("int2+3r0.4g32s6")
+    gpu.matmul(normal(rows, 63).to(DEVICE), random_weight(fidelity, 17, 63).to(DEVICE).tensors, fidelity, 17, None)
+    assert all(json.loads(json.dumps(constants)) == constants for constants in launched)
+    assert launched
+
+
 @pytest.mark.parametrize("bits", CODE_BITS)
 @pytest.mark.parametrize("shape", [(1, 1), (17, 63), (70, 200)])
 def test_values_are_rounded_clipped_and_packed(bits: int, shape: tuple[int, int]) -> None:

@@ -28,14 +28,14 @@ ADAPTED = "int2+4r0.5g32a8"
 SPARSE = "int2+4r0.5g32s6o0.01"
 
 
-def _plan(model: Path, folder: Path, kind: str) -> Path:
+def save_plan(model: Path, folder: Path, kind: str) -> Path:
     layers = find_layers(skeleton(find_model(str(model), folder / "models")))
     file = folder / f"{kind}.json"
     file.write_text(json.dumps(Plan.uniform(layers, Fidelity.parse(kind)).to_json()))
     return file
 
 
-def _options(folder: Path, plan: Path, recipe: str, effort: str) -> tuple[str | Path, ...]:
+def quantize_options(folder: Path, plan: Path, recipe: str, effort: str) -> tuple[str | Path, ...]:
     return (
         "--plan",
         plan,
@@ -76,10 +76,10 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
     recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path
 ) -> None:
     model = correlated if RECIPES[recipe].kind is None else tiny_llama
-    plan = _plan(model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN)
-    bitwright_json("quantize", model, *_options(tmp_path, plan, "usual", "fast"))
+    plan = save_plan(model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN)
+    bitwright_json("quantize", model, *quantize_options(tmp_path, plan, "usual", "fast"))
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
-    made = bitwright_json("quantize", model, *_options(tmp_path, plan, recipe, effort))
+    made = bitwright_json("quantize", model, *quantize_options(tmp_path, plan, recipe, effort))
 
     chosen = Plan.loads(plan.read_text())
     assert made["plan_bytes"] == chosen.weight_bytes == quantized_bytes(tmp_path / recipe, chosen)
@@ -93,8 +93,8 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
 
 
 def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, tmp_path: Path) -> None:
-    plan = _plan(tiny_llama, tmp_path, SPARSE)
-    made = bitwright_json("quantize", tiny_llama, *_options(tmp_path, plan, "requant", "fast"))
+    plan = save_plan(tiny_llama, tmp_path, SPARSE)
+    made = bitwright_json("quantize", tiny_llama, *quantize_options(tmp_path, plan, "requant", "fast"))
     wanted, found = Plan.loads(plan.read_text()), Plan.loads((tmp_path / "requant" / "plan.json").read_text())
     assert made["plan_bytes"] == found.weight_bytes == quantized_bytes(tmp_path / "requant", found)
     assert found.weight_bytes == pytest.approx(wanted.weight_bytes, rel=0.002)
@@ -115,8 +115,8 @@ def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, 
 
 def _kept(model: Path, folder: Path, plan: Plan) -> Any:
     """Rank weights anew, from the checkpoint without outliers that the command line leaves if it is asked for it."""
-    bare = _plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
-    bitwright_json("quantize", model, *_options(folder, bare, "usual", "fast"))
+    bare = save_plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
+    bitwright_json("quantize", model, *quantize_options(folder, bare, "usual", "fast"))
     source, store = find_model(str(model), folder / "models"), StageStore(folder / "cache")
     machine = Machine.choose("cpu")
     loaded = load_model(source, machine.dtype, machine.device)
@@ -141,7 +141,7 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
 def test_recipes_that_do_not_fit_are_refused(
     recipe: str, effort: str, kind: str, message: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    done = bitwright("quantize", tiny_llama, *_options(tmp_path, _plan(tiny_llama, tmp_path, kind), recipe, effort))
+    done = bitwright("quantize", tiny_llama, *quantize_options(tmp_path, save_plan(tiny_llama, tmp_path, kind), recipe, effort))
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / recipe).exists()
