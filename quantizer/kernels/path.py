@@ -38,7 +38,7 @@ def choose_path(device: str) -> Path:
         return Path(REFERENCE, f"{SETTING} asks for it")
     if device != "cpu":
         if setting != GPU:
-            return Path(REFERENCE, f"kernels for a GPU have not been measured on one yet; {SETTING}={GPU} takes them")
+            return Path(REFERENCE, f"kernels for a GPU did not pass their tests on one yet; {SETTING}={GPU} takes them")
         if not _installed("triton"):
             raise KernelError(f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]")
         return Path(GPU, f"{SETTING} asks for it")
