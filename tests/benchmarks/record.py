@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
+COMMIT = "BITWRIGHT_COMMIT"
+"""Environment variable that names the commit where there is no git."""
 
 
 def circumstances() -> dict[str, Any]:
     """Return commit, processor and cores of the machine that this runs on, and whether it multiplies bfloat16 itself."""
-    root = Path(__file__).parents[2]
-    commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True)  # noqa: S607
+    root, commit = Path(__file__).parents[2], os.environ.get(COMMIT)
+    if commit is None:
+        commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True)  # noqa: S607
     found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
