@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantizer import convert
 from quantizer.convert import (
     Calibration,
     FormError,
@@ -314,3 +315,15 @@ def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(tiny_mod
 def test_batches_cover_the_windows_in_order() -> None:
     assert [len(batch) for batch in CALIBRATION.batches()] == [2, 2, 1]
     assert torch.equal(torch.cat(CALIBRATION.batches()), CALIBRATION.windows)
+
+
+@pytest.mark.parametrize(("free_bytes", "pieces"), [(2**36, [7]), (2**33, [3, 3, 1]), (2**20, [1] * 7)])
+def test_a_gpu_quantizes_as_many_fidelities_at_once_as_its_free_memory_takes(
+    free_bytes: int, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
+    widest = 14336 * 4096
+    found = convert._pieces([Fidelity(2, 3, tenths / 10, 64) for tenths in range(1, 8)], widest, torch.device("cuda"))
+    assert [len(piece) for piece in found] == pieces
+    for piece in found:
+        assert len(piece) == 1 or len(piece) * convert._STACKED * widest <= free_bytes / 4
