@@ -225,6 +225,7 @@ def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         {"budget_bpw": float(budget), "method": method, "quality": {ALL: scores[f"{budget} {method}"]}}
         | {"original": {ALL: scores["original"]}}
+        | on_gpu(arguments.device)
         for budget, method in made
     ]
 

@@ -172,25 +172,25 @@ _SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and p
 def quantizers_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of quantizers at equal bytes, in Markdown.
 
-    Later rows replace earlier ones; rows of the whole text add a score to the row before them; rows that say why a result is
-    withdrawn take it out.
+    Later rows replace earlier ones, those of a GPU only its own; rows of the whole text add a score to the row before them; rows
+    that say why a result is withdrawn take it out.
     """
     heads = (
         *("bits per weight", "method", "perplexity", "KL [nats/token]", "whole text", "other text", "its KL"),
         *("minutes", "core minutes", "processor", "peak memory"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 4) + "---|---:|"]
-    latest: dict[tuple[float, str], dict[str, Any]] = {}
+    latest: dict[tuple[float, str, str | None], dict[str, Any]] = {}
     for row in rows:
-        key, quality = (row["budget_bpw"], row["method"]), row.get("quality", {})
+        key, quality = (row["budget_bpw"], row["method"], row.get("gpu")), row.get("quality", {})
         if "withdrawn" in row:
             del latest[key]
         elif "whole" in quality:
             latest[key] = latest[key] | {"quality": latest[key]["quality"] | quality}
         else:
             latest[key] = row
-    for budget in sorted({budget for budget, _ in latest}):
-        found = [row for (at, _), row in latest.items() if at == budget]
+    for budget in sorted({budget for budget, *_ in latest}):
+        found = [row for (at, *_), row in latest.items() if at == budget]
         lines += [
             f"| {' | '.join(_quantizer_cells(row))} |"
             for row in sorted(found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"])
@@ -200,6 +200,7 @@ def quantizers_table(rows: list[dict[str, Any]]) -> str:
 
 def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
     here, other, whole = (row["quality"].get(name) for name in ("held out", "other", "whole"))
+    peak_bytes = row.get("gpu_peak_bytes", row.get("peak_memory_bytes"))
     return (
         f"{row['bits_per_weight']:.3f}",
         row["method"],
@@ -210,8 +211,8 @@ def _quantizer_cells(row: dict[str, Any]) -> tuple[str, ...]:
         _pair(other, "kl_nats_per_token", "kl_stderr", 3),
         _minutes(row["seconds"], row.get("paused_seconds", 0)),
         _minutes(row.get("processor_seconds", {})),
-        _processor(row),
-        f"{row['peak_memory_bytes'] / 1e9:.1f} GB" if "peak_memory_bytes" in row else "",
+        row.get("gpu") or _processor(row),
+        f"{peak_bytes / 1e9:.1f} GB" if peak_bytes else "",
     )
 
 
