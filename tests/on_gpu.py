@@ -55,8 +55,8 @@ def steps(model: str | None, calibration: str | None, evaluation: str | None, ou
 
 def take(step: Step, out: Path) -> bool:
     """Run a step, keep what it said and stored, and return whether it ended well within its time."""
-    path = RESULTS / (step.results or "none")
-    known = path.read_text().count("\n") if path.exists() else 0
+    path = RESULTS / step.results if step.results else None
+    known = _rows(path)
     start, log = time.monotonic(), out / f"{step.name}.log"
     with log.open("w") as file:
         command = [sys.executable, "-u", *step.arguments]
@@ -69,9 +69,13 @@ def take(step: Step, out: Path) -> bool:
     print(f"== {step.name}: exit {code} after {time.monotonic() - start:.0f} s", flush=True)
     said = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
     print(*said[-SHOWN_LINES:], sep="\n", flush=True)
-    if path.exists():
-        (out / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[known:]))
+    if path:
+        (out / path.name).write_text("".join(_rows(path)[len(known) :]))
     return code == 0
+
+
+def _rows(path: Path | None) -> list[str]:
+    return path.read_text().splitlines(keepends=True) if path and path.exists() else []
 
 
 def main() -> None:
@@ -86,6 +90,9 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(circumstances(), flush=True)
     wanted = steps(arguments.model, arguments.calibration, arguments.evaluation, arguments.out)
+    unknown = set(arguments.steps or ()) - {step.name for step in wanted}
+    if unknown:
+        parser.error(f"no step {', '.join(sorted(unknown))}: use some of {', '.join(step.name for step in wanted)}")
     chosen = [step for step in wanted if arguments.steps is None or step.name in arguments.steps]
     ended_well = [take(step, arguments.out) for step in chosen]
     sys.exit(not all(ended_well))
