@@ -32,7 +32,7 @@ from quantizer.weight import QuantizedWeight
 
 log = logging.getLogger("bitwright")
 
-METHOD = "blockwise-2"
+METHOD = "blockwise-3"
 """Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
 
 

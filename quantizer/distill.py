@@ -27,7 +27,7 @@ from quantizer.weight import QuantizedWeight
 
 log = logging.getLogger("bitwright")
 
-METHOD = "distill-2"
+METHOD = "distill-3"
 """Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
 
 SAVE_SECONDS = 300.0

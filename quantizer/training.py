@@ -30,7 +30,8 @@ class TrainingSpec:
         steps: steps of the optimizer.
         batch: windows that one step sees.
         trained: one of `TRAINED`.
-        code_rate: learning rate of latent codes, in codes; about what one step of Adam changes.
+        code_rate: learning rate of latent codes of two bits, in codes, about what one step of Adam changes; half as much for each
+            further bit, whose codes are nearer to what they should be.
         scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as much for each further bit: so it
             moves the largest weights of a group by as many codes.
         adapter_rate: learning rate of adapters, in their own units; about what one step of Adam changes.
@@ -104,15 +105,14 @@ class Training:
         }
         self._trained = {f"{name}.factor": part.factor for name, part in parts.items()}
         groups: list[dict[str, Any]] = [
-            {"params": [part.factor], "full": spec.scale_rate * 2.0 ** (_RATE_BITS - part.bits)} for part in parts.values()
+            {"params": [part.factor], "full": spec.scale_rate * _share(part.bits)} for part in parts.values()
         ]
-        latents = {f"{name}.latent": part.latent for name, part in parts.items()}
         if spec.trained == "codes":
-            groups.append({"params": list(latents.values()), "full": spec.code_rate})
-            self._trained |= latents
+            groups += [{"params": [part.latent], "full": spec.code_rate * _share(part.bits)} for part in parts.values()]
+            self._trained |= {f"{name}.latent": part.latent for name, part in parts.items()}
         else:
-            for latent in latents.values():
-                latent.requires_grad_(False)
+            for part in parts.values():
+                part.latent.requires_grad_(False)
         adapters = {f"{name}.{kind}": factor for name, layer in layers.items() for kind, factor in layer.adapters().items()}
         if adapters:
             groups.append({"params": list(adapters.values()), "full": spec.adapter_rate})
@@ -156,6 +156,11 @@ class Training:
             own = {key.removeprefix(f"{name}|"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}|")}
             parameter.data.copy_(own.pop("value"))
             self._optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in own.items()}
+
+
+def _share(bits: int) -> float:
+    """Return the share of the rates of two-bit codes at which codes of some bits, and their scales, are trained."""
+    return 2.0 ** (_RATE_BITS - bits)
 
 
 def _freeze(factor: nn.Parameter, groups: Tensor) -> None:

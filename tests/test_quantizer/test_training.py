@@ -93,6 +93,22 @@ def test_a_step_is_adams() -> None:
         assert float(factor.data) == pytest.approx(value, rel=1e-6)
 
 
+def test_the_first_step_moves_each_code_by_the_rate_of_its_bits() -> None:
+    layers = {"one": _layer(Fidelity(2, 4, 0.5, 32), 4, 64, 0)}
+    training = Training(layers, spec := TrainingSpec(3, code_rate=0.02))
+    parts = layers["one"].parts
+    before = [part.latent.detach().clone() for part in parts]
+    _pull(layers, training)
+    within = [part.latent.grad != 0 for part in parts if part.latent.grad is not None]
+    training.descend(0.0)
+    assert sorted(part.bits for part in parts) == [2, 4]
+    for part, old, moved in zip(parts, before, within, strict=True):
+        rate = spec.code_rate * spec.rate_share(0) / {2: 1, 4: 4}[part.bits]
+        steps = (part.latent.detach() - old).abs()[moved]
+        assert moved.any()
+        torch.testing.assert_close(steps, torch.full_like(steps, rate), rtol=0.01, atol=1e-7)
+
+
 def test_rate_rises_then_falls_to_a_rest() -> None:
     spec = TrainingSpec(200)
     shares = [spec.rate_share(step) for step in range(200)]
