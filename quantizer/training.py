@@ -31,7 +31,7 @@ class TrainingSpec:
         batch: windows that one step sees.
         trained: one of `TRAINED`.
         code_rate: learning rate of latent codes of two bits, in codes, about what one step of Adam changes; half as much for each
-            further bit, whose codes are nearer to what they should be.
+            further bit.
         scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as much for each further bit: so it
             moves the largest weights of a group by as many codes.
         adapter_rate: learning rate of adapters, in their own units; about what one step of Adam changes.
