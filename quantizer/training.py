@@ -1,6 +1,7 @@
 """Steps of gradient descent on the codes and scales of quantized layers, which can be stopped and taken up again."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,23 +105,27 @@ class Training:
             f"{name}.{index}": part for name, layer in layers.items() for index, part in enumerate(layer.parts)
         }
         self._trained = {f"{name}.factor": part.factor for name, part in parts.items()}
-        groups: list[dict[str, Any]] = [
-            {"params": [part.factor], "full": spec.scale_rate * _share(part.bits)} for part in parts.values()
-        ]
+        rates = {f"{name}.factor": spec.scale_rate * _share(part.bits) for name, part in parts.items()}
         if spec.trained == "codes":
-            groups += [{"params": [part.latent], "full": spec.code_rate * _share(part.bits)} for part in parts.values()]
             self._trained |= {f"{name}.latent": part.latent for name, part in parts.items()}
+            rates |= {f"{name}.latent": spec.code_rate * _share(part.bits) for name, part in parts.items()}
         else:
             for part in parts.values():
                 part.latent.requires_grad_(False)
         adapters = {f"{name}.{kind}": factor for name, layer in layers.items() for kind, factor in layer.adapters().items()}
-        if adapters:
-            groups.append({"params": list(adapters.values()), "full": spec.adapter_rate})
-            self._trained |= adapters
+        self._trained |= adapters
+        rates |= dict.fromkeys(adapters, spec.adapter_rate)
         for name, chosen in (salient or {}).items():
             for part, mask in zip(layers[name].parts, chosen, strict=True):
                 _freeze(part.factor, ~mask)
-        self._optimizer = torch.optim.Adam(groups, lr=spec.scale_rate, betas=BETAS, fused=True)
+        self._optimizer = torch.optim.Adam(self._groups(rates), lr=spec.scale_rate, betas=BETAS, fused=True)
+
+    def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Return the optimizer's groups, one for each learning rate: each group is launches of its own."""
+        groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for name, rate in rates.items():
+            groups[rate].append(self._trained[name])
+        return [{"params": parameters, "full": rate} for rate, parameters in groups.items()]
 
     @property
     def step(self) -> int:
