@@ -2,6 +2,7 @@
 
     pip install hqq
     python -m tests.benchmarks.hqq MODEL --label NAME --evaluation TEXT --cache FOLDER
+    python -m tests.benchmarks.hqq ... --whole
 
 Appends one row for each budget and direction of groups to results/quantizers.jsonl. Scale and zero point of a group are rounded to
 16 bits each, and a layer's bytes are those of dense codes, scales and zero points: out * in * (bits / 8 + 4 / group size). Weights
@@ -13,9 +14,11 @@ import argparse
 import copy
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
@@ -23,12 +26,14 @@ from quantizer.durable import PartStore
 from quantizer.evaluate import evaluate_models
 from quantizer.layers import find_layers
 from quantizer.linear import get_linear
+from quantizer.precision import products_in
 from quantizer.source import find_model, load_model
 from quantizer.text import TextSpec
 from service import stages
+from service.console import Lines
 from service.settings import keep_freed_memory
 from service.store import StageStore
-from tests.benchmarks.quantizers import OTHER, store_rows
+from tests.benchmarks.quantizers import ALL, OTHER, store_rows
 from tests.benchmarks.record import circumstances
 
 GRIDS = {"2.3": (2, 108), "2.5": (2, 64), "3.0": (2, 32), "4.25": (4, 128)}
@@ -86,6 +91,23 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
     }
 
 
+def whole_rows(arguments: argparse.Namespace, original: Any, windows: Tensor, machine: stages.Machine) -> list[dict[str, Any]]:
+    """Score all that is asked for on all of the text at once; return what that adds to their rows."""
+    models = {(budget, axis): copy.deepcopy(original) for budget in arguments.budgets for axis in NAMES}
+    for (budget, axis), model in models.items():
+        quantize(model, *GRIDS[budget], axis)
+    known = {"original": original} | {f"{budget} {NAMES[axis]}": model for (budget, axis), model in models.items()}
+    with tempfile.TemporaryDirectory() as folder, products_in(machine.precision, torch.device(machine.device)):
+        scores = evaluate_models(known, "original", windows, 8, PartStore(Path(folder)), Lines().step("whole text"))
+    found = {name: quality.to_json() for name, quality in scores.items()}
+    return [
+        {"model": arguments.label, "budget_bpw": float(budget), "method": NAMES[axis]}
+        | {"quality": {ALL: found[f"{budget} {NAMES[axis]}"]}, "original": {ALL: found["original"]}}
+        | {"circumstances": circumstances()}
+        for budget, axis in models
+    ]
+
+
 def main() -> None:
     """Measure and store the rows."""
     parser = argparse.ArgumentParser()
@@ -94,12 +116,18 @@ def main() -> None:
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--budgets", nargs="+", default=list(GRIDS), choices=list(GRIDS))
+    parser.add_argument("--whole", action="store_true", help="score on all of the evaluation text, beside rows measured before")
     arguments = parser.parse_args()
     keep_freed_memory()
     store, machine = StageStore(arguments.cache), stages.Machine.choose("cpu")
     folder = find_model(arguments.model, store.root / "models")
     original = load_model(folder, machine.dtype, machine.device)
-    specs = {"held out": TextSpec(arguments.evaluation, 16, 512, None), "other": TextSpec(OTHER, 16, 512, None)}
+    held_out = TextSpec(arguments.evaluation, 16, 512, None)
+    if arguments.whole:
+        text = stages.windows_of(store, folder, replace(held_out, windows=0))
+        store_rows(whole_rows(arguments, original, text.tokens, machine))
+        return
+    specs = {"held out": held_out, "other": TextSpec(OTHER, 16, 512, None)}
     texts = {name: stages.windows_of(store, folder, spec).tokens for name, spec in specs.items()}
     for budget in arguments.budgets:
         for axis, name in NAMES.items():
