@@ -1,4 +1,7 @@
-"""The answer to "what is the best plan within this budget": the plan, and the proof of how good it is."""
+"""The answer to "what is the best plan within this budget".
+
+The plan, and the proof of how good it is.
+"""
 
 import json
 from dataclasses import dataclass, replace
@@ -30,11 +33,14 @@ class Allocation:
         weight_bytes: its exact size.
         budget_bytes: what was asked for.
         predicted_loss: modelled KL divergence from the original on calibration text, [nats/token].
-        bound: modelled loss that no plan within the same limits can be below, proven by `allocator.certificate`.
+        bound: modelled loss that no plan within the same limits can be below, proven by
+            `allocator.certificate`.
         price: modelled loss that one more byte would save, [nats/token/byte].
         limits: use of further limits.
-        decided_by: the rule that decided each layer, empty where none did; empty altogether where there are no rules.
-        status: `solved`, or `inaccurate` where the solver stopped early, so that plan or bound may be worse than they could be.
+        decided_by: the rule that decided each layer, empty where none did; empty altogether where
+            there are no rules.
+        status: `solved`, or `inaccurate` where the solver stopped early, so that plan or bound may
+            be worse than they could be.
         solver: name and version.
         notes: what the caller should know, in sentences.
     """
@@ -64,10 +70,20 @@ class Allocation:
     def replaced_by(self, plan: Plan, profile: Profile) -> "Allocation":
         """Return an allocation that delivers another plan for the same budget, without word of further limits and rules."""
         loss = profile.loss_of_shares(shares_of(profile, plan))
-        return replace(self, plan=plan, weight_bytes=plan.weight_bytes, predicted_loss=loss, limits=(), decided_by=())
+        return replace(
+            self,
+            plan=plan,
+            weight_bytes=plan.weight_bytes,
+            predicted_loss=loss,
+            limits=(),
+            decided_by=(),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan's JSON with the solver's findings beside it; `Plan.from_json` reads the plan back."""
+        """Return the plan's JSON with the solver's findings beside it.
+
+        `Plan.from_json` reads the plan back.
+        """
         return self.plan.to_json() | {
             "budget_bytes": self.budget_bytes,
             "slack_bytes": self.slack_bytes,
@@ -76,10 +92,20 @@ class Allocation:
             "gap": self.gap,
             "price_nats_per_token_per_byte": self.price,
             "limits": [
-                {"name": use.name, "unit": use.unit, "used": use.used, "most": use.most, "price_nats_per_token": use.price}
+                {
+                    "name": use.name,
+                    "unit": use.unit,
+                    "used": use.used,
+                    "most": use.most,
+                    "price_nats_per_token": use.price,
+                }
                 for use in self.limits
             ],
-            "decided_by": {layer.name: rule for layer, rule in zip(self.plan.layers, self.decided_by, strict=False) if rule},
+            "decided_by": {
+                layer.name: rule
+                for layer, rule in zip(self.plan.layers, self.decided_by, strict=False)
+                if rule
+            },
             "status": self.status,
             "solver": self.solver,
             "bitwright": version("bitwright"),

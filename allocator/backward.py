@@ -13,16 +13,25 @@ HeadGradient = Callable[[Tensor], Tensor]
 """From what enters the head, [windows, tokens, hidden], to the gradient of the loss there, of the same shape."""
 
 Changes = Callable[[str], Sequence[Tensor]]
-"""From a layer's name to changes of its weight, [out, in] each; called when the layer's turn comes, so that none need be kept."""
+"""From a layer's name to changes of its weight, [out, in] each.
+
+Called when the layer's turn comes, so that none need be kept.
+"""
 
 
 def inner_products(
-    runner: BlockRunner, input_ids: Tensor, head_gradient: HeadGradient, layers: Sequence[LayerSpec], count: int, changes: Changes
+    runner: BlockRunner,
+    input_ids: Tensor,
+    head_gradient: HeadGradient,
+    layers: Sequence[LayerSpec],
+    count: int,
+    changes: Changes,
 ) -> Tensor:
     """Return <gradient of the loss, change> for each window and each change of a layer's weight.
 
-    With x_t the inputs of a linear layer and d_t the gradient at its outputs, the product is sum_t d_t . (change x_t). So one
-    forward and one backward pass serve all layers, and a layer's products cost one multiplication by each change.
+    With x_t the inputs of a linear layer and d_t the gradient at its outputs, the product is sum_t
+    d_t . (change x_t). So one forward and one backward pass serve all layers, and a layer's
+    products cost one multiplication by each change.
 
     Args:
         runner: the model; no weight needs a gradient.
@@ -33,8 +42,8 @@ def inner_products(
         changes: the changes.
 
     Returns:
-        float64 [windows, L, count]; zeros for a layer that is not called. Experts, which see the tokens of all windows in one
-        heap, have the mean over windows in each row.
+        float64 [windows, L, count]; zeros for a layer that is not called. Experts, which see the
+        tokens of all windows in one heap, have the mean over windows in each row.
     """
     windows = len(input_ids)
     products = torch.zeros(windows, len(layers), count, dtype=torch.float64)
@@ -49,13 +58,16 @@ def inner_products(
     def add(row: int, name: str, states: Tensor, gradient: Tensor) -> None:
         for at, change in enumerate(changes(name)):
             each = nn.functional.linear(states, change.to(states.dtype)).float() * gradient.float()
-            if each.shape[:-1].numel() == input_ids.numel():  # some models flatten windows and tokens into one dimension
+            if (
+                each.shape[:-1].numel() == input_ids.numel()
+            ):  # some models flatten windows and tokens into one dimension
                 products[:, row, at] += each.reshape(windows, -1).sum(1).double().cpu()
             else:  # an expert sees tokens of all windows in one heap
                 products[:, row, at] += float(each.sum()) / windows
 
     handles = [
-        get_linear(runner.model, layer.name).register_forward_hook(watch(row, layer.name)) for row, layer in enumerate(layers)
+        get_linear(runner.model, layer.name).register_forward_hook(watch(row, layer.name))
+        for row, layer in enumerate(layers)
     ]
     try:
         with torch.enable_grad():

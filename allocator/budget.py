@@ -37,7 +37,9 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Return the budget written as `text`, such as 2.5bpw, 1.2GiB, 900MB or 123456B; capitals do not matter.
+        """Return the budget written as `text`, such as 2.5bpw, 1.2GiB, 900MB or 123456B.
+
+        Capitals do not matter.
 
         Raises:
             BudgetError: it has another form, or is zero.
@@ -53,7 +55,10 @@ class Budget:
         return cls(text, amount, unit)
 
     def weight_bytes(self, layers: Sequence[LayerSpec]) -> int:
-        """Return the budget in whole bytes for these layers, rounded down; bits per weight count the layers' weights."""
+        """Return the budget in whole bytes for these layers, rounded down.
+
+        Bits per weight count the layers' weights.
+        """
         if self.unit == "bpw":
             return int(self.amount * sum(layer.weights for layer in layers) / 8)
         return int(self.amount * _UNITS[self.unit])

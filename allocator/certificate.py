@@ -1,12 +1,13 @@
 """The proof that comes with a plan: a loss that no plan within the budget can be below.
 
-The relaxed loss f is convex, so for any mix x0 and any prices p >= 0 of a unit of each limit, every x within the limits has
+The relaxed loss f is convex, so for any mix x0 and any prices p >= 0 of a unit of each limit, every
+x within the limits has
 
     f(x) >= f(x0) + grad . (x - x0) + sum_i p_i (cost_i . x - most_i)
          >= f(x0) - grad . x0 + sum_g min_k (grad + sum_i p_i cost_i)[g, k] - sum_i p_i most_i.
 
-The last line is the bound, the Lagrangian dual of the program linearised at x0. It holds wherever a solver stopped; the nearer x0
-is to the relaxed optimum and p to its prices, the higher it is.
+The last line is the bound, the Lagrangian dual of the program linearised at x0. It holds wherever a
+solver stopped; the nearer x0 is to the relaxed optimum and p to its prices, the higher it is.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,14 @@ class Bound:
     price: float
 
 
-def lower_bound(program: Program, share: Array, budget_bytes: int, *, guess: float = 0.0, prices: Sequence[float] = ()) -> Bound:
+def lower_bound(
+    program: Program,
+    share: Array,
+    budget_bytes: int,
+    *,
+    guess: float = 0.0,
+    prices: Sequence[float] = (),
+) -> Bound:
     """Return the best bound at a mix, over all prices of a byte.
 
     Args:
@@ -52,7 +60,10 @@ def lower_bound(program: Program, share: Array, budget_bytes: int, *, guess: flo
 
 
 def linearised(program: Program, share: Array, prices: Sequence[float] = ()) -> tuple[Array, float]:
-    """Return (cost [G, K], constant): the loss and the priced further limits, linear around a mix; infinite where not allowed."""
+    """Return (cost [G, K], constant): the loss and the priced further limits, linear around a mix.
+
+    Infinite where not allowed.
+    """
     effect = program.effect(share)
     cost, constant = program.gradient(effect), program.constant - float(effect @ effect) / 2
     for limit, price in zip(program.limits, prices, strict=False):
@@ -79,7 +90,9 @@ def best_price(cost: Array, program: Program, budget_bytes: int, guess: float = 
     if used(0.0) <= budget_bytes:
         return 0.0
     finite = cost[np.isfinite(cost)]
-    steepest = float(np.ptp(finite)) or 1.0  # a byte is never worth more than the whole range of losses
+    steepest = (
+        float(np.ptp(finite)) or 1.0
+    )  # a byte is never worth more than the whole range of losses
     high = min(guess * 1.1, steepest) if guess > 0 else steepest / max(1.0, float(sizes.max()))
     low = 0.0
     while used(high) > budget_bytes and high < steepest:

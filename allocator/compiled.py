@@ -1,8 +1,9 @@
 """The relaxed program as OSQP solves it: set up once, then only bounds change.
 
-Variables are the shares x, the groups' effects u and the joint effect y, so that the Hessian is diagonal and the coupling stands in
-`rank` rows, see `allocator.program`. Bytes are counted above the smallest choice and losses in units of the largest one. A solve is
-judged by the bound that its mix gives, which holds wherever the solver stops, not by the solver's residuals.
+Variables are the shares x, the groups' effects u and the joint effect y, so that the Hessian is
+diagonal and the coupling stands in `rank` rows, see `allocator.program`. Bytes are counted above
+the smallest choice and losses in units of the largest one. A solve is judged by the bound that its
+mix gives, which holds wherever the solver stops, not by the solver's residuals.
 """
 
 from collections.abc import Sequence
@@ -29,17 +30,26 @@ _RANGE = 0.01
 """Where the loss is near zero, accuracy is a share of this part of the losses from the smallest to the largest choice instead."""
 
 _OFF = 0.1
-"""Weight of what a mix uses more or less of a limit than it holds, at its price, in how good it is: as second-order error."""
+"""Weight of what a mix uses more or less of a limit than it holds, at its price, in how good it is.
+
+As second-order error.
+"""
 
 _CHUNK = 50
 """Iterations between looks at the bound."""
 
 _CHUNKS = 20
 _RHO = 0.3
-"""Step size that every solve begins with; one that an earlier solve ended with is too small at the start of the next."""
+"""Step size that every solve begins with.
+
+One that an earlier solve ended with is too small at the start of the next.
+"""
 
 _RHO_EVERY = 50
-"""Iterations between changes of the step size; counted, not timed, so that the same question has the same answer."""
+"""Iterations between changes of the step size.
+
+Counted, not timed, so that the same question has the same answer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +69,9 @@ class Relaxed:
         bound: loss that no plan within the limits can be below, [nats/token].
         price: of a byte, [nats/token/byte].
         limit_prices: of one unit of each further limit.
-        excess: loss of the mix, and what it uses more or less than the limits hold at its price, above the bound, or
-            a part of that price alone if it is more, see `_OFF`; as a share of the loss.
+        excess: loss of the mix, and what it uses more or less than the limits hold at its price,
+            above the bound, or a part of that price alone if it is more, see `_OFF`; as a share of
+            the loss.
         iterations: of the solver.
     """
 
@@ -84,15 +95,22 @@ class CompiledProgram:
         self.program = program
         self._loss_unit = program.scale()
         self._smallest = program.smallest_sizes()[:, None]
-        ends = [program.loss(np.where(program.allowed, sizes, -np.inf).argmax(axis=1)) for sizes in (program.sizes, -program.sizes)]
+        ends = [
+            program.loss(np.where(program.allowed, sizes, -np.inf).argmax(axis=1))
+            for sizes in (program.sizes, -program.sizes)
+        ]
         self._least_scale = max(_RANGE * abs(ends[0] - ends[1]), 1e-6 * self._loss_unit)
         excess = np.where(program.allowed, program.sizes - self._smallest, 0)
         self._byte_unit = float(excess.max()) or 1.0
         self._rows = _Rows.of(program)
         matrix = _constraints(program, excess / self._byte_unit, self._loss_unit)
         width = matrix.shape[1]
-        curvature = sparse.diags([np.r_[np.zeros(width - program.rank), np.ones(program.rank)]], [0], format="csc")
-        cost = np.r_[program.linear.ravel() / self._loss_unit, np.zeros(width - program.linear.size)]
+        curvature = sparse.diags(
+            [np.r_[np.zeros(width - program.rank), np.ones(program.rank)]], [0], format="csc"
+        )
+        cost = np.r_[
+            program.linear.ravel() / self._loss_unit, np.zeros(width - program.linear.size)
+        ]
         low, high = self._bounds(0)
         self._solver: Any = osqp.OSQP()
         try:
@@ -120,7 +138,9 @@ class CompiledProgram:
         dual[self._rows.shares :] = (least[:, None] - cost).ravel()
         return Start(np.r_[share.ravel(), inner, joint], dual)
 
-    def solve(self, budget_bytes: int, start: Start, accuracy: float = ACCURACY, chunks: int = _CHUNKS) -> tuple[Relaxed, Start]:
+    def solve(
+        self, budget_bytes: int, start: Start, accuracy: float = ACCURACY, chunks: int = _CHUNKS
+    ) -> tuple[Relaxed, Start]:
         """Return a mix near the relaxed optimum, and where the solver ended.
 
         Raises:
@@ -134,8 +154,12 @@ class CompiledProgram:
         for chunk in range(1, chunks + 1):
             found = self._solver.solve(raise_error=False)
             if not np.isfinite(found.x).all() or not np.isfinite(found.y).all():
-                raise SolverFailed(f"{SOLVER} says {found.info.status!r} for a budget of {budget_bytes} bytes")
-            relaxed = self.judge(found.x, found.y, budget_bytes, price or self._price(found.y), chunk * _CHUNK)
+                raise SolverFailed(
+                    f"{SOLVER} says {found.info.status!r} for a budget of {budget_bytes} bytes"
+                )
+            relaxed = self.judge(
+                found.x, found.y, budget_bytes, price or self._price(found.y), chunk * _CHUNK
+            )
             price = relaxed.price
             if best is None or relaxed.excess < best[0].excess:
                 best = relaxed, Start(found.x.copy(), found.y.copy())
@@ -145,13 +169,20 @@ class CompiledProgram:
             raise SolverFailed(f"{SOLVER} was not asked")
         return best
 
-    def judge(self, primal: Array, dual: Array, budget_bytes: int, price: float, iterations: int) -> Relaxed:
+    def judge(
+        self, primal: Array, dual: Array, budget_bytes: int, price: float, iterations: int
+    ) -> Relaxed:
         """Return the mix in the solver's vectors with the bound that it gives."""
         program = self.program
         share = primal[: program.linear.size].reshape(program.linear.shape).clip(0, None)
         share = np.where(program.allowed, share, 0)
         total = share.sum(axis=1, keepdims=True)
-        share = np.divide(share, total, out=program.allowed / program.allowed.sum(axis=1, keepdims=True), where=total > 0)
+        share = np.divide(
+            share,
+            total,
+            out=program.allowed / program.allowed.sum(axis=1, keepdims=True),
+            where=total > 0,
+        )
         rows = self._rows
         prices = [
             max(0.0, float(dual[rows.limits + at])) * self._loss_unit / _limit_unit(limit.cost)
@@ -161,9 +192,12 @@ class CompiledProgram:
         loss = program.loss_of_shares(share)
         over = [bound.price * (float((program.sizes * share).sum()) - budget_bytes)]
         over += [
-            cost * (float((limit.cost * share).sum()) - limit.most) for cost, limit in zip(prices, program.limits, strict=True)
+            cost * (float((limit.cost * share).sum()) - limit.most)
+            for cost, limit in zip(prices, program.limits, strict=True)
         ]
-        excess = max(loss + sum(over) - bound.loss, _OFF * float(np.abs(over).max())) / max(abs(loss), self._least_scale)
+        excess = max(loss + sum(over) - bound.loss, _OFF * float(np.abs(over).max())) / max(
+            abs(loss), self._least_scale
+        )
         return Relaxed(share, bound.loss, bound.price, tuple(prices), excess, iterations)
 
     def _price(self, dual: Array) -> float:
@@ -193,7 +227,9 @@ class _Rows:
     @classmethod
     def of(cls, program: Program) -> "_Rows":
         limits = program.groups + 1
-        shares = limits + len(program.limits) + program.groups * program.spans.shape[2] + program.rank
+        shares = (
+            limits + len(program.limits) + program.groups * program.spans.shape[2] + program.rank
+        )
         return cls(program.groups, limits, shares, shares + program.linear.size)
 
 
@@ -206,13 +242,22 @@ def _constraints(program: Program, excess: Array, loss_unit: float) -> Any:
     groups, menu, directions = program.spans.shape
     inner, unit = groups * directions, loss_unit**0.5
     sums = sparse.kron(sparse.eye(groups), np.ones((1, menu)))
-    costs: Sequence[NDArray[np.float64]] = [excess, *(limit.cost / _limit_unit(limit.cost) for limit in program.limits)]
-    spans = sparse.block_diag([sparse.csc_matrix(span.T) for span in program.spans]) if inner else None
+    costs: Sequence[NDArray[np.float64]] = [
+        excess,
+        *(limit.cost / _limit_unit(limit.cost) for limit in program.limits),
+    ]
+    spans = (
+        sparse.block_diag([sparse.csc_matrix(span.T) for span in program.spans]) if inner else None
+    )
     blocks = [
         [sums, None, None],
         [sparse.csc_matrix(np.stack([cost.ravel() for cost in costs])), None, None],
         *([[spans / unit, -sparse.eye(inner), None]] if inner else []),
-        *([[None, sparse.csc_matrix(program.flat_base), -sparse.eye(program.rank)]] if inner else []),
+        *(
+            [[None, sparse.csc_matrix(program.flat_base), -sparse.eye(program.rank)]]
+            if inner
+            else []
+        ),
         [sparse.eye(groups * menu), None, None],
     ]
     if not inner:

@@ -44,7 +44,9 @@ class Pool:
         name, colon, rest = text.partition(":")
         pattern, equals, size = rest.rpartition("=")
         if not (name.strip() and colon and pattern.strip() and equals):
-            raise RuleError(f"pool {text!r}: write NAME:PATTERN=SIZE, such as 'gpu0:model.layers.[0-9].*=40MB'")
+            raise RuleError(
+                f"pool {text!r}: write NAME:PATTERN=SIZE, such as 'gpu0:model.layers.[0-9].*=40MB'"
+            )
         budget = Budget.parse(size)
         if budget.unit == "bpw":
             raise RuleError(f"pool {text!r}: give its size in bytes, such as 40MB")
@@ -58,7 +60,8 @@ class LatencyTable:
     """Measured times of layers.
 
     Attributes:
-        rows: (pattern of layer names, fidelity name, microseconds); of several rows that name a layer the last one counts.
+        rows: (pattern of layer names, fidelity name, microseconds); of several rows that name a
+            layer the last one counts.
     """
 
     rows: tuple[tuple[str, str, float], ...]
@@ -80,7 +83,10 @@ class LatencyTable:
                     layer, fidelity, time = (line[place].strip() for place in places)
                     rows.append((layer, fidelity, _microseconds(time, number)))
         except (ValueError, IndexError, csv.Error) as err:
-            raise RuleError(f"latency table, line {number}: columns layer, fidelity and latency_us are needed ({err})") from err
+            raise RuleError(
+                f"latency table, line {number}: columns layer, fidelity and latency_us are needed "
+                f"({err})"
+            ) from err
         return cls(tuple(rows))
 
     def latency_us(self, layer: LayerSpec, fidelity: Fidelity) -> float:
@@ -89,9 +95,15 @@ class LatencyTable:
         Raises:
             RuleError: the table does not say.
         """
-        times = [time for pattern, name, time in self.rows if name == fidelity.name and fnmatchcase(layer.name, pattern)]
+        times = [
+            time
+            for pattern, name, time in self.rows
+            if name == fidelity.name and fnmatchcase(layer.name, pattern)
+        ]
         if not times:
-            raise RuleError(f"the latency table has no row for layer {layer.name!r} at {fidelity.name}")
+            raise RuleError(
+                f"the latency table has no row for layer {layer.name!r} at {fidelity.name}"
+            )
         return times[-1]
 
 
@@ -127,7 +139,9 @@ class Constraints:
         if (self.latency is None) != (self.most_latency_us is None):
             raise RuleError("a latency limit needs both a table of times and the most microseconds")
         if self.most_latency_us is not None and not 0 < self.most_latency_us < inf:
-            raise RuleError(f"latency limit {self.most_latency_us}: give a positive number of microseconds")
+            raise RuleError(
+                f"latency limit {self.most_latency_us}: give a positive number of microseconds"
+            )
         if self.most_distinct is not None and self.most_distinct < 1:
             raise RuleError(f"at most {self.most_distinct} distinct fidelities: give 1 or more")
         names = [pool.name for pool in self.pools]
@@ -135,13 +149,19 @@ class Constraints:
             raise RuleError(f"pools {', '.join(names)}: each needs a name of its own")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the demands as JSON values, as a user states them; of a table of times its limit only."""
+        """Return the demands as JSON values, as a user states them.
+
+        Of a table of times its limit only.
+        """
         return {
             "target": self.target,
             "ties": list(self.ties),
             "untied": list(self.untied),
             "rules": [str(rule) for rule in self.rules],
-            "pools": {pool.name: {"pattern": pool.pattern, "most_bytes": pool.most_bytes} for pool in self.pools},
+            "pools": {
+                pool.name: {"pattern": pool.pattern, "most_bytes": pool.most_bytes}
+                for pool in self.pools
+            },
             "most_latency_us": self.most_latency_us,
             "most_distinct": self.most_distinct,
         }
@@ -155,9 +175,19 @@ class Constraints:
         found: list[tuple[str, str, float, float]] = []
         for pool in self.pools:
             inside = matching(plan.layers, pool.pattern)
-            found.append((pool.name, "bytes", float(sum(plan.layer_bytes[at] for at in inside)), float(pool.most_bytes)))
+            found.append(
+                (
+                    pool.name,
+                    "bytes",
+                    float(sum(plan.layer_bytes[at] for at in inside)),
+                    float(pool.most_bytes),
+                )
+            )
         if self.latency is not None and self.most_latency_us is not None:
-            times = [self.latency.latency_us(layer, fidelity) for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)]
+            times = [
+                self.latency.latency_us(layer, fidelity)
+                for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
+            ]
             found.append(("latency", "us", float(sum(times)), self.most_latency_us))
         return found
 
@@ -192,16 +222,31 @@ def limits_of(
         inside = set(matching(layers, pool.pattern))
 
         def size(at: int, fidelity: Fidelity, inside: set[int] = inside) -> float:
-            return fidelity.weight_bytes(layers[at].out_features, layers[at].in_features) if at in inside else 0
+            return (
+                fidelity.weight_bytes(layers[at].out_features, layers[at].in_features)
+                if at in inside
+                else 0
+            )
 
         limits.append(Limit(pool.name, "bytes", _sums(groups, fidelities, size), pool.most_bytes))
     table = constraints.latency
     if table is not None and constraints.most_latency_us is not None:
-        cost = _sums(groups, fidelities, lambda at, fidelity: table.latency_us(layers[at], fidelity))
+        cost = _sums(
+            groups, fidelities, lambda at, fidelity: table.latency_us(layers[at], fidelity)
+        )
         limits.append(Limit("latency", "us", cost, constraints.most_latency_us))
     return tuple(limits)
 
 
-def _sums(groups: Sequence[Sequence[int]], fidelities: Sequence[Fidelity], cost: Callable[[int, Fidelity], float]) -> Array:
+def _sums(
+    groups: Sequence[Sequence[int]],
+    fidelities: Sequence[Fidelity],
+    cost: Callable[[int, Fidelity], float],
+) -> Array:
     """Return the cost of each group at each fidelity, [G, K]."""
-    return np.array([[float(sum(cost(at, fidelity) for at in group)) for fidelity in fidelities] for group in groups])
+    return np.array(
+        [
+            [float(sum(cost(at, fidelity) for at in group)) for fidelity in fidelities]
+            for group in groups
+        ]
+    )

@@ -1,10 +1,11 @@
 """What layers do to each other, as a factor of small rank.
 
-A plan gives each layer exactly one fidelity, so the product of a layer's effect with itself is the same in every plan that gives it
-that fidelity: it belongs in the linear term. Only products between different layers need a quadratic one. They are fitted by
-principal factors (Thurstone's common factors, with each layer's own part left free), which leaves out several times less of them
-than the leading eigenvectors of the whole matrix do at the same rank, and makes the relaxed program many times tighter:
-tests/benchmarks/LOG.md.
+A plan gives each layer exactly one fidelity, so the product of a layer's effect with itself is the
+same in every plan that gives it that fidelity: it belongs in the linear term. Only products between
+different layers need a quadratic one. They are fitted by principal factors (Thurstone's common
+factors, with each layer's own part left free), which leaves out several times less of them than the
+leading eigenvectors of the whole matrix do at the same rank, and makes the relaxed program many
+times tighter: tests/benchmarks/LOG.md.
 """
 
 import numpy as np
@@ -13,7 +14,10 @@ from scipy.linalg import eigh
 from allocator.profile import Array
 
 RANK = 48
-"""Directions in which layers couple, at most; never more than there are layers, or directions in all effects together."""
+"""Directions in which layers couple, at most.
+
+Never more than there are layers, or directions in all effects together.
+"""
 
 _ROUNDS = 1000
 _SETTLED = 1e-3
@@ -23,7 +27,8 @@ _SETTLED = 1e-3
 def between_layers(gram: Array, width: int) -> tuple[Array, float]:
     """Return (factor [rank, N], share left out) with factor' factor near `gram` wherever two different layers meet.
 
-    The share is the root mean square of the products between layers that the factor leaves out, over that of all of them.
+    The share is the root mean square of the products between layers that the factor leaves out,
+    over that of all of them.
 
     Args:
         gram: inner products of N effects, [N, N]; those of a layer stand together.

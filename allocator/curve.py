@@ -1,9 +1,11 @@
 """The relaxed optimum as a function of the budget, solved at few budgets and mixed in between.
 
-A mix of the optima of two budgets is a mix for the budgets between them, and as the loss is convex it is nearly as good as the
-optimum there. How good, its bound says, and where that is not good enough the interval is halved: the solver runs at the middle,
-started from the mix. Intervals and middles depend on the program alone, so the same question has the same answer whatever was asked
-before. Where damages just add up and bytes are the only limit, no solver is needed: `allocator.hull` knows the curve exactly.
+A mix of the optima of two budgets is a mix for the budgets between them, and as the loss is convex
+it is nearly as good as the optimum there. How good, its bound says, and where that is not good
+enough the interval is halved: the solver runs at the middle, started from the mix. Intervals and
+middles depend on the program alone, so the same question has the same answer whatever was asked
+before. Where damages just add up and bytes are the only limit, no solver is needed:
+`allocator.hull` knows the curve exactly.
 """
 
 from dataclasses import dataclass, replace
@@ -144,15 +146,22 @@ class SolvedCurve:
         return self._compiled.judge(start.primal, start.dual, budget_bytes, price, 0)
 
     def _low_end(self) -> _Anchor:
-        """Return the smallest mix; without further limits there is but one, and the price of a byte there is known."""
+        """Return the smallest mix.
+
+        Without further limits there is but one, and the price of a byte there is known.
+        """
         if self.smallest_bytes not in self._anchors:
             program, budget_bytes = self._program, self.smallest_bytes
             if program.limits:
                 self._solve(budget_bytes, self._compiled.begin(self._smallest, 0.0))
             else:
-                gradient = np.where(program.allowed, program.gradient(program.effect(self._smallest)), np.inf)
+                gradient = np.where(
+                    program.allowed, program.gradient(program.effect(self._smallest)), np.inf
+                )
                 price = best_price(gradient, program, budget_bytes)
-                self._anchors[budget_bytes] = _Anchor(budget_bytes, self._compiled.begin(self._smallest, price), price)
+                self._anchors[budget_bytes] = _Anchor(
+                    budget_bytes, self._compiled.begin(self._smallest, price), price
+                )
         return self._anchors[self.smallest_bytes]
 
     def _high_end(self) -> _Anchor:
@@ -163,7 +172,8 @@ class SolvedCurve:
 
     def _middle(self, budget_bytes: int, left: _Anchor, right: _Anchor) -> _Anchor:
         if budget_bytes not in self._anchors:
-            # at the smallest mix a byte is worth far more than anywhere else, which is no start for a solve
+            # at the smallest mix a byte is worth far more than anywhere else, which is no start for
+            # a solve
             steep = left.budget_bytes == self.smallest_bytes
             self._solve(budget_bytes, right.start if steep else _mix(left, right, budget_bytes)[0])
         return self._anchors[budget_bytes]
@@ -174,8 +184,15 @@ class SolvedCurve:
 
 
 def smallest_share(program: Program) -> Array:
-    """Return the smallest choice that is allowed as shares, [G, K]; of equal sizes the least harmful alone."""
-    loss = np.where(program.allowed & (program.sizes == program.smallest_sizes()[:, None]), program.linear, np.inf)
+    """Return the smallest choice that is allowed as shares, [G, K].
+
+    Of equal sizes the least harmful alone.
+    """
+    loss = np.where(
+        program.allowed & (program.sizes == program.smallest_sizes()[:, None]),
+        program.linear,
+        np.inf,
+    )
     return np.asarray(np.eye(program.sizes.shape[1])[loss.argmin(axis=1)], dtype=np.float64)
 
 

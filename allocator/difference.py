@@ -11,6 +11,9 @@ from allocator.uniform import shares_of
 from allocator.whatif import WhatIf
 from quantizer.plan import LayerSpec, Plan
 
+_SHOWN_LAYERS = 4
+"""Layers of a broken tie that a message names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -59,28 +62,50 @@ class Difference:
             }
         return found | {
             "changes": [
-                {"layer": change.layer, "before": change.before, "after": change.after, "bytes_more": change.bytes_more}
+                {
+                    "layer": change.layer,
+                    "before": change.before,
+                    "after": change.after,
+                    "bytes_more": change.bytes_more,
+                }
                 for change in self.changes
             ]
         }
 
 
 def compare_plans(before: Plan, after: Plan, profile: Profile | None = None) -> Difference:
-    """Return what changes from one plan of a model to another; with a profile, what that does to the modelled loss too.
+    """Return what changes from one plan of a model to another.
+
+    With a profile, what that does to the modelled loss too.
 
     Raises:
         ProfileError: the plans, or the profile, are of models with other layers.
     """
     check_layers("the two plans", before.layers, after.layers)
     after = reordered(after, before.layers)
-    rows = zip(before.layers, before.fidelities, after.fidelities, before.layer_bytes, after.layer_bytes, strict=True)
-    changes = tuple(Change(layer.name, one.name, two.name, much - less) for layer, one, two, less, much in rows if one != two)
-    losses = (loss_of(profile, before), loss_of(profile, after)) if profile is not None else (None, None)
+    rows = zip(
+        before.layers,
+        before.fidelities,
+        after.fidelities,
+        before.layer_bytes,
+        after.layer_bytes,
+        strict=True,
+    )
+    changes = tuple(
+        Change(layer.name, one.name, two.name, much - less)
+        for layer, one, two, less, much in rows
+        if one != two
+    )
+    losses = (
+        (loss_of(profile, before), loss_of(profile, after)) if profile is not None else (None, None)
+    )
     return Difference(changes, len(before.layers), before.weight_bytes, after.weight_bytes, *losses)
 
 
 def loss_of(profile: Profile, plan: Plan) -> float:
-    """Return the modelled loss of any plan of the profile's model; fidelities off its menu are interpolated by their bytes.
+    """Return the modelled loss of any plan of the profile's model.
+
+    Fidelities off its menu are interpolated by their bytes.
 
     Raises:
         ProfileError: it is a plan for other layers.
@@ -104,7 +129,9 @@ def check_layers(what: str, one: Sequence[LayerSpec], two: Sequence[LayerSpec]) 
     here, there = ({layer.name: layer for layer in layers} for layers in (one, two))
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
-            raise ProfileError(f"{what} are of different models: layer {name!r} is not the same in both")
+            raise ProfileError(
+                f"{what} are of different models: layer {name!r} is not the same in both"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +186,11 @@ def price_plan(whatif: WhatIf, plan: Plan, budget_bytes: int | None = None) -> P
     loss = loss_of(profile, plan)
     plan = reordered(plan, profile.layers)
     menu = set(profile.fidelities)
-    off = tuple(layer.name for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True) if fidelity not in menu)
+    off = tuple(
+        layer.name
+        for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
+        if fidelity not in menu
+    )
     return Pricing(
         plan.weight_bytes, plan.bits_per_weight, loss, off,
         _broken_ties(whatif, plan), _broken_rules(whatif, plan), _broken_limits(whatif, plan, budget_bytes),
@@ -171,24 +202,32 @@ def _broken_ties(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
     for group in whatif.program.members:
         names = sorted({plan.fidelities[at].name for at in group})
         if len(names) > 1:
-            members = ", ".join(plan.layers[at].name for at in group[:4]) + (", ..." if len(group) > 4 else "")  # noqa: PLR2004
+            shown = [plan.layers[at].name for at in group[:_SHOWN_LAYERS]]
+            members = ", ".join([*shown, "..."] if len(group) > _SHOWN_LAYERS else shown)
             found.append(f"{members} must agree{_for_target(whatif)}; they have {', '.join(names)}")
     return tuple(found)
 
 
 def _for_target(whatif: WhatIf) -> str:
-    return "" if whatif.constraints.target == "transformers" else f" for {whatif.constraints.target}"
+    return (
+        "" if whatif.constraints.target == "transformers" else f" for {whatif.constraints.target}"
+    )
 
 
 def _broken_rules(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
     rules, groups, found = whatif.constraints.rules, whatif.program.members, []
-    menu = tuple(dict.fromkeys((*whatif.profile.fidelities, *plan.fidelities)))  # a rule may admit what is off the menu
+    menu = tuple(
+        dict.fromkeys((*whatif.profile.fidelities, *plan.fidelities))
+    )  # a rule may admit what is off the menu
     decision = decide(plan.layers, menu, groups, rules)
     for index, group in enumerate(groups):
         for at in group:
             rule = int(decision.removed_by[index, menu.index(plan.fidelities[at])])
             if rule >= 0:
-                found.append(f"{plan.layers[at].name} has {plan.fidelities[at].name}, against the rule {str(rules[rule])!r}")
+                found.append(
+                    f"{plan.layers[at].name} has {plan.fidelities[at].name}, against the rule "
+                    f"{str(rules[rule])!r}"
+                )
     distinct, most = len(set(plan.fidelities)), whatif.constraints.most_distinct
     if most is not None and distinct > most:
         found.append(f"{distinct} distinct fidelities; at most {most} were asked for")

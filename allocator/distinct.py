@@ -1,7 +1,10 @@
-"""Plans of few distinct fidelities: which parts of the menu are worth solving for, and a bound for all others.
+"""Plans of few distinct fidelities.
 
-For every part S of the menu the Lagrangian at a mix x0 and a price p, see `allocator.certificate`, bounds the loss of the plans
-that use nothing but S. All parts are bounded at a few prices, in one pass; the best are solved.
+Which parts of the menu are worth solving for, and a bound for all others.
+
+For every part S of the menu the Lagrangian at a mix x0 and a price p, see `allocator.certificate`,
+bounds the loss of the plans that use nothing but S. All parts are bounded at a few prices, in one
+pass; the best are solved.
 """
 
 from collections.abc import Iterator
@@ -49,7 +52,9 @@ def smallest_of_few(program: Program, most_distinct: int) -> int | None:
         RuleError: the menu has too many parts of this size.
     """
     sizes = np.where(program.allowed, program.sizes, np.inf)
-    found = min(float(sizes[:, list(part)].min(axis=1).sum()) for part in _parts(program, most_distinct))
+    found = min(
+        float(sizes[:, list(part)].min(axis=1).sum()) for part in _parts(program, most_distinct)
+    )
     return int(found) if np.isfinite(found) else None
 
 
@@ -57,11 +62,16 @@ def _parts(program: Program, most_distinct: int) -> Iterator[tuple[int, ...]]:
     menu = program.sizes.shape[1]
     count = min(most_distinct, menu)
     if comb(menu, count) > LARGEST:
-        raise RuleError(f"a menu of {menu} has {comb(menu, count)} parts of {count}; at most {LARGEST} are looked at")
+        raise RuleError(
+            f"a menu of {menu} has {comb(menu, count)} parts of {count}; at most {LARGEST} are "
+            "looked at"
+        )
     return combinations(range(menu), count)
 
 
-def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_distinct: int) -> Iterator[Subset]:
+def likely_subsets(
+    program: Program, whole: Relaxed, budget_bytes: int, most_distinct: int
+) -> Iterator[Subset]:
     """Yield every part of the menu with `most_distinct` fidelities that some plan within the budget uses, lowest bound first.
 
     Args:
@@ -81,7 +91,8 @@ def likely_subsets(program: Program, whole: Relaxed, budget_bytes: int, most_dis
         if int(sizes[:, columns].min(axis=1).sum()) > budget_bytes:
             continue
         found = max(
-            float((gradient[:, columns] + price * program.sizes[:, columns]).min(axis=1).sum()) - price * budget_bytes
+            float((gradient[:, columns] + price * program.sizes[:, columns]).min(axis=1).sum())
+            - price * budget_bytes
             for price in (factor * whole.price for factor in _PRICES)
         )
         if np.isfinite(found):

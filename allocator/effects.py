@@ -1,9 +1,11 @@
 """Measured effects of the two ends of the menu, and the loss model of the whole menu that they give.
 
-Each layer goes to the lowest and to the highest fidelity, the others staying where they are. Fidelities between are interpolated
-by their output error: a fidelity whose squared error lies a share f of the way from the context's to an end's has f times the
-effect of that end, plus an uncorrelated rest of f (1 - f) times the squared effect, as for independent errors. On SmolLM2 this is
-off by 0.0021 nats/token where damages are 0.0036 and the standard error of a measured one is 0.003: tests/benchmarks/LOG.md.
+Each layer goes to the lowest and to the highest fidelity, the others staying where they are.
+Fidelities between are interpolated by their output error: a fidelity whose squared error lies a
+share f of the way from the context's to an end's has f times the effect of that end, plus an
+uncorrelated rest of f (1 - f) times the squared effect, as for independent errors. On SmolLM2 this
+is off by 0.0021 nats/token where damages are 0.0036 and the standard error of a measured one is
+0.003: tests/benchmarks/LOG.md.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +22,9 @@ _FEWEST_LAYERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """Measured effects of the 2 L single changes: layer l to the low end at 2 l, to the high end at 2 l + 1.
+    """Measured effects of the 2 L single changes.
+
+    Layer l to the low end at 2 l, to the high end at 2 l + 1.
 
     Attributes:
         first: first-order loss change of each of N samples, float64 [2 L, N], [nats].
@@ -36,9 +40,10 @@ class Effects:
 def shrink_noise(effects: Effects) -> Effects:
     """Pull noisy first-order terms towards what the size of the effect alone would predict (empirical Bayes).
 
-    Errors that do not know of each other give a first-order term proportional to the squared effect, f = b s, with b fitted through
-    the origin for each end of the menu. What deviates from that line is kept as far as two halves of the tokens agree on it: with
-    residuals r1, r2 of the halves over all layers, the share cov(r1, r2) / var((r1 + r2) / 2), between 0 and 1.
+    Errors that do not know of each other give a first-order term proportional to the squared
+    effect, f = b s, with b fitted through the origin for each end of the menu. What deviates from
+    that line is kept as far as two halves of the tokens agree on it: with residuals r1, r2 of the
+    halves over all layers, the share cov(r1, r2) / var((r1 + r2) / 2), between 0 and 1.
     """
     tokens = effects.first.shape[1]
     half = tokens // 2
@@ -49,7 +54,10 @@ def shrink_noise(effects: Effects) -> Effects:
         if half == 0 or len(mean) < _FEWEST_LAYERS or not size.any():
             continue
         line = size * (mean @ size) / (size @ size)
-        halves = [effects.first[end::2, :half].mean(axis=1) - line, effects.first[end::2, half:].mean(axis=1) - line]
+        halves = [
+            effects.first[end::2, :half].mean(axis=1) - line,
+            effects.first[end::2, half:].mean(axis=1) - line,
+        ]
         spread = float(np.var((halves[0] + halves[1]) / 2))
         agreed = float(np.cov(halves[0], halves[1], ddof=0)[0, 1])
         kept = min(max(agreed / spread, 0.0), 1.0) if spread > 0 else 1.0
@@ -68,10 +76,14 @@ def interpolation(error: Array, context: int | None) -> Array:
     shares = np.zeros((*error.shape, 2))
     for side, end in enumerate((error[:, 0], error[:, -1])):
         span = (end - here)[:, None]
-        shares[:, :, side] = np.divide(error - here[:, None], span, out=np.zeros_like(error), where=span != 0).clip(0, 1)
+        shares[:, :, side] = np.divide(
+            error - here[:, None], span, out=np.zeros_like(error), where=span != 0
+        ).clip(0, 1)
     if context is None:
         shares[:, :, 1] = 0  # both ends lie on the same side of the original
-    wrong_side = shares.min(axis=2) > 0  # by noise, both ends are worse than the context, or both better
+    wrong_side = (
+        shares.min(axis=2) > 0
+    )  # by noise, both ends are worse than the context, or both better
     worse = error > here[:, None]
     shares[wrong_side & worse, 1] = 0
     shares[wrong_side & ~worse, 0] = 0

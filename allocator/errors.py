@@ -45,7 +45,13 @@ class BudgetInfeasible(AllocatorError):
     """
 
     def __init__(
-        self, message: str, *, budget_bytes: int = 0, nearest_bytes: int = 0, largest_bytes: int = 0, binding: tuple[str, ...] = ()
+        self,
+        message: str,
+        *,
+        budget_bytes: int = 0,
+        nearest_bytes: int = 0,
+        largest_bytes: int = 0,
+        binding: tuple[str, ...] = (),
     ) -> None:
         """Take the message and what a program would want to know."""
         super().__init__(message)
@@ -58,7 +64,10 @@ class BudgetNotNeeded(AllocatorError):
 
 
 class FormulationError(AllocatorError):
-    """The optimisation problem breaks the rules that make re-solving fast; a bug, not the caller's doing."""
+    """The optimisation problem breaks the rules that make re-solving fast.
+
+    A bug, not the caller's doing.
+    """
 
 
 class SolverFailed(AllocatorError):

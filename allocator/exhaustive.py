@@ -1,4 +1,7 @@
-"""The slow exact twin of the solver: try every choice. For tests, and for problems of a handful of groups."""
+"""The slow exact twin of the solver: try every choice.
+
+For tests, and for problems of a handful of groups.
+"""
 
 from itertools import product
 
@@ -27,11 +30,15 @@ def best_choice(program: Program, budget_bytes: int) -> tuple[Choice, float]:
         choice = np.array(tried, dtype=np.int64)
         if program.used_bytes(choice) > budget_bytes:
             continue
-        if any(limit.cost[rows, choice].sum() > limit.most * (1 + 1e-12) for limit in program.limits):
+        if any(
+            limit.cost[rows, choice].sum() > limit.most * (1 + 1e-12) for limit in program.limits
+        ):
             continue
         loss = program.loss(choice)
         if loss < best_loss:
             best, best_loss = choice, loss
     if best is None:
-        raise BudgetInfeasible(f"no choice fits {budget_bytes} bytes and all limits", budget_bytes=budget_bytes)
+        raise BudgetInfeasible(
+            f"no choice fits {budget_bytes} bytes and all limits", budget_bytes=budget_bytes
+        )
     return best, best_loss

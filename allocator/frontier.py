@@ -1,4 +1,7 @@
-"""What each budget buys: the best plans from the smallest to the largest, where they bend, and the smallest one for a loss."""
+"""What each budget buys.
+
+The best plans from the smallest to the largest, where they bend, and the smallest one for a loss.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +25,10 @@ class Point:
 
     Attributes:
         allocation: the plan, for the budget that was asked.
-        on_hull: whether no mix of two other plans is better: it lies on the lower convex hull of (bytes, loss).
-        knee: whether the frontier bends here: less would cost much more, more would bring much less.
+        on_hull: whether no mix of two other plans is better: it lies on the lower convex hull of
+            (bytes, loss).
+        knee: whether the frontier bends here: less would cost much more, more would bring much
+            less.
     """
 
     allocation: Allocation
@@ -37,7 +42,9 @@ def budgets_between(low_bytes: int, high_bytes: int, count: int) -> list[int]:
 
 
 def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
-    """Return the plans of several budgets by rising size; where a smaller plan is better, it stands for the larger budget too.
+    """Return the plans of several budgets by rising size.
+
+    Where a smaller plan is better, it stands for the larger budget too.
 
     Raises:
         BudgetInfeasible: no plan fits the smallest of them.
@@ -49,9 +56,17 @@ def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
         if found and allocation.predicted_loss > found[-1].predicted_loss:
             # a smaller plan fits this budget too, and is better
             kept = found[-1]
-            allocation = replace(kept, budget_bytes=budget, bound=allocation.bound, price=allocation.price, notes=allocation.notes)
+            allocation = replace(
+                kept,
+                budget_bytes=budget,
+                bound=allocation.bound,
+                price=allocation.price,
+                notes=allocation.notes,
+            )
         found.append(allocation)
-    for at in range(len(found) - 2, -1, -1):  # what no plan within a larger budget is below, none within a smaller one is
+    for at in range(
+        len(found) - 2, -1, -1
+    ):  # what no plan within a larger budget is below, none within a smaller one is
         found[at] = replace(found[at], bound=max(found[at].bound, found[at + 1].bound))
     sizes = np.array([allocation.weight_bytes for allocation in found], dtype=np.float64)
     losses = np.array([allocation.predicted_loss for allocation in found])
@@ -78,7 +93,10 @@ def hull_of(sizes: Array, losses: Array) -> list[int]:
 
 
 def knees_of(sizes: Array, losses: Array) -> list[int]:
-    """Return the indices of the knees: the point farthest below the line between the ends, and so on in both halves, see `KNEE`."""
+    """Return the indices of the knees.
+
+    The point farthest below the line between the ends, and so on in both halves, see `KNEE`.
+    """
     spread = float(np.ptp(sizes)), float(np.ptp(losses))
     if min(spread) <= 0:
         return []
@@ -113,15 +131,20 @@ def smallest_plan(whatif: WhatIf, most_loss: float) -> Smallest:
     """Return the smallest plan with a modelled loss of at most `most_loss`, [nats/token].
 
     Raises:
-        LossUnreachable: no plan of the menu has so small a loss; names the smallest that has been found.
+        LossUnreachable: no plan of the menu has so small a loss; names the smallest that has been
+            found.
     """
     low, high = whatif.byte_range
     best = whatif.plan(high)
     if best.predicted_loss > most_loss:
-        top = min((whatif.plan(budget) for budget in budgets_between(low, high, 33)), key=lambda plan: plan.predicted_loss)
+        top = min(
+            (whatif.plan(budget) for budget in budgets_between(low, high, 33)),
+            key=lambda plan: plan.predicted_loss,
+        )
         if top.predicted_loss > most_loss:
             raise LossUnreachable(
-                f"no plan has a predicted KL of {most_loss:.6g} nats/token; the best that was found has "
+                f"no plan has a predicted KL of {most_loss:.6g} nats/token; the best that was "
+                "found has "
                 f"{top.predicted_loss:.6g}, with {top.weight_bytes} bytes"
             )
         best = top
@@ -135,7 +158,10 @@ def smallest_plan(whatif: WhatIf, most_loss: float) -> Smallest:
             best, large = found, min(middle, found.weight_bytes)
         else:
             small = middle
-    return Smallest(replace(best, budget_bytes=best.weight_bytes), _bound_bytes(whatif, most_loss, best.weight_bytes))
+    return Smallest(
+        replace(best, budget_bytes=best.weight_bytes),
+        _bound_bytes(whatif, most_loss, best.weight_bytes),
+    )
 
 
 def _bound_bytes(whatif: WhatIf, most_loss: float, found_bytes: int) -> int:

@@ -1,8 +1,11 @@
-"""The relaxed program where damages just add up and bytes are the only limit: solved exactly, for all budgets at once.
+"""The relaxed program where damages just add up and bytes are the only limit.
 
-Each group's useful fidelities are the corners of the lower convex hull of its (bytes, loss) points. Going along a hull saves less
-loss per byte with every step, so the relaxed optimum takes the steps of all groups in the order of their rates until the budget is
-used up, the last step in part (Sinha and Zoltners 1979, for the multiple-choice knapsack problem).
+Solved exactly, for all budgets at once.
+
+Each group's useful fidelities are the corners of the lower convex hull of its (bytes, loss) points.
+Going along a hull saves less loss per byte with every step, so the relaxed optimum takes the steps
+of all groups in the order of their rates until the budget is used up, the last step in part (Sinha
+and Zoltners 1979, for the multiple-choice knapsack problem).
 """
 
 from dataclasses import dataclass
@@ -16,7 +19,10 @@ from allocator.program import Program
 
 
 class HullPoint(NamedTuple):
-    """The relaxed optimum of one budget: shares [G, K] and the rate of the last step that was taken, [nats/token/byte]."""
+    """The relaxed optimum of one budget.
+
+    Shares [G, K] and the rate of the last step that was taken, [nats/token/byte].
+    """
 
     share: Array
     price: float
@@ -59,7 +65,9 @@ class Hull:
             going = np.flatnonzero(best > 0)
             if not len(going):
                 break
-            there = np.where(rate == best[:, None], more, -1).argmax(axis=1)  # of equal rates the longest step
+            there = np.where(rate == best[:, None], more, -1).argmax(
+                axis=1
+            )  # of equal rates the longest step
             groups.append(going)
             options.append(there[going])
             rates.append(best[going])
@@ -69,10 +77,20 @@ class Hull:
         if not groups:
             none = np.zeros(0, dtype=np.int64)
             return cls(start, none, none, np.zeros(0), none, int(size_now.sum()), sizes.shape[1])
-        group, option, rate, step = (np.concatenate(parts) for parts in (groups, options, rates, steps))
+        group, option, rate, step = (
+            np.concatenate(parts) for parts in (groups, options, rates, steps)
+        )
         order = np.argsort(-rate, kind="stable")
         ends = int(size_now.sum()) + np.cumsum(step[order])
-        return cls(start, group[order], option[order], rate[order], ends, int(size_now.sum()), sizes.shape[1])
+        return cls(
+            start,
+            group[order],
+            option[order],
+            rate[order],
+            ends,
+            int(size_now.sum()),
+            sizes.shape[1],
+        )
 
     def at(self, budget_bytes: int) -> HullPoint:
         """Return the relaxed optimum within a budget that holds the smallest choice."""

@@ -1,17 +1,22 @@
-"""The `integral` signal: each layer's share of the damage, by integrating the gradient from the original to the quantized weights.
+"""The `integral` signal.
+
+Each layer's share of the damage, by integrating the gradient from the original to the quantized
+weights.
 
 With W the original weights, E = context - W, and KL the divergence from the original,
 
     share_l = integral over t in [0, 1] of <dKL/dW_l (W + t E), E_l> dt
 
-is layer l's part of the damage that all layers do together: the shares add up to the context's KL exactly, so what layers do to
-each other is in them (this is the attribution of Aumann and Shapley; for single weights, the post-quantization integral of arXiv
-2503.01901, section 3). The integral is taken at a few Gauss-Legendre nodes. As the errors of different fidelities point in
-directions that know nothing of each other, a share goes with the squared size of its error: at fidelity k
+is layer l's part of the damage that all layers do together: the shares add up to the context's KL
+exactly, so what layers do to each other is in them (this is the attribution of Aumann and Shapley;
+for single weights, the post-quantization integral of arXiv 2503.01901, section 3). The integral is
+taken at a few Gauss-Legendre nodes. As the errors of different fidelities point in directions that
+know nothing of each other, a share goes with the squared size of its error: at fidelity k
 
     damage[l, k] = share_l * (output_error[l, k] / output_error[l, context] - 1).
 
-Cost: one forward and one backward pass over the probes for each node, whatever the number of layers and fidelities.
+Cost: one forward and one backward pass over the probes for each node, whatever the number of layers
+and fidelities.
 """
 
 import numpy as np
@@ -36,21 +41,29 @@ _FEWEST_BATCHES = 4
 def integral(scene: Scene, nodes: int = NODES) -> LossModel:
     """Return the additive loss model of the module's formula."""
     shares, loss = layer_shares(scene, nodes)
-    return additive(loss.mean(), damages(shares.mean(0), scene), shares.shape[0] * scene.spec.probes.shape[1])
+    return additive(
+        loss.mean(), damages(shares.mean(0), scene), shares.shape[0] * scene.spec.probes.shape[1]
+    )
 
 
 def damages(share: Array, scene: Scene) -> Array:
-    """Return damage [L, K] of shares [L]; a layer whose context has no error is taken to have none at any fidelity."""
+    """Return damage [L, K] of shares [L].
+
+    A layer whose context has no error is taken to have none at any fidelity.
+    """
     here = scene.output_error[:, [scene.menu.context]]
-    ratio = np.divide(scene.output_error, here, out=np.ones_like(scene.output_error), where=here > 0)
+    ratio = np.divide(
+        scene.output_error, here, out=np.ones_like(scene.output_error), where=here > 0
+    )
     return np.asarray(share[:, None] * (ratio - 1), dtype=np.float64)
 
 
 def layer_shares(scene: Scene, nodes: int = NODES) -> tuple[Array, Array]:
     """Return (shares [windows, L], KL of the context [windows]) in [nats/token], of the probe windows that were used.
 
-    Batches are taken in order. At the node nearest to the context, probing ends when all are used or, tested after every second
-    one, the mean shares of every second batch agree with those of the others, see `STABLE`; other nodes use the same batches.
+    Batches are taken in order. At the node nearest to the context, probing ends when all are used
+    or, tested after every second one, the mean shares of every second batch agree with those of the
+    others, see `STABLE`; other nodes use the same batches.
     """
     batches = torch.split(scene.spec.probes, scene.spec.batch)
     originals = torch.split(scene.original_states, scene.spec.batch)
@@ -61,14 +74,26 @@ def layer_shares(scene: Scene, nodes: int = NODES) -> tuple[Array, Array]:
         _go_along_path(scene, point)
         shares: list[Array] = []
         for index in range(used):
-            shares.append(_batch_shares(scene, f"shares-{node}-{index:04d}", batches[index], originals[index], point, room))
+            shares.append(
+                _batch_shares(
+                    scene,
+                    f"shares-{node}-{index:04d}",
+                    batches[index],
+                    originals[index],
+                    point,
+                    room,
+                )
+            )
             scene.on_progress(turn * len(batches) + index + 1, steps)
             if turn == 0 and _agree(shares):
                 used = index + 1
                 break
         total = total + float(weights[node]) / 2 * np.concatenate(shares)
     scene.put_all(scene.menu.fidelities[scene.menu.context])
-    losses = [context_loss(scene, f"loss-{index:04d}", batches[index], originals[index]) for index in range(used)]
+    losses = [
+        context_loss(scene, f"loss-{index:04d}", batches[index], originals[index])
+        for index in range(used)
+    ]
     scene.on_progress(steps, steps)
     return np.asarray(total, dtype=np.float64), np.concatenate(losses)
 
@@ -78,7 +103,11 @@ def context_loss(scene: Scene, part: str, batch: Tensor, original: Tensor) -> Ar
     runner = scene.runner
 
     def measure() -> dict[str, Tensor]:
-        return {"loss": divergence(runner, batch, runner.head_input(batch, runner.enter(batch), 0), original)[0]}
+        return {
+            "loss": divergence(
+                runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
+            )[0]
+        }
 
     return np.asarray(kept(scene.parts, part, measure)["loss"].double().numpy(), dtype=np.float64)
 
@@ -100,7 +129,9 @@ def _go_along_path(scene: Scene, point: float) -> None:
         linear.weight.data = torch.lerp(original, linear.weight.data, point)
 
 
-def _batch_shares(scene: Scene, part: str, batch: Tensor, original: Tensor, point: float, room: Room) -> Array:
+def _batch_shares(
+    scene: Scene, part: str, batch: Tensor, original: Tensor, point: float, room: Room
+) -> Array:
     """Return <dKL/dW, E> of each window and layer at a point of the path, [windows, L]."""
     runner = scene.runner
 
@@ -111,5 +142,7 @@ def _batch_shares(scene: Scene, part: str, batch: Tensor, original: Tensor, poin
         gradient = lambda states: divergence(runner, batch[some], states, original[some])[1]  # noqa: E731
         return inner_products(runner, batch[some], gradient, scene.layers, 1, error)
 
-    found = kept(scene.parts, part, lambda: {"products": room.cat(products, len(batch))})["products"]
+    found = kept(scene.parts, part, lambda: {"products": room.cat(products, len(batch))})[
+        "products"
+    ]
     return np.asarray(found[:, :, 0].numpy(), dtype=np.float64)

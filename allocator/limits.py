@@ -1,4 +1,7 @@
-"""Whether anything is within further limits, and what is: a small integer program, solved by HiGHS."""
+"""Whether anything is within further limits, and what is.
+
+A small integer program, solved by HiGHS.
+"""
 
 import numpy as np
 
@@ -10,26 +13,33 @@ _SECONDS = 10.0
 """Time that the integer program is given; it takes milliseconds unless limits are very tight."""
 
 _FIRST = 1e-9
-"""Relative gap at which the smallest choice counts as found; a plan within limits is found at the first that is."""
+"""Relative gap at which the smallest choice counts as found.
+
+A plan within limits is found at the first that is.
+"""
 
 
 def smallest_choice(program: Program) -> Choice:
     """Return the choice of least bytes within the further limits.
 
     Raises:
-        LimitInfeasible: there is none, or none was found in time; names the limit that cannot be met, or all of them.
+        LimitInfeasible: there is none, or none was found in time; names the limit that cannot be
+            met, or all of them.
     """
     for limit in program.limits:
         least = float(np.where(program.allowed, limit.cost, np.inf).min(axis=1).sum())
         if least > limit.most * (1 + 1e-12):
             raise LimitInfeasible(
-                f"limit {limit.name!r} of {limit.most:.10g} {limit.unit} cannot be met: the least that a plan can use is "
+                f"limit {limit.name!r} of {limit.most:.10g} {limit.unit} cannot be met: the least "
+                "that a plan can use is "
                 f"{least:.10g} {limit.unit}"
             )
     found = _solve(program, program.sizes / program.sizes.max(), None, _FIRST)
     if found is None:
         names = ", ".join(repr(limit.name) for limit in program.limits)
-        raise LimitInfeasible(f"no plan was found within the limits {names} together; loosen one of them")
+        raise LimitInfeasible(
+            f"no plan was found within the limits {names} together; loosen one of them"
+        )
     return found
 
 
@@ -61,5 +71,7 @@ def _solve(program: Program, cost: Array, budget_bytes: int | None, gap: float) 
         return None
     choice = found.x.reshape(groups, menu).argmax(axis=1).astype(np.int64)
     places = np.arange(groups)
-    exact = all(row[places, choice].sum() <= amount * (1 + 1e-12) for row, amount in rows)  # HiGHS allows a millionth more
+    exact = all(
+        row[places, choice].sum() <= amount * (1 + 1e-12) for row, amount in rows
+    )  # HiGHS allows a millionth more
     return choice if exact else None

@@ -1,12 +1,13 @@
 """The `noise` signal: how much relative random error each layer bears, whatever the quantizer.
 
-One layer at a time of the original model gets Gaussian noise of relative size t, and the KL of the output, second-order in the
-change, is fitted through the origin over a few levels: alpha_l = sum KL(t) t^2 / sum t^4. Then
+One layer at a time of the original model gets Gaussian noise of relative size t, and the KL of the
+output, second-order in the change, is fitted through the origin over a few levels: alpha_l = sum
+KL(t) t^2 / sum t^4. Then
 
     damage[l, k] = alpha_l * weight_error[l, k]
 
-with weight_error = |E|^2 / |W|^2. Source: HIGGS and its linearity theorem, arXiv 2411.17525, sections 3 and 5, with KL for
-perplexity. The context is the original model.
+with weight_error = |E|^2 / |W|^2. Source: HIGGS and its linearity theorem, arXiv 2411.17525,
+sections 3 and 5, with KL for perplexity. The context is the original model.
 
 Cost: L forward passes over the probes for each level, from the changed block on.
 """
@@ -36,16 +37,24 @@ def layer_alphas(scene: Scene) -> Array:
     runner, probes = scene.runner, scene.spec.probes
     scene.put_all(None)
     generator = torch.Generator().manual_seed(scene.spec.seed)
-    metric = output_metric(runner, probes, scene.original_states, scene.original_states, WIDTH, generator)
+    metric = output_metric(
+        runner, probes, scene.original_states, scene.original_states, WIDTH, generator
+    )
     levels = np.array(LEVELS)
     states, alphas = runner.enter(probes), []
     for index in range(len(runner.blocks)):
 
         def measure(index: int = index, hidden: Tensor = states) -> dict[str, Tensor]:
             rows = [row for row, layer in enumerate(scene.layers) if layer.block == index]
-            return {"loss": torch.tensor([_losses(scene, row, hidden, metric) for row in rows], dtype=torch.float64)}
+            return {
+                "loss": torch.tensor(
+                    [_losses(scene, row, hidden, metric) for row in rows], dtype=torch.float64
+                )
+            }
 
-        losses = kept(scene.parts, f"noise-{index:04d}", measure)["loss"].numpy()  # [layers, levels]
+        losses = kept(scene.parts, f"noise-{index:04d}", measure)[
+            "loss"
+        ].numpy()  # [layers, levels]
         alphas.append(losses @ levels**2 / (levels**4).sum())
         states = runner.blocks_between(probes, states, index, index + 1)
         scene.on_progress(index + 1, len(runner.blocks))
@@ -62,7 +71,9 @@ def _losses(scene: Scene, row: int, hidden: Tensor, metric: OutputMetric) -> lis
         draw = torch.randn(original.shape, generator=generator).to(original)
         size = level * float(original.float().norm()) / original.numel() ** 0.5
         get_linear(scene.runner.model, layer.name).weight.data = original + size * draw
-        change = scene.runner.head_input(scene.spec.probes, hidden, layer.block) - scene.original_states
+        change = (
+            scene.runner.head_input(scene.spec.probes, hidden, layer.block) - scene.original_states
+        )
         _, sketch = metric.measure(change.float().flatten(0, 1))
         losses.append(float(sketch.square().sum() / len(sketch) / 2))
     scene.put(layer, None)

@@ -1,8 +1,9 @@
 """The `output` signal: how each layer alone moves the model's output, and how these moves couple.
 
-One layer at a time takes each end of the menu, the others staying in the context, or as they were with `in_original`. The change of
-what enters the head is measured by the output metric (`allocator.sketch`): its first-order term, and a sketch whose Gram matrix is
-the coupling of all pairs of layers. Only the blocks from the changed one on are run.
+One layer at a time takes each end of the menu, the others staying in the context, or as they were
+with `in_original`. The change of what enters the head is measured by the output metric
+(`allocator.sketch`): its first-order term, and a sketch whose Gram matrix is the coupling of all
+pairs of layers. Only the blocks from the changed one on are run.
 
 Cost: 2 L forward passes over the probes, from the changed block on.
 """
@@ -16,7 +17,10 @@ from allocator.scene import LossModel, Scene, kept
 from allocator.sketch import OutputMetric, output_metric
 
 WIDTH = 16
-"""Numbers kept for each token's output change; more change the coupling by less than other probe windows do."""
+"""Numbers kept for each token's output change.
+
+More change the coupling by less than other probe windows do.
+"""
 
 
 def output(scene: Scene) -> LossModel:
@@ -49,10 +53,16 @@ def end_effects(scene: Scene) -> Effects:
         sketches.append(stored["sketch"])
         scene.on_progress(index + 1, len(runner.blocks))
     scene.put_all(scene.menu.fidelities[scene.menu.context])
-    return Effects(torch.cat(firsts).double().numpy(), torch.cat(sketches), float(np.maximum(metric.kl.mean(), 0)))
+    return Effects(
+        torch.cat(firsts).double().numpy(),
+        torch.cat(sketches),
+        float(np.maximum(metric.kl.mean(), 0)),
+    )
 
 
-def _block_effects(scene: Scene, index: int, hidden: Tensor, context: Tensor, metric: OutputMetric) -> dict[str, Tensor]:
+def _block_effects(
+    scene: Scene, index: int, hidden: Tensor, context: Tensor, metric: OutputMetric
+) -> dict[str, Tensor]:
     stored = scene.block(index)
     ends = scene.menu.fidelities[0], scene.menu.fidelities[-1]
     here = scene.menu.fidelities[scene.menu.context]
@@ -61,7 +71,11 @@ def _block_effects(scene: Scene, index: int, hidden: Tensor, context: Tensor, me
         forms = stored.weights[layer.name]
         for end in ends:
             scene.put(layer, forms[end.name])
-            change = (scene.runner.head_input(scene.spec.probes, hidden, index) - context).float().flatten(0, 1)
+            change = (
+                (scene.runner.head_input(scene.spec.probes, hidden, index) - context)
+                .float()
+                .flatten(0, 1)
+            )
             first, sketch = metric.measure(change)
             firsts.append(first.cpu())
             sketches.append(sketch.flatten().cpu())

@@ -1,4 +1,6 @@
-"""The allocation program as a reader of textbooks would write it, in CVXPY: the reference that the fast path is tested against.
+"""The allocation program as a reader of textbooks would write it, in CVXPY.
+
+The reference that the fast path is tested against.
 
     minimise    linear . x + 1/2 |y|^2
     subject to  y = sum_g base[:, g] spans[g]' x[g]       the joint effect on the output, one number for each direction of it
@@ -6,8 +8,9 @@
                 x = 0 where not allowed
                 sizes . x <= budget,  cost . x <= most    for every further limit
 
-Only the budget is a parameter, so a compiled problem is solved again for another budget without being built anew. What-ifs do not
-come here: `allocator.curve` answers them, with the same optimum, without CVXPY.
+Only the budget is a parameter, so a compiled problem is solved again for another budget without
+being built anew. What-ifs do not come here: `allocator.curve` answers them, with the same optimum,
+without CVXPY.
 """
 
 import warnings
@@ -48,31 +51,42 @@ class AllocationProblem:
         """Build and check the program.
 
         Raises:
-            FormulationError: it is not a convex program with parameters where parameters may be (DPP).
+            FormulationError: it is not a convex program with parameters where parameters may be
+                (DPP).
         """
         self._program, self._loss_unit = program, program.scale()
         self._byte_unit = float(program.sizes.max())
         self._share = cp.Variable(program.sizes.shape, nonneg=True)
         self._budget = cp.Parameter(nonneg=True)
-        self._within = cp.sum(cp.multiply(program.sizes / self._byte_unit, self._share)) <= self._budget
+        self._within = (
+            cp.sum(cp.multiply(program.sizes / self._byte_unit, self._share)) <= self._budget
+        )
         objective = cp.sum(cp.multiply(program.linear / self._loss_unit, self._share))
         constraints = [cp.sum(self._share, axis=1) == 1, self._within]
         if not program.allowed.all():
             constraints.append(cp.multiply(~program.allowed, self._share) == 0)
         for limit in program.limits:
             unit = float(limit.cost.max()) or 1.0
-            constraints.append(cp.sum(cp.multiply(limit.cost / unit, self._share)) <= limit.most / unit)
+            constraints.append(
+                cp.sum(cp.multiply(limit.cost / unit, self._share)) <= limit.most / unit
+            )
         if program.rank:
             effect = cp.Variable(program.rank)
             flat = cp.reshape(self._share, (program.sizes.size,), order="C")
-            columns = np.einsum("rgd,gkd->rgk", program.base, program.spans).reshape(program.rank, -1)
+            columns = np.einsum("rgd,gkd->rgk", program.base, program.spans).reshape(
+                program.rank, -1
+            )
             objective += cp.sum_squares(effect) / 2
             constraints.append(effect == (columns / self._loss_unit**0.5) @ flat)
         self._problem = cp.Problem(cp.Minimize(objective), constraints)
         if not self._problem.is_dcp(dpp=True):
-            raise FormulationError("the allocation program is not a disciplined parametrised convex program")
+            raise FormulationError(
+                "the allocation program is not a disciplined parametrised convex program"
+            )
 
-    def solve(self, budget_bytes: int, solver: str | None = cp.CLARABEL, **options: Any) -> RelaxedSolution:
+    def solve(
+        self, budget_bytes: int, solver: str | None = cp.CLARABEL, **options: Any
+    ) -> RelaxedSolution:
         """Return the relaxed optimum within `budget_bytes`, by a solver of CVXPY's, None being its default.
 
         Raises:
@@ -81,7 +95,9 @@ class AllocationProblem:
         self._budget.value = budget_bytes / self._byte_unit
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # of an inaccurate solution, which the status says too
+                warnings.simplefilter(
+                    "ignore", UserWarning
+                )  # of an inaccurate solution, which the status says too
                 self._problem.solve(solver=solver, **options)
         except cp.SolverError as err:
             raise SolverFailed(f"{solver} failed: {err}") from err

@@ -1,12 +1,16 @@
-"""What was measured of a model: the effect of every layer at every fidelity, how effects add up, and exact bytes.
+"""What was measured of a model.
 
-The loss of a plan is modelled around a context: a uniform plan, or the original. With x[l, k] = 1 where layer l has fidelity k,
+The effect of every layer at every fidelity, how effects add up, and exact bytes.
+
+The loss of a plan is modelled around a context: a uniform plan, or the original. With x[l, k] = 1
+where layer l has fidelity k,
 
     loss(x) = context_loss + linear . x + 1/2 |factor x|^2      [nats/token]
 
-where the loss is the KL divergence from the original model on probe text. Column (l, k) of `factor` is the effect that this one
-change has on the model's output, so the Gram matrix factor' factor is the coupling of all pairs of layers, positive semidefinite
-by construction; a signal in which damages just add up leaves it empty. The context's own columns are zero.
+where the loss is the KL divergence from the original model on probe text. Column (l, k) of `factor`
+is the effect that this one change has on the model's output, so the Gram matrix factor' factor is
+the coupling of all pairs of layers, positive semidefinite by construction; a signal in which
+damages just add up leaves it empty. The context's own columns are zero.
 """
 
 import io
@@ -27,13 +31,23 @@ from quantizer.plan import LayerSpec, Plan
 
 SCHEMA = "bitwright.profile/2"
 VALIDITY = {"integral": (0.15, 0.45)}
-"""By signal, the shares of its context's bytes by which a plan may be smaller and larger; further away it is another model."""
+"""By signal, the shares of its context's bytes by which a plan may be smaller and larger.
+
+Further away it is another model.
+"""
 _VALIDITY = (0.12, 0.12)
 COUPLINGS = ("none", "block", "full")
 
 _UNREADABLE = (
     *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, QuantizerError),
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OverflowError, SyntaxError),
+    *(
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        OverflowError,
+        SyntaxError,
+    ),
 )
 """What reading damaged documents can raise, the zip archive of the arrays included."""
 
@@ -53,17 +67,20 @@ class Profile:
         signal: how effects were measured, a name in `allocator.signals.SIGNALS`.
         layers: the layers, in order.
         fidelities: the menu, in order.
-        context: index in the menu of the uniform plan that effects were measured in; None for the original model.
+        context: index in the menu of the uniform plan that effects were measured in; None for the
+            original model.
         context_loss: KL of that plan, [nats/token].
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
-        truncation: share of the products between layers that the rank leaves out, see `allocator.coupling`.
+        truncation: share of the products between layers that the rank leaves out, see
+            `allocator.coupling`.
         tokens: calibration tokens that effects were measured on.
         model_sha256: digest of the model.
         calibration_sha256: digest of the calibration windows.
 
     Raises:
-        ProfileError: shapes disagree, a value is not finite, or a layer holds no bytes; names the layer.
+        ProfileError: shapes disagree, a value is not finite, or a layer holds no bytes; names the
+            layer.
     """
 
     signal: str
@@ -84,30 +101,44 @@ class Profile:
         columns = shape[0] * shape[1]
         if self.linear.shape != shape or self.factor.ndim != 2 or self.factor.shape[1] != columns:  # noqa: PLR2004
             raise ProfileError(
-                f"effects of shape {self.linear.shape}, {self.factor.shape} for {shape[0]} layers, {shape[1]} fidelities"
+                f"effects of shape {self.linear.shape}, {self.factor.shape} for {shape[0]} "
+                f"layers, {shape[1]} fidelities"
             )
         finite = np.isfinite(self.linear) & np.isfinite(self.factor).all(axis=0).reshape(shape)
         if not finite.all():
             layer = self.layers[int(np.argwhere(~finite)[0, 0])]
-            raise ProfileError(f"effects of layer {layer.name!r} are not finite; profile the model anew")
+            raise ProfileError(
+                f"effects of layer {layer.name!r} are not finite; profile the model anew"
+            )
         for layer in self.layers:
             if layer.out_features < 1 or layer.in_features < 1:
                 raise ProfileError(
-                    f"layer {layer.name!r} has the shape {layer.out_features} x {layer.in_features}, which holds no bytes"
+                    f"layer {layer.name!r} has the shape {layer.out_features} x "
+                    f"{layer.in_features}, which holds no bytes"
                 )
         if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
-            raise ProfileError(f"context loss {self.context_loss!r} is not a finite number; profile the model anew")
+            raise ProfileError(
+                f"context loss {self.context_loss!r} is not a finite number; profile the model anew"
+            )
         if not isinstance(self.signal, str) or not isinstance(self.context, int | None):
-            raise ProfileError(f"signal {self.signal!r} in context {self.context!r}: a name and an index, or no index, are needed")
+            raise ProfileError(
+                f"signal {self.signal!r} in context {self.context!r}: a name and an index, or no "
+                "index, are needed"
+            )
         if self.context is not None and not 0 <= self.context < shape[1]:
-            raise ProfileError(f"context {self.context} is not on the menu of {shape[1]} fidelities")
+            raise ProfileError(
+                f"context {self.context} is not on the menu of {shape[1]} fidelities"
+            )
 
     @property
     def weight_bytes(self) -> NDArray[np.int64]:
         """Exact bytes of each layer at each fidelity, [L, K]."""
         return np.array(
             [
-                [fidelity.weight_bytes(layer.out_features, layer.in_features) for fidelity in self.fidelities]
+                [
+                    fidelity.weight_bytes(layer.out_features, layer.in_features)
+                    for fidelity in self.fidelities
+                ]
                 for layer in self.layers
             ],
             dtype=np.int64,
@@ -115,7 +146,10 @@ class Profile:
 
     @property
     def budget_range(self) -> tuple[int, int]:
-        """Smallest and largest plan for which the context is near enough, in bytes; none is for the original as the context."""
+        """Smallest and largest plan for which the context is near enough, in bytes.
+
+        None is for the original as the context.
+        """
         sizes = self.weight_bytes
         if self.context is None:
             return 0, 0
@@ -132,7 +166,9 @@ class Profile:
             ProfileError: `coupling` is another word.
         """
         if coupling not in COUPLINGS:
-            raise ProfileError(f"coupling {coupling!r} does not exist; use one of {', '.join(COUPLINGS)}")
+            raise ProfileError(
+                f"coupling {coupling!r} does not exist; use one of {', '.join(COUPLINGS)}"
+            )
         if coupling == "full" or not len(self.factor):
             return self
         if coupling == "none":
@@ -163,13 +199,18 @@ class Profile:
         return self.loss_of_shares(share)
 
     def loss_of_shares(self, share: Array) -> float:
-        """Return the modelled loss of a mix, [nats/token]; `share` [L, K] has rows that sum to 1."""
+        """Return the modelled loss of a mix, [nats/token].
+
+        `share` [L, K] has rows that sum to 1.
+        """
         effect = self.factor @ share.ravel()
         return float(self.context_loss + (self.linear * share).sum() + effect @ effect / 2)
 
     def plan(self, choice: Sequence[int] | NDArray[np.int64]) -> Plan:
         """Return the plan with these menu indices, [L]."""
-        return Plan(self.layers, tuple(self.fidelities[index] for index in np.asarray(choice).tolist()))
+        return Plan(
+            self.layers, tuple(self.fidelities[index] for index in np.asarray(choice).tolist())
+        )
 
     def dumps(self) -> tuple[bytes, bytes]:
         """Return (JSON document, npz arrays); `loads` reads them back."""
@@ -184,7 +225,12 @@ class Profile:
             "truncation": self.truncation,
             "tokens": self.tokens,
             "layers": [
-                {"name": layer.name, "block": layer.block, "kind": layer.kind, "shape": [layer.out_features, layer.in_features]}
+                {
+                    "name": layer.name,
+                    "block": layer.block,
+                    "kind": layer.kind,
+                    "shape": [layer.out_features, layer.in_features],
+                }
                 for layer in self.layers
             ],
         }
@@ -202,12 +248,17 @@ class Profile:
         try:
             values: dict[str, Any] = json.loads(head)
             if values["schema"] != SCHEMA:
-                raise ProfileError(f"profile schema {values['schema']!r}; this version reads {SCHEMA!r}")
+                raise ProfileError(
+                    f"profile schema {values['schema']!r}; this version reads {SCHEMA!r}"
+                )
             with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
                 linear, factor = stored["linear"], stored["factor"]
             return cls(
                 signal=values["signal"],
-                layers=tuple(LayerSpec(row["name"], row["block"], row["kind"], *row["shape"]) for row in values["layers"]),
+                layers=tuple(
+                    LayerSpec(row["name"], row["block"], row["kind"], *row["shape"])
+                    for row in values["layers"]
+                ),
                 fidelities=tuple(Fidelity.parse(name) for name in values["fidelities"]),
                 context=values["context"],
                 context_loss=values["context_loss"],

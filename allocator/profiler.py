@@ -17,7 +17,10 @@ from quantizer.plan import LayerSpec
 from quantizer.runner import BlockRunner
 
 METHOD = "profile-5"
-"""Names what this module and the signals compute; a change of their results gets a new name, so that no stale profile is reused."""
+"""Names what this module and the signals compute.
+
+A change of their results gets a new name, so that no stale profile is reused.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,32 @@ def profile_model(
     signal = find_signal(spec.signal)
     probes = torch.split(spec.probes, spec.batch)
     states = kept(
-        parts, "original", lambda: {"states": torch.cat([runner.head_input(batch, runner.enter(batch), 0) for batch in probes])}
+        parts,
+        "original",
+        lambda: {
+            "states": torch.cat(
+                [runner.head_input(batch, runner.enter(batch), 0) for batch in probes]
+            )
+        },
     )["states"].to(spec.probes.device)
-    originals = {layer.name: get_linear(runner.model, layer.name).weight.data.clone() for layer in layers}
+    originals = {
+        layer.name: get_linear(runner.model, layer.name).weight.data.clone() for layer in layers
+    }
     forms = forms or parts
     make_forms(runner, layers, menu, calibration, forms, progress.quantize)
     errors = _errors(layers, menu, forms)
-    scene = Scene(runner, tuple(layers), menu, spec, *errors, originals, states, forms, parts, progress.measure)
+    scene = Scene(
+        runner,
+        tuple(layers),
+        menu,
+        spec,
+        *errors,
+        originals,
+        states,
+        forms,
+        parts,
+        progress.measure,
+    )
     model = signal(scene)
     return Profile(
         signal=spec.signal,
@@ -98,12 +120,18 @@ def make_forms(
 ) -> None:
     """Make every fidelity of the menu of every layer, in the menu's context, and leave the model in it.
 
-    Errors of all are kept in `forms`, and the stored forms of the context and of the ends of the menu, or with `keep_all` of all
-    fidelities. What is there is not made again.
+    Errors of all are kept in `forms`, and the stored forms of the context and of the ends of the
+    menu, or with `keep_all` of all fidelities. What is there is not made again.
     """
-    stored = tuple(dict.fromkeys((*stored_forms(menu), *menu.fidelities))) if keep_all else stored_forms(menu)
+    stored = (
+        tuple(dict.fromkeys((*stored_forms(menu), *menu.fidelities)))
+        if keep_all
+        else stored_forms(menu)
+    )
     choices = dict.fromkeys((layer.name for layer in layers), stored)
-    quantize_blocks(runner, layers, choices, calibration, forms, on_progress, scored=menu.fidelities)
+    quantize_blocks(
+        runner, layers, choices, calibration, forms, on_progress, scored=menu.fidelities
+    )
 
 
 def _errors(layers: Sequence[LayerSpec], menu: Menu, parts: PartStore) -> tuple[Array, Array]:
@@ -114,5 +142,10 @@ def _errors(layers: Sequence[LayerSpec], menu: Menu, parts: PartStore) -> tuple[
         block = read_block(parts, members, {layer.name: () for layer in members}, index)
         if block is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
-        rows += [[block.errors[layer.name][fidelity.name] for fidelity in menu.fidelities] for layer in members]
-    return np.array([[e.output for e in row] for row in rows]), np.array([[e.weight for e in row] for row in rows])
+        rows += [
+            [block.errors[layer.name][fidelity.name] for fidelity in menu.fidelities]
+            for layer in members
+        ]
+    return np.array([[e.output for e in row] for row in rows]), np.array(
+        [[e.weight for e in row] for row in rows]
+    )

@@ -1,4 +1,6 @@
-"""The allocation program in numbers: what may be chosen for each group of layers, what it does, and what it takes.
+"""The allocation program in numbers.
+
+What may be chosen for each group of layers, what it does, and what it takes.
 
     minimise    loss(x) = constant + linear . x + 1/2 |y|^2
     where       u[g] = spans[g]' x[g]                     a group's effect, in the few directions that it can move in
@@ -7,8 +9,9 @@
                 x = 0 where not allowed
                 sizes . x <= budget,  cost . x <= most    for every further limit
 
-A group is a layer, or several that must agree: their effects and costs add up. As x is 0 or 1 on every group, all of a group's own
-effect may stand in `linear`; what stands in `base` makes the relaxation weaker the more it belongs to one group alone.
+A group is a layer, or several that must agree: their effects and costs add up. As x is 0 or 1 on
+every group, all of a group's own effect may stand in `linear`; what stands in `base` makes the
+relaxation weaker the more it belongs to one group alone.
 """
 
 from collections.abc import Sequence
@@ -51,7 +54,8 @@ class Program:
         members: indices of the layers of each of G groups.
         constant: loss of the context, [nats/token].
         linear: float64 [G, K], [nats/token].
-        base: float64 [rank, G, D], [sqrt(nats/token)]; D directions at most in which a group's effect can move.
+        base: float64 [rank, G, D], [sqrt(nats/token)]; D directions at most in which a group's
+            effect can move.
         spans: float64 [G, K, D], where fidelity k stands along them.
         sizes: int64 [G, K], bytes.
         allowed: bool [G, K], at least one in each row.
@@ -73,16 +77,23 @@ class Program:
 
         Args:
             profile: effects and sizes.
-            groups: indices of layers that must agree, each layer in one group; None lets each layer choose alone.
+            groups: indices of layers that must agree, each layer in one group; None lets each layer
+                choose alone.
         """
         layers, menu = profile.linear.shape
-        members = tuple((at,) for at in range(layers)) if groups is None else tuple(tuple(group) for group in groups)
+        members = (
+            tuple((at,) for at in range(layers))
+            if groups is None
+            else tuple(tuple(group) for group in groups)
+        )
         effect = np.ascontiguousarray(profile.factor.reshape(-1, layers, menu))
         sizes, linear = profile.weight_bytes, profile.linear
         if groups is not None:
             order = [at for group in members for at in group]
             starts = np.cumsum([0, *(len(group) for group in members[:-1])])
-            linear, sizes = (np.add.reduceat(values[order], starts, axis=0) for values in (linear, sizes))
+            linear, sizes = (
+                np.add.reduceat(values[order], starts, axis=0) for values in (linear, sizes)
+            )
             effect = np.add.reduceat(effect[:, order], starts, axis=1)
         base, spans = _directions(effect)
         allowed = np.ones(linear.shape, dtype=np.bool_)
@@ -139,11 +150,17 @@ class Program:
 
     def smallest_sizes(self) -> Bytes:
         """Return the bytes of the smallest fidelity that each group may have, int64 [G]."""
-        return np.asarray(np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).min(axis=1), dtype=np.int64)
+        return np.asarray(
+            np.where(self.allowed, self.sizes, np.iinfo(np.int64).max).min(axis=1), dtype=np.int64
+        )
 
     def scale(self) -> float:
         """Return the largest loss that a group alone can change, to measure what is negligible by."""
-        own = np.square(np.einsum("rgd,gkd->rgk", self.base, self.spans)).sum(axis=0) if self.rank else 0.0
+        own = (
+            np.square(np.einsum("rgd,gkd->rgk", self.base, self.spans)).sum(axis=0)
+            if self.rank
+            else 0.0
+        )
         return float(np.abs(self.linear + own / 2).max()) or 1.0
 
     def per_layer(self, choice: Choice) -> Choice:

@@ -15,8 +15,8 @@ _LARGEST_PRICE, _BISECTIONS = 1e4, 80
 def random_plans(profile: Profile, budget_bytes: int, count: int, seed: int) -> list[Choice]:
     """Return menu indices [L] of `count` plans, each as large as its share of the budget allows.
 
-    By turns, plans are drawn layer by layer, which mixes good and bad choices evenly, and with preferences for kinds of layers and
-    for ranges of blocks, as real plans have them.
+    By turns, plans are drawn layer by layer, which mixes good and bad choices evenly, and with
+    preferences for kinds of layers and for ranges of blocks, as real plans have them.
 
     Args:
         profile: layers and menu; what it measured is not used.
@@ -26,7 +26,11 @@ def random_plans(profile: Profile, budget_bytes: int, count: int, seed: int) -> 
     """
     rng = np.random.default_rng(seed)
     return [
-        _fitted(profile, _scores(profile, rng, structured=bool(turn % 2)), int(SPREAD[turn // 2 % len(SPREAD)] * budget_bytes))
+        _fitted(
+            profile,
+            _scores(profile, rng, structured=bool(turn % 2)),
+            int(SPREAD[turn // 2 % len(SPREAD)] * budget_bytes),
+        )
         for turn in range(count)
     ]
 
@@ -42,7 +46,9 @@ def _scores(profile: Profile, rng: np.random.Generator, *, structured: bool) -> 
     weights = np.array([layer.weights for layer in profile.layers])[:, None]
     liking = np.array(
         [
-            taste[layer.kind] + np.sin(phase + 2 * np.pi * waves * layer.block / blocks) + rng.standard_normal() / 2
+            taste[layer.kind]
+            + np.sin(phase + 2 * np.pi * waves * layer.block / blocks)
+            + rng.standard_normal() / 2
             for layer in profile.layers
         ]
     )[:, None]

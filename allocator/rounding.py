@@ -11,7 +11,10 @@ from allocator.profile import Array
 from allocator.program import Bytes, Choice, Program
 
 FILLED = 1e-3
-"""A plan may leave this share of its budget unused; else changes that fit are made, best loss per byte first, see `FILL_RISE`."""
+"""A plan may leave this share of its budget unused.
+
+Else changes that fit are made, best loss per byte first, see `FILL_RISE`.
+"""
 
 FILL_RISE = 1e-3
 """Filling up may raise the modelled loss by this share of it, which is within the noise of any profile; more bytes that the model
@@ -44,7 +47,12 @@ class _Tables:
         base = program.base.transpose(1, 0, 2)
         gram = base.transpose(0, 2, 1) @ base
         half_norm = np.einsum("gkd,gde,gke->gk", program.spans, gram, program.spans) / 2
-        return cls(np.ascontiguousarray(program.flat_base), gram, program.linear + half_norm, _GAIN * program.scale())
+        return cls(
+            np.ascontiguousarray(program.flat_base),
+            gram,
+            program.linear + half_norm,
+            _GAIN * program.scale(),
+        )
 
 
 class Rounder:
@@ -58,8 +66,9 @@ class Rounder:
     def round(self, share: Array, price: float, budget_bytes: int) -> Choice:
         """Return a choice within all limits, near `share` and locally optimal.
 
-        Starting from the largest share of each group, groups are lowered until all limits hold; then single changes and pairs of
-        changes are made while one lowers the modelled loss; then what is left of the budget is spent, see `FILLED`.
+        Starting from the largest share of each group, groups are lowered until all limits hold;
+        then single changes and pairs of changes are made while one lowers the modelled loss; then
+        what is left of the budget is spent, see `FILLED`.
 
         Args:
             share: relaxed solution, [G, K].
@@ -85,7 +94,9 @@ class Rounder:
         program = self.program
         found = choice_within(program, program.gradient(program.effect(share)), budget_bytes)
         if found is None:
-            raise LimitInfeasible("no plan was found within the budget and all limits together; loosen one of them")
+            raise LimitInfeasible(
+                "no plan was found within the budget and all limits together; loosen one of them"
+            )
         return found
 
 
@@ -105,9 +116,13 @@ class Position:
         self.program, self.tables, self.choice = program, tables, choice.copy()
         self._rows = np.arange(program.groups)
         here = program.spans[self._rows, self.choice]
-        self._pull = (tables.base @ here.ravel() @ tables.base).reshape(here.shape) if program.rank else here
+        self._pull = (
+            (tables.base @ here.ravel() @ tables.base).reshape(here.shape) if program.rank else here
+        )
         self.used = program.used_bytes(self.choice)
-        self.spent = np.array([limit.cost[self._rows, self.choice].sum() for limit in program.limits])
+        self.spent = np.array(
+            [limit.cost[self._rows, self.choice].sum() for limit in program.limits]
+        )
 
     def losses(self) -> Array:
         """Return the loss change of every single change, [G, K]; infinite where not allowed."""
@@ -115,7 +130,9 @@ class Position:
         loss = self.tables.own
         if program.rank:
             here = program.spans[rows, choice][:, :, None]
-            loss = loss + (program.spans @ (self._pull[:, :, None] - self.tables.gram @ here))[:, :, 0]
+            loss = (
+                loss + (program.spans @ (self._pull[:, :, None] - self.tables.gram @ here))[:, :, 0]
+            )
         return np.where(program.allowed, loss - loss[rows, choice][:, None], np.inf)
 
     def sizes(self) -> Bytes:
@@ -127,7 +144,10 @@ class Position:
         """Return which single changes lead to a choice within all limits, [G, K]."""
         fits = np.asarray(sizes <= budget_bytes - self.used, dtype=np.bool_)
         for limit, spent in zip(self.program.limits, self.spent, strict=True):
-            fits &= limit.cost - limit.cost[self._rows, self.choice][:, None] <= limit.most * (1 + 1e-12) - spent
+            fits &= (
+                limit.cost - limit.cost[self._rows, self.choice][:, None]
+                <= limit.most * (1 + 1e-12) - spent
+            )
         return fits
 
     def move(self, group: int, option: int) -> None:
@@ -135,20 +155,29 @@ class Position:
         program, before = self.program, int(self.choice[group])
         step = program.spans[group, option] - program.spans[group, before]
         if program.rank:
-            self._pull += (program.base[:, group] @ step @ self.tables.base).reshape(self._pull.shape)
+            self._pull += (program.base[:, group] @ step @ self.tables.base).reshape(
+                self._pull.shape
+            )
         self.used += int(program.sizes[group, option] - program.sizes[group, before])
-        self.spent += np.array([limit.cost[group, option] - limit.cost[group, before] for limit in program.limits])
+        self.spent += np.array(
+            [limit.cost[group, option] - limit.cost[group, before] for limit in program.limits]
+        )
         self.choice[group] = option
 
     def effects(self, groups: NDArray[np.int64], options: NDArray[np.int64]) -> Array:
         """Return the change of the joint effect by each of N changes, [rank, N]."""
         spans = self.program.spans
         steps = spans[groups, options] - spans[groups, self.choice[groups]]
-        return np.asarray(np.einsum("rnd,nd->rn", self.program.base[:, groups], steps), dtype=np.float64)
+        return np.asarray(
+            np.einsum("rnd,nd->rn", self.program.base[:, groups], steps), dtype=np.float64
+        )
 
 
 def _repair(position: Position, budget_bytes: int) -> bool:
-    """Lower groups, least loss for what is saved first, until all limits hold; return whether they do."""
+    """Lower groups, least loss for what is saved first, until all limits hold.
+
+    Return whether they do.
+    """
     program, rows = position.program, np.arange(position.program.groups)
     tried: set[bytes] = set()
     while True:
@@ -166,11 +195,14 @@ def _repair(position: Position, budget_bytes: int) -> bool:
         tried.add(key)
         saved = np.zeros(program.sizes.shape)
         for change, over, most in needs:
-            # of what is saved beyond the excess nothing is gained, what goes beyond a limit anew is lost
+            # of what is saved beyond the excess nothing is gained, what goes beyond a limit anew is
+            # lost
             gain = np.minimum(-change, over) if over > 0 else np.minimum(-(change + over), 0)
             saved += gain / (max(most, 1.0) if over <= 0 else over)
         losses = position.losses()
-        worth = np.where((saved > 0) & np.isfinite(losses), losses / np.where(saved > 0, saved, 1), np.inf)
+        worth = np.where(
+            (saved > 0) & np.isfinite(losses), losses / np.where(saved > 0, saved, 1), np.inf
+        )
         if not np.isfinite(worth).any():
             return False
         group, option = np.unravel_index(worth.argmin(), worth.shape)
@@ -190,7 +222,9 @@ def _search(position: Position, price: float, budget_bytes: int) -> None:
             position.move(group, option)
 
 
-def _best_single(position: Position, losses: Array, sizes: Bytes, budget_bytes: int) -> tuple[float, list[tuple[int, int]]] | None:
+def _best_single(
+    position: Position, losses: Array, sizes: Bytes, budget_bytes: int
+) -> tuple[float, list[tuple[int, int]]] | None:
     loss = np.where(position.within(sizes, budget_bytes), losses, np.inf)
     group, option = np.unravel_index(loss.argmin(), loss.shape)
     best = float(loss[group, option])
@@ -214,7 +248,9 @@ def _best_pair(
     effect = position.effects(group, option)
     loss, size = losses.ravel()[picked], sizes.ravel()[picked]
     pair = loss[:, None] + loss[None, :] + effect.T @ effect
-    allowed = (size[:, None] + size[None, :] <= budget_bytes - position.used) & (group[:, None] != group[None, :])
+    allowed = (size[:, None] + size[None, :] <= budget_bytes - position.used) & (
+        group[:, None] != group[None, :]
+    )
     for limit, spent in zip(program.limits, position.spent, strict=True):
         change = limit.cost[group, option] - limit.cost[group, position.choice[group]]
         allowed &= change[:, None] + change[None, :] <= limit.most * (1 + 1e-12) - spent

@@ -1,11 +1,13 @@
-"""What a user demands of single layers: pins, what is forbidden, and floors. Read in order; the last rule wins.
+"""What a user demands of single layers: pins, what is forbidden, and floors.
+
+Read in order; the last rule wins.
 
     *.down_proj=int4g64s6        the fidelity of these layers; a pattern such as int4* leaves a choice
     model.layers.0.*!=int2*     what these layers must not have
     *.self_attn.*>=3            average code bits at least, scales not counted; <= is at most
 
-Each rule narrows what the rules before it left. Where nothing would be left, it replaces them. A rule that names one of several
-tied layers holds for all of them.
+Each rule narrows what the rules before it left. Where nothing would be left, it replaces them. A
+rule that names one of several tied layers holds for all of them.
 """
 
 import re
@@ -22,7 +24,9 @@ from allocator.ties import matching
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec
 
-_RULE = re.compile(r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*")
+_RULE = re.compile(
+    r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*"
+)
 
 
 _SAME_BITS = 1e-6
@@ -52,7 +56,10 @@ class Rule:
         """
         match = _RULE.fullmatch(text)
         if match is None:
-            raise RuleError(f"rule {text!r}: write PATTERN=FIDELITY, PATTERN!=FIDELITY, PATTERN>=BITS or PATTERN<=BITS")
+            raise RuleError(
+                f"rule {text!r}: write PATTERN=FIDELITY, PATTERN!=FIDELITY, PATTERN>=BITS or "
+                "PATTERN<=BITS"
+            )
         rule = cls(match["pattern"], match["relation"], match["value"])
         if rule.relation in (">=", "<="):
             try:
@@ -84,7 +91,8 @@ class Decision:
     Attributes:
         allowed: bool [G, K], at least one in each row.
         decided_by: the last rule that narrowed or replaced a group's choice, or None, [G].
-        removed_by: index of the rule that took a fidelity away from a group; -1 where it is allowed, int64 [G, K].
+        removed_by: index of the rule that took a fidelity away from a group; -1 where it is
+            allowed, int64 [G, K].
     """
 
     allowed: NDArray[np.bool_]
@@ -98,7 +106,10 @@ def code_bits(fidelity: Fidelity) -> float:
 
 
 def decide(
-    layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], groups: Sequence[Sequence[int]], rules: Sequence[Rule]
+    layers: Sequence[LayerSpec],
+    fidelities: Sequence[Fidelity],
+    groups: Sequence[Sequence[int]],
+    rules: Sequence[Rule],
 ) -> Decision:
     """Apply rules in order.
 

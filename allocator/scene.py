@@ -1,4 +1,7 @@
-"""What a signal has to work with, and what it gives: the one small interface between measuring and modelling."""
+"""What a signal has to work with, and what it gives.
+
+The one small interface between measuring and modelling.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,11 +28,12 @@ class ProfileSpec:
 
     Attributes:
         signal: a name in `allocator.signals.SIGNALS`.
-        probes: token windows that the model is run on, int64 [windows, tokens]; text that layers were not quantized on, since their
-            errors are smaller there than anywhere else.
+        probes: token windows that the model is run on, int64 [windows, tokens]; text that layers
+            were not quantized on, since their errors are smaller there than anywhere else.
         batch: windows that are run at once.
         seed: of everything random.
-        in_original: whether the other layers are as they were while one is measured, instead of in the context.
+        in_original: whether the other layers are as they were while one is measured, instead of in
+            the context.
     """
 
     signal: str
@@ -44,10 +48,12 @@ class LossModel:
     """What a signal gives: the loss around the context, see `allocator.profile`.
 
     Attributes:
-        context_loss: KL divergence of the context from the original, [nats/token]; 0 where the original is the context.
+        context_loss: KL divergence of the context from the original, [nats/token]; 0 where the
+            original is the context.
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], [sqrt(nats/token)]; rank 0 where damages just add up.
-        truncation: share of the products between layers that the rank leaves out, see `allocator.coupling`.
+        truncation: share of the products between layers that the rank leaves out, see
+            `allocator.coupling`.
         tokens: probe tokens that were used.
     """
 
@@ -72,7 +78,8 @@ class Scene:
         output_error: mean squared output error of each layer at each fidelity, float64 [L, K].
         weight_error: relative squared weight error, float64 [L, K].
         originals: weights of the layers before they were quantized, by name.
-        original_states: what enters the head of the original model on the probes, [windows, tokens, hidden].
+        original_states: what enters the head of the original model on the probes, [windows, tokens,
+            hidden].
         stored: quantized forms.
         parts: where finished work is kept.
         on_progress: told of finished work.
@@ -92,13 +99,18 @@ class Scene:
 
     @property
     def forms(self) -> tuple[Fidelity, ...]:
-        """Fidelities whose stored forms are at hand: the context and the two ends of the menu, each once."""
+        """Fidelities whose stored forms are at hand.
+
+        The context and the two ends of the menu, each once.
+        """
         return stored_forms(self.menu)
 
     def block(self, index: int) -> QuantizedBlock:
         """Return the stored forms of a block."""
         members = [layer for layer in self.layers if layer.block == index]
-        stored = read_block(self.stored, members, {layer.name: self.forms for layer in members}, index)
+        stored = read_block(
+            self.stored, members, {layer.name: self.forms for layer in members}, index
+        )
         if stored is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
         return stored
@@ -106,7 +118,9 @@ class Scene:
     def put(self, layer: LayerSpec, form: QuantizedWeight | None) -> None:
         """Give a layer a stored form, or its original weight."""
         if form is None:
-            get_linear(self.runner.model, layer.name).weight.data = self.originals[layer.name].clone()
+            get_linear(self.runner.model, layer.name).weight.data = self.originals[
+                layer.name
+            ].clone()
         else:
             install(self.runner.model, layer.name, form)
 
@@ -129,7 +143,9 @@ class Signal(Protocol):
 
 def stored_forms(menu: Menu) -> tuple[Fidelity, ...]:
     """Return the fidelities whose forms a profile keeps while it is measured, the context first."""
-    return tuple(dict.fromkeys((menu.fidelities[menu.context], menu.fidelities[0], menu.fidelities[-1])))
+    return tuple(
+        dict.fromkeys((menu.fidelities[menu.context], menu.fidelities[0], menu.fidelities[-1]))
+    )
 
 
 def kept(parts: PartStore, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,14 +1,15 @@
 """How much a change of the model's output matters, in a few numbers per token.
 
-Near a context with next-token distribution p, the KL divergence from the original distribution q changes under a change dz of the
-logits by
+Near a context with next-token distribution p, the KL divergence from the original distribution q
+changes under a change dz of the logits by
 
     (p - q) . dz + 1/2 dz' F dz + ...,    F = diag(p) - p p'  (the Fisher metric of the softmax)
 
-Logits are a function of what enters the output head, so both terms are pulled back to there once: a change dh of the head's input
-then costs a product with [hidden] + [hidden, width] numbers for each token, and neither the head nor a softmax is computed again.
-The metric is factored as F = A A', A = diag(sqrt p) - p sqrt(p)', and A is multiplied by a fixed random sign matrix of `width`
-columns: inner products of sketched changes are unbiased estimates of dz_1' F dz_2.
+Logits are a function of what enters the output head, so both terms are pulled back to there once: a
+change dh of the head's input then costs a product with [hidden] + [hidden, width] numbers for each
+token, and neither the head nor a softmax is computed again. The metric is factored as F = A A', A =
+diag(sqrt p) - p sqrt(p)', and A is multiplied by a fixed random sign matrix of `width` columns:
+inner products of sketched changes are unbiased estimates of dz_1' F dz_2.
 """
 
 from dataclasses import dataclass, fields
@@ -41,16 +42,24 @@ class OutputMetric:
             change: float32 [N, hidden].
 
         Returns:
-            float32 [N] in nats, and float32 [N, width] with |sketch|^2 estimating the second-order term dz' F dz.
+            float32 [N] in nats, and float32 [N, width] with |sketch|^2 estimating the second-order
+            term dz' F dz.
         """
         first = (self.gradient * change).sum(-1)
         return first, torch.einsum("nh,nhw->nw", change, self.projection)
 
 
 def output_metric(
-    runner: BlockRunner, input_ids: Tensor, context: Tensor, original: Tensor, width: int, generator: torch.Generator
+    runner: BlockRunner,
+    input_ids: Tensor,
+    context: Tensor,
+    original: Tensor,
+    width: int,
+    generator: torch.Generator,
 ) -> OutputMetric:
-    """Return the metric of some windows; one at a time, as logits and what follows from them take much memory.
+    """Return the metric of some windows.
+
+    One at a time, as logits and what follows from them take much memory.
 
     Args:
         runner: the model; only what follows its blocks is used.
@@ -65,14 +74,26 @@ def output_metric(
     """
 
     def measure(some: slice) -> OutputMetric:
-        return _window_metric(runner, input_ids[some], context[some], original[some], width, generator)
+        return _window_metric(
+            runner, input_ids[some], context[some], original[some], width, generator
+        )
 
     found = Room(1).run(measure, len(input_ids))
-    return OutputMetric(*(torch.cat([getattr(each, field.name) for each in found]) for field in fields(OutputMetric)))
+    return OutputMetric(
+        *(
+            torch.cat([getattr(each, field.name) for each in found])
+            for field in fields(OutputMetric)
+        )
+    )
 
 
 def _window_metric(
-    runner: BlockRunner, input_ids: Tensor, context: Tensor, original: Tensor, width: int, generator: torch.Generator
+    runner: BlockRunner,
+    input_ids: Tensor,
+    context: Tensor,
+    original: Tensor,
+    width: int,
+    generator: torch.Generator,
 ) -> OutputMetric:
     with torch.no_grad():
         log_q = runner.logits(input_ids, original).float().log_softmax(-1)
@@ -89,7 +110,9 @@ def _window_metric(
     gradient = pull_back(p - log_q.exp())
     columns = []
     for _ in range(width):
-        signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p.device) * 2 - 1
+        signs = (
+            torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p.device) * 2 - 1
+        )
         column = root * signs
         columns.append(pull_back(column - p * column.sum(-1, keepdim=True)))
     projection = torch.stack(columns, -1) / width**0.5

@@ -1,6 +1,9 @@
-"""How embedding and head are stored, where a budget is for the whole file: a few ways each, so all of them are tried.
+"""How embedding and head are stored, where a budget is for the whole file.
 
-Each way leaves some bytes to the layers, whose best plan is known for any budget; damage of tables and layers is taken to add up.
+A few ways each, so all of them are tried.
+
+Each way leaves some bytes to the layers, whose best plan is known for any budget; damage of tables
+and layers is taken to add up.
 """
 
 from collections.abc import Sequence
@@ -33,7 +36,10 @@ class TableChoice:
 
 
 def choose_tables(
-    profile: Profile, constraints: Constraints, choices: Sequence[Sequence[TableChoice]], budget_bytes: int
+    profile: Profile,
+    constraints: Constraints,
+    choices: Sequence[Sequence[TableChoice]],
+    budget_bytes: int,
 ) -> tuple[TableChoice, ...]:
     """Return for each table the way that leaves, with the best plan of the layers, the least modelled loss.
 
@@ -48,7 +54,9 @@ def choose_tables(
     """
     whatif, best, least = WhatIf(profile, constraints), None, float("inf")
     closest: BudgetInfeasible | None = None
-    for ways in sorted(product(*choices), key=lambda ways: sum(way.weight_bytes for way in ways), reverse=True):
+    for ways in sorted(
+        product(*choices), key=lambda ways: sum(way.weight_bytes for way in ways), reverse=True
+    ):
         left = budget_bytes - sum(way.weight_bytes for way in ways)
         try:
             loss = whatif.plan(max(left, 0)).predicted_loss + sum(way.loss for way in ways)

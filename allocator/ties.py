@@ -1,8 +1,8 @@
 """Layers that must agree because the engine that serves the model fuses them, and groups of layers made of that.
 
-vLLM and SGLang load q, k and v projections as one matrix, gate and up projections as another, and all experts of a block as one
-layer; each must have one fidelity. llama.cpp stores the experts of a block as one tensor for each role. transformers runs every
-layer alone.
+vLLM and SGLang load q, k and v projections as one matrix, gate and up projections as another, and
+all experts of a block as one layer; each must have one fidelity. llama.cpp stores the experts of a
+block as one tensor for each role. transformers runs every layer alone.
 """
 
 from collections import defaultdict
@@ -30,12 +30,15 @@ _EXPERTS = "experts"
 def group_layers(
     layers: Sequence[LayerSpec], target: str, ties: Sequence[str] = (), untied: Sequence[str] = ()
 ) -> tuple[tuple[int, ...], ...]:
-    """Return the groups of layers that must agree, as indices, in the order of their first members; each layer is in one.
+    """Return the groups of layers that must agree, as indices, in the order of their first members.
+
+    Each layer is in one.
 
     Args:
         layers: all layers.
         target: a name in `TARGETS`.
-        ties: further ties, such as `*.q_proj,*.o_proj`: in each block, all layers that one of the patterns names agree.
+        ties: further ties, such as `*.q_proj,*.o_proj`: in each block, all layers that one of the
+            patterns names agree.
         untied: patterns of layers that the target would tie and that choose alone all the same.
 
     Raises:
@@ -50,7 +53,9 @@ def group_layers(
         if key is not None and at not in free:
             together[key].append(at)
     for tie in ties:
-        for at in sorted({at for pattern in tie.split(",") for at in matching(layers, pattern.strip())}):
+        for at in sorted(
+            {at for pattern in tie.split(",") for at in matching(layers, pattern.strip())}
+        ):
             together[tie, str(layers[at].block)].append(at)
     return _joined(len(layers), together.values())
 
@@ -83,7 +88,10 @@ def matching(layers: Sequence[LayerSpec], pattern: str) -> list[int]:
     """
     found = [at for at, layer in enumerate(layers) if fnmatchcase(layer.name, pattern)]
     if not found:
-        raise RuleError(f"pattern {pattern!r} names no layer; layers are called {layers[0].name!r} to {layers[-1].name!r}")
+        raise RuleError(
+            f"pattern {pattern!r} names no layer; layers are called {layers[0].name!r} to "
+            f"{layers[-1].name!r}"
+        )
     return found
 
 

@@ -27,8 +27,8 @@ CLOSE = 0.1
 def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
     """Return those of `uniform_plans` that may be the best one, see `CLOSE`.
 
-    Those of a kind that the menu offers at more shares come first, as the loss of the others is the more of a guess; among equals,
-    those of lower modelled loss.
+    Those of a kind that the menu offers at more shares come first, as the loss of the others is the
+    more of a guess; among equals, those of lower modelled loss.
 
     Raises:
         BudgetInfeasible: no uniform plan fits.
@@ -37,11 +37,19 @@ def likely_uniform_plans(profile: Profile, budget_bytes: int) -> list[Plan]:
     losses = [profile.loss_of_shares(shares_of(profile, plan)) for plan in plans]
     limit = min(losses) + CLOSE * abs(min(losses))
     likely = [(plan, loss) for plan, loss in zip(plans, losses, strict=True) if loss <= limit]
-    return [plan for plan, _ in sorted(likely, key=lambda each: (-_offers(profile.fidelities, each[0]), each[1]))]
+    return [
+        plan
+        for plan, _ in sorted(
+            likely, key=lambda each: (-_offers(profile.fidelities, each[0]), each[1])
+        )
+    ]
 
 
 def _offers(fidelities: Sequence[Fidelity], plan: Plan) -> int:
-    """Return how many fidelities of a menu are of the plan's kind: the same but for the high-impact share."""
+    """Return how many fidelities of a menu are of the plan's kind.
+
+    The same but for the high-impact share.
+    """
     kind = _kind(max(plan.fidelities, key=lambda fidelity: fidelity.ratio))
     return sum(_kind(fidelity) == kind for fidelity in fidelities)
 
@@ -51,7 +59,9 @@ def _kind(fidelity: Fidelity) -> Fidelity:
     return replace(fidelity, ratio=_ANY_RATIO) if fidelity.ratio else fidelity
 
 
-def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int) -> list[Plan]:
+def uniform_plans(
+    layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int
+) -> list[Plan]:
     """Return a uniform plan for each pair of code widths, group size and further options on a menu that can use the budget.
 
     Plans that leave more than `UNUSED` of what the fullest one uses are left out.
@@ -66,13 +76,19 @@ def uniform_plans(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], b
         except BudgetInfeasible:
             continue
     if not plans:
-        raise BudgetInfeasible(f"budget {budget_bytes} bytes is below every uniform plan of the menu; let layers differ")
+        raise BudgetInfeasible(
+            f"budget {budget_bytes} bytes is below every uniform plan of the menu; let layers "
+            "differ"
+        )
     fullest = max(plan.weight_bytes for plan in plans)
     return [plan for plan in plans if plan.weight_bytes >= (1 - UNUSED) * fullest]
 
 
 def shares_of(profile: Profile, plan: Plan) -> Array:
-    """Return a plan as shares of the menu's fidelities, [L, K]; a fidelity between two of the menu is a mix of them by bytes."""
+    """Return a plan as shares of the menu's fidelities, [L, K].
+
+    A fidelity between two of the menu is a mix of them by bytes.
+    """
     sizes = profile.weight_bytes
     share = np.zeros(profile.linear.shape)
     menu = {fidelity: at for at, fidelity in enumerate(profile.fidelities)}
@@ -93,10 +109,12 @@ def shares_of(profile: Profile, plan: Plan) -> Array:
 def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int) -> Plan:
     """Return the plan with one high-impact share for all layers, as large as the budget allows.
 
-    All else is as in `kind`, whose own share does not matter; one without such a share gives all layers that very fidelity.
+    All else is as in `kind`, whose own share does not matter; one without such a share gives all
+    layers that very fidelity.
 
-    Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets. Layers therefore round the share up
-    or down in turns, evenly spread over the model, until the budget is used up to a single step of a single layer.
+    Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets.
+    Layers therefore round the share up or down in turns, evenly spread over the model, until the
+    budget is used up to a single step of a single layer.
 
     Raises:
         BudgetInfeasible: not even a share of zero fits the budget.
@@ -105,7 +123,8 @@ def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int)
     best = _plan_at(layers, kind, low)
     if best.weight_bytes > budget_bytes:
         raise BudgetInfeasible(
-            f"budget {budget_bytes} bytes is below {best.weight_bytes} bytes, every layer at {kind.bits_lo} bits"
+            f"budget {budget_bytes} bytes is below {best.weight_bytes} bytes, every layer at "
+            f"{kind.bits_lo} bits"
         )
     top = _plan_at(layers, kind, high)
     if top.weight_bytes <= budget_bytes:
@@ -121,7 +140,10 @@ def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int)
 
 
 def _step_by_step(below: Plan, above: Plan, budget_bytes: int) -> Plan:
-    """Raise layers from one plan to the next as far as the budget goes: layers may take a step at the very same share."""
+    """Raise layers from one plan to the next as far as the budget goes.
+
+    Layers may take a step at the very same share.
+    """
     fidelities, used = list(below.fidelities), below.weight_bytes
     for index, (low, high) in enumerate(zip(below.layer_bytes, above.layer_bytes, strict=True)):
         if used + high - low <= budget_bytes:
@@ -130,7 +152,10 @@ def _step_by_step(below: Plan, above: Plan, budget_bytes: int) -> Plan:
 
 
 def _plan_at(layers: Sequence[LayerSpec], kind: Fidelity, ratio: float) -> Plan:
-    low, high = replace(kind, bits_hi=kind.bits_lo, ratio=0), replace(kind, bits_lo=kind.bits_hi, ratio=0)
+    low, high = (
+        replace(kind, bits_hi=kind.bits_lo, ratio=0),
+        replace(kind, bits_lo=kind.bits_hi, ratio=0),
+    )
     fidelities = []
     for index, layer in enumerate(layers):
         steps = floor(ratio * layer.in_features / COLUMN_STEP + index * _GOLDEN % 1)

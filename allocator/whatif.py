@@ -26,7 +26,10 @@ from quantizer.plan import LayerSpec
 
 
 def check_feasible(
-    layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity], budget_bytes: int, constraints: Constraints
+    layers: Sequence[LayerSpec],
+    fidelities: Sequence[Fidelity],
+    budget_bytes: int,
+    constraints: Constraints,
 ) -> None:
     """Refuse, before anything is measured, what no plan of a menu could respect.
 
@@ -37,7 +40,17 @@ def check_feasible(
     """
     shape = len(layers), len(fidelities)
     blank = Profile(
-        "none", tuple(layers), tuple(fidelities), 0, 0.0, np.zeros(shape), np.zeros((0, shape[0] * shape[1])), 0.0, 0, "", ""
+        "none",
+        tuple(layers),
+        tuple(fidelities),
+        0,
+        0.0,
+        np.zeros(shape),
+        np.zeros((0, shape[0] * shape[1])),
+        0.0,
+        0,
+        "",
+        "",
     )
     WhatIf(blank, constraints).check(budget_bytes)
 
@@ -60,7 +73,10 @@ class WhatIf:
         program = Program.of(profile, groups if tied else None)
         self._menu_bytes = program.byte_range()
         self.decision = decide(layers, fidelities, groups, constraints.rules)
-        self.program = replace(program.among(self.decision.allowed), limits=limits_of(constraints, layers, fidelities, groups))
+        self.program = replace(
+            program.among(self.decision.allowed),
+            limits=limits_of(constraints, layers, fidelities, groups),
+        )
         self.curve, self._rounder = curve_of(self.program), Rounder(self.program)
         self._smallest_bytes = self._smallest()
         self._decided_by = self._rule_of_each_layer()
@@ -74,7 +90,8 @@ class WhatIf:
     def plan(self, budget_bytes: int) -> Allocation:
         """Return the plan of least modelled loss that fits `budget_bytes` and respects the constraints.
 
-        The byte count is exact and never above the budget. A budget above the largest plan gets that plan, with a note.
+        The byte count is exact and never above the budget. A budget above the largest plan gets
+        that plan, with a note.
 
         Raises:
             BudgetInfeasible: no plan fits; says what binds and the nearest budget that is feasible.
@@ -86,7 +103,11 @@ class WhatIf:
         if most is not None and most < len(self.profile.fidelities):
             return self._plan_of_few(budget_bytes, most)
         relaxed = self.curve.at(budget_bytes)
-        choice = self._rounder.round(relaxed.share, relaxed.price, budget_bytes) if self._limited(budget_bytes) else self._largest()
+        choice = (
+            self._rounder.round(relaxed.share, relaxed.price, budget_bytes)
+            if self._limited(budget_bytes)
+            else self._largest()
+        )
         return self._allocation(budget_bytes, choice, relaxed, relaxed.bound)
 
     def bound(self, budget_bytes: int) -> float:
@@ -102,7 +123,9 @@ class WhatIf:
         return budget_bytes < self.curve.largest_bytes or bool(self.program.limits)
 
     def _largest(self) -> Choice:
-        return np.asarray(np.where(self.program.allowed, self.program.sizes, -1).argmax(axis=1), dtype=np.int64)
+        return np.asarray(
+            np.where(self.program.allowed, self.program.sizes, -1).argmax(axis=1), dtype=np.int64
+        )
 
     def _smallest(self) -> int:
         """Return the smallest budget that a plan within all constraints fits.
@@ -115,11 +138,16 @@ class WhatIf:
             return smallest
         found = smallest_of_few(self.program, most)
         if found is None:
-            raise RuleError(f"no plan of at most {most} distinct fidelities keeps the rules; allow more")
+            raise RuleError(
+                f"no plan of at most {most} distinct fidelities keeps the rules; allow more"
+            )
         return max(smallest, found)
 
     def _plan_of_few(self, budget_bytes: int, most_distinct: int) -> Allocation:
-        """Return the best plan over the most promising parts of the menu; the bound holds for all parts."""
+        """Return the best plan over the most promising parts of the menu.
+
+        The bound holds for all parts.
+        """
         whole = self.curve.at(budget_bytes)
         best: tuple[float, Choice, Relaxed] | None = None
         bounds = []
@@ -129,7 +157,10 @@ class WhatIf:
             if found is not None and (best is None or self.program.loss(found[1]) < best[0]):
                 best = self.program.loss(found[1]), found[1], found[0]
         if best is None:
-            raise LimitInfeasible(f"no plan of at most {most_distinct} distinct fidelities was found within all limits; allow more")
+            raise LimitInfeasible(
+                f"no plan of at most {most_distinct} distinct fidelities was found within all "
+                "limits; allow more"
+            )
         return self._allocation(budget_bytes, best[1], best[2], max(whole.bound, min(bounds)))
 
     def _plan_of_subset(self, subset: Subset, budget_bytes: int) -> tuple[Relaxed, Choice] | None:
@@ -145,10 +176,14 @@ class WhatIf:
         except LimitInfeasible:
             return None
 
-    def _allocation(self, budget_bytes: int, choice: Choice, relaxed: Relaxed, bound: float) -> Allocation:
+    def _allocation(
+        self, budget_bytes: int, choice: Choice, relaxed: Relaxed, bound: float
+    ) -> Allocation:
         program, rows = self.program, np.arange(self.program.groups)
         uses = tuple(
-            LimitUse(limit.name, limit.unit, float(limit.cost[rows, choice].sum()), limit.most, price)
+            LimitUse(
+                limit.name, limit.unit, float(limit.cost[rows, choice].sum()), limit.most, price
+            )
             for limit, price in zip(program.limits, relaxed.limit_prices, strict=True)
         )
         return Allocation(
@@ -195,28 +230,43 @@ class WhatIf:
         if smallest > self.curve.smallest_bytes:
             binding.append("distinct fidelities")
         raise BudgetInfeasible(
-            f"budget {budget_bytes} bytes ({bpw(layers, budget_bytes):.3f} bpw) is below the smallest plan; feasible are "
-            f"{smallest} to {largest} bytes ({bpw(layers, smallest):.3f} to {bpw(layers, largest):.3f} bpw); "
+            f"budget {budget_bytes} bytes ({bpw(layers, budget_bytes):.3f} bpw) is below the "
+            "smallest plan; feasible are "
+            f"{smallest} to {largest} bytes ({bpw(layers, smallest):.3f} to "
+            f"{bpw(layers, largest):.3f} bpw); "
             f"what binds: {', '.join(binding)}",
             budget_bytes=budget_bytes, nearest_bytes=smallest, largest_bytes=largest, binding=tuple(binding),
         )  # fmt: skip
 
     def _binding_rules(self) -> list[str]:
         """Return the rules that make the smallest plan larger, by how many bytes they do, most first."""
-        sizes, rules, rows = self.program.sizes, self.constraints.rules, np.arange(self.program.groups)
+        sizes, rules, rows = (
+            self.program.sizes,
+            self.constraints.rules,
+            np.arange(self.program.groups),
+        )
         more: dict[str, int] = {}
         removed_by = self.decision.removed_by[rows, sizes.argmin(axis=1)].tolist()
-        for index, extra in zip(removed_by, (self.program.smallest_sizes() - sizes.min(axis=1)).tolist(), strict=True):
+        for index, extra in zip(
+            removed_by, (self.program.smallest_sizes() - sizes.min(axis=1)).tolist(), strict=True
+        ):
             if extra > 0:
                 more[str(rules[index])] = more.get(str(rules[index]), 0) + extra
         return sorted(more, key=lambda rule: -more[rule])
 
     def _binding_limits(self) -> list[str]:
-        """Return the limits without which plans could be smaller; all of them where only two together bind."""
+        """Return the limits without which plans could be smaller.
+
+        All of them where only two together bind.
+        """
         program, found = self.program, []
         for limit in program.limits:
-            others = replace(program, limits=tuple(other for other in program.limits if other is not limit))
-            choice = smallest_choice(others) if others.limits else smallest_share(others).argmax(axis=1)
+            others = replace(
+                program, limits=tuple(other for other in program.limits if other is not limit)
+            )
+            choice = (
+                smallest_choice(others) if others.limits else smallest_share(others).argmax(axis=1)
+            )
             if others.used_bytes(choice) < self.curve.smallest_bytes:
                 found.append(limit.name)
         return found or [limit.name for limit in program.limits]
@@ -225,18 +275,26 @@ class WhatIf:
         notes, profile = [], self.profile
         slack = budget_bytes - used_bytes
         if FILLED * budget_bytes < slack and budget_bytes < self.curve.largest_bytes:
-            notes.append(f"{slack} bytes are left: the profile predicts that no change which fits in them helps")
+            notes.append(
+                f"{slack} bytes are left: the profile predicts that no change which fits in them "
+                "helps"
+            )
         if budget_bytes >= self.curve.largest_bytes:
             largest = self.curve.largest_bytes
-            notes.append(f"the budget holds the largest plan of the menu ({largest} bytes); the rest of it is not used")
+            notes.append(
+                f"the budget holds the largest plan of the menu ({largest} bytes); the rest of it "
+                "is not used"
+            )
         low, high = self._trusted_bytes
         if profile.context is None:
             notes.append(
-                "the profile was measured in the original model, where layers look more harmless than among quantized ones"
+                "the profile was measured in the original model, where layers look more harmless "
+                "than among quantized ones"
             )
         elif not low <= budget_bytes <= high:
             notes.append(
-                f"the profile was measured around a uniform plan of {profile.fidelities[profile.context].name} and is trusted from "
+                "the profile was measured around a uniform plan of "
+                f"{profile.fidelities[profile.context].name} and is trusted from "
                 f"{low} to {high} bytes; for this budget, profile the model anew"
             )
         return tuple(notes)

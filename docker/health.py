@@ -1,4 +1,6 @@
-"""Whether a container does its work, for HEALTHCHECK: `python health.py api|worker`; exit code 0 says yes, 1 no and why.
+"""Whether a container does its work, for HEALTHCHECK: `python health.py api|worker`.
+
+Exit code 0 says yes, 1 no and why.
 
 The API must answer `/healthz`. A worker must be alive, neither stopped nor a zombie, and able to write where its data lies.
 Only the standard library is loaded, as this runs every few seconds.
@@ -29,7 +31,10 @@ def api_trouble(url: str = API) -> str | None:
 
 
 def worker_trouble(data: Path, proc: Path = Path("/proc")) -> str | None:
-    """Return why no worker is at work, or why it could not write to the folder `data`; None if all is well."""
+    """Return why no worker is at work, or why it could not write to the folder `data`.
+
+    None if all is well.
+    """
     if not any(_is_worker(process) for process in proc.iterdir() if process.name.isdigit()):
         return "no process `bitwright worker` is running"
     try:

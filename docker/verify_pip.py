@@ -14,7 +14,9 @@ CERTIFICATE = "/run/secrets/ca.crt"
 
 def host_values() -> dict[str, str]:
     """Return pip's settings by name; where several sources have one, the value that pip heeds."""
-    told = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    ).stdout
     pairs = (line.partition("=") for line in told.splitlines())
     values = {}
     for key, _, value in pairs:  # the environment comes first in this list, and has the last word
@@ -23,7 +25,10 @@ def host_values() -> dict[str, str]:
 
 
 def volumes(values: dict[str, str]) -> set[str]:
-    """Return what of the host's disk the settings refer to; of an index, the folder that holds its list and its files."""
+    """Return what of the host's disk the settings refer to.
+
+    Of an index, the folder that holds its list and its files.
+    """
     found = set()
     for word in " ".join(values.values()).split():
         path = Path(word.removeprefix("file://"))
@@ -39,7 +44,9 @@ def write(folder: Path) -> None:
     (folder / "volumes").write_text("".join(f"{path}\n" for path in sorted(volumes(values))))
     if (folder / "ca.crt").exists():
         values["cert"] = CERTIFICATE
-    (folder / "pip.conf").write_text("[global]\n" + "".join(f"{name} = {value}\n" for name, value in values.items()))
+    (folder / "pip.conf").write_text(
+        "[global]\n" + "".join(f"{name} = {value}\n" for name, value in values.items())
+    )
 
 
 if __name__ == "__main__":

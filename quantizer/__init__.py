@@ -1,7 +1,7 @@
 """Quantizes language models layer by layer, and stores, loads and measures the result.
 
-Importing this package is cheap. It also makes `AutoModelForCausalLM.from_pretrained` able to load what Bitwright writes, whichever
-of the two packages is imported first.
+Importing this package is cheap. It also makes `AutoModelForCausalLM.from_pretrained` able to load
+what Bitwright writes, whichever of the two packages is imported first.
 """
 
 import wrapt

@@ -1,9 +1,10 @@
 """Low-rank adapters: what a grid leaves over, in a few directions that matter most at the layer's output.
 
-The adapter of an error E [out, in] under second moments H = L L' is the rank-r matrix BA that minimises
-tr((E - BA) H (E - BA)') = |E L - B A L|^2. By Eckart and Young BAL = U U' E L, where U holds the first r left singular vectors of
-E L, so BA = U U' E: B = U, A = U' E, and neither L nor H is inverted. What remains is the sum of the other singular values squared.
-Source: the whitened truncation of SVD-LLM, arXiv 2403.07378, section 3.2, applied to the quantization error.
+The adapter of an error E [out, in] under second moments H = L L' is the rank-r matrix BA that
+minimises tr((E - BA) H (E - BA)') = |E L - B A L|^2. By Eckart and Young BAL = U U' E L, where U
+holds the first r left singular vectors of E L, so BA = U U' E: B = U, A = U' E, and neither L nor H
+is inverted. What remains is the sum of the other singular values squared. Source: the whitened
+truncation of SVD-LLM, arXiv 2403.07378, section 3.2, applied to the quantization error.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def fit_adapter(error: Tensor, hessian: Tensor, rank: int) -> Adapter:
 def leading_directions(error: Tensor, hessian: Tensor, rank: int) -> Tensor:
     """Return the first left singular vectors of E L, orthonormal [out, rank], L being any root of H.
 
-    They are eigenvectors of E H E'. Where that is larger than H, they come from the right ones: E L V spans the same space.
+    They are eigenvectors of E H E'. Where that is larger than H, they come from the right ones: E L
+    V spans the same space.
     """
     if error.shape[0] <= error.shape[1]:
         return _top_eigenvectors(error @ hessian @ error.t(), rank)

@@ -1,13 +1,15 @@
 """Block-wise training: each block in turn learns to give, on what the trained blocks before it give, what the original gives.
 
-Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay). The loss of a block is the mean
-squared difference of its output from the original's, over that output's mean square. One block and its activations are held at
-a time, so this works for models of which all weights cannot be trained at once. Windows of a step that do not fit at once are taken
-in pieces, see `quantizer.room`.
+Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay).
+The loss of a block is the mean squared difference of its output from the original's, over that
+output's mean square. One block and its activations are held at a time, so this works for models of
+which all weights cannot be trained at once. Windows of a step that do not fit at once are taken in
+pieces, see `quantizer.room`.
 
-With clipping trained, adapters, and a penalty this is SigniQ on ApiQ (arXiv 2504.13932 on 2402.05147): the penalty is
-lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2 being the mean squared gradient of the end loss and Wq the
-weight without its adapter. The source sums without the denominator; with it lambda means the same in every block and model.
+With clipping trained, adapters, and a penalty this is SigniQ on ApiQ (arXiv 2504.13932 on
+2402.05147): the penalty is lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2
+being the mean squared gradient of the end loss and Wq the weight without its adapter. The source
+sums without the denominator; with it lambda means the same in every block and model.
 """
 
 import logging
@@ -33,7 +35,10 @@ from quantizer.weight import QuantizedWeight
 log = logging.getLogger("bitwright")
 
 METHOD = "blockwise-3"
-"""Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
+"""Names what this module and `quantizer.training` compute.
+
+A change of their results gets a new name.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,10 @@ class Penalty:
         moved, whole = torch.zeros(()), torch.zeros(())
         for name, layer in layers.items():
             importance = self.squared_gradients[name]
-            moved = moved.to(importance.device) + (importance * (layer.grid_weight() - originals[name]).square()).sum()
+            moved = (
+                moved.to(importance.device)
+                + (importance * (layer.grid_weight() - originals[name]).square()).sum()
+            )
             whole = whole.to(importance.device) + (importance * originals[name].square()).sum()
         return self.weight * moved / whole.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -105,7 +113,10 @@ def train_blocks(
     targets, found = list(inputs), []
     count = len(runner.blocks)
     for index in range(count):
-        targets = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, targets, strict=True)]
+        targets = [
+            runner.blocks_between(batch, states, index, index + 1)
+            for batch, states in zip(batches, targets, strict=True)
+        ]
         members = [layer for layer in layers if layer.block == index]
         forms = {layer.name: stored[layer.name] for layer in members}
         name = f"trained-{index:04d}"
@@ -117,11 +128,18 @@ def train_blocks(
             block = _decode(data, forms)
         for layer, form in block.weights.items():
             install(runner.model, layer, form)
-        inputs = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, inputs, strict=True)]
+        inputs = [
+            runner.blocks_between(batch, states, index, index + 1)
+            for batch, states in zip(batches, inputs, strict=True)
+        ]
         found.append(block)
         on_progress(index + 1, count)
     nearer = sum(block.after < block.before for block in found)
-    log.info("blocks that came nearer: %d of %d; the others stay as they were", nearer, sum(bool(block.weights) for block in found))
+    log.info(
+        "blocks that came nearer: %d of %d; the others stay as they were",
+        nearer,
+        sum(bool(block.weights) for block in found),
+    )
     return found
 
 
@@ -143,7 +161,10 @@ def _train_block(
         for name, form in weights.items():
             install(runner.model, name, form)
         pairs = zip(torch.split(windows, spec.batch), inputs, targets, strict=True)
-        losses = [_loss(runner.blocks_between(ids, states, index, index + 1), target) * len(ids) for ids, states, target in pairs]
+        losses = [
+            _loss(runner.blocks_between(ids, states, index, index + 1), target) * len(ids)
+            for ids, states, target in pairs
+        ]
         for name, weight in originals.items():
             linears[name].weight.data = weight
         return float(torch.stack(losses).sum()) / len(windows)
@@ -151,8 +172,14 @@ def _train_block(
     before = loss_of(forms)
     if not forms:
         return TrainedBlock({}, before, before)
-    clipping, originals = spec.trained == "clipping", {name: linear.weight.data.float() for name, linear in linears.items()}
-    layers = {name: LatentLinear(linears[name], form, clipping=clipping).to(windows.device) for name, form in forms.items()}
+    clipping, originals = (
+        spec.trained == "clipping",
+        {name: linear.weight.data.float() for name, linear in linears.items()},
+    )
+    layers = {
+        name: LatentLinear(linears[name], form, clipping=clipping).to(windows.device)
+        for name, form in forms.items()
+    }
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer)
     all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
@@ -163,7 +190,11 @@ def _train_block(
         with products_in(spec.precision, windows.device):
             output = runner.block_with_gradient(windows[here], all_inputs[here], index)
         with torch.enable_grad():
-            loss = _distance(output, all_targets[here]) / _size(all_targets[rows]) * (len(here) / len(rows))
+            loss = (
+                _distance(output, all_targets[here])
+                / _size(all_targets[rows])
+                * (len(here) / len(rows))
+            )
             if penalty is not None and some.start == 0:  # once for all pieces
                 loss = loss + penalty.of(layers, originals)
         torch.autograd.backward(loss)
@@ -175,7 +206,11 @@ def _train_block(
     for name, linear in linears.items():
         replace_linear(runner.model, name, linear)
     after = loss_of(trained)
-    return TrainedBlock(trained, before, after) if after < before else TrainedBlock(dict(forms), before, before)
+    return (
+        TrainedBlock(trained, before, after)
+        if after < before
+        else TrainedBlock(dict(forms), before, before)
+    )
 
 
 def _loss(output: Tensor, target: Tensor) -> Tensor:
@@ -193,7 +228,9 @@ def _size(target: Tensor) -> Tensor:
 def _encode(block: TrainedBlock) -> bytes:
     tensors = {"losses": torch.tensor([block.before, block.after], dtype=torch.float64)}
     for layer, form in block.weights.items():
-        tensors |= {f"{layer}|{name}": tensor.cpu().contiguous() for name, tensor in form.tensors.items()}
+        tensors |= {
+            f"{layer}|{name}": tensor.cpu().contiguous() for name, tensor in form.tensors.items()
+        }
     data: bytes = save(tensors)
     return data
 
@@ -203,7 +240,10 @@ def _decode(data: bytes, forms: Mapping[str, QuantizedWeight]) -> TrainedBlock:
     before, after = tensors["losses"].tolist()
     weights = {
         layer: QuantizedWeight(
-            form.fidelity, form.out_features, form.in_features, {name: tensors[f"{layer}|{name}"] for name in form.tensors}
+            form.fidelity,
+            form.out_features,
+            form.in_features,
+            {name: tensors[f"{layer}|{name}"] for name in form.tensors},
         )
         for layer, form in forms.items()
     }

@@ -37,7 +37,8 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
     """Turn a transformers model into its packed form, in place, ready to be saved or run.
 
     Args:
-        model: the original's class and unquantized parameters; quantized layers' weights are dropped.
+        model: the original's class and unquantized parameters; quantized layers' weights are
+            dropped.
         plan: fidelity of every quantized layer.
         weights: stored form of every layer in the plan.
 
@@ -46,17 +47,24 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
     """
     for name, fidelity in plan.by_name.items():
         if weights[name].fidelity != fidelity:
-            raise CheckpointError(f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says {fidelity.name}")
+            raise CheckpointError(
+                f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says "
+                f"{fidelity.name}"
+            )
     tied = pack_tables(model, {table.name: weights[table.name] for table in plan.tables})
     pack_layers(model, {name: weights[name] for name in plan.in_blocks.by_name})
-    config = BitwrightConfig({name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied)
+    config = BitwrightConfig(
+        {name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied
+    )
     model.config.quantization_config = config
     model.hf_quantizer = BitwrightQuantizer(config)
     model.is_quantized = True
 
 
 def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
-    """Write a packed model and the source's tokenizer into `folder`, which must not exist; every file is flushed.
+    """Write a packed model and the source's tokenizer into `folder`, which must not exist.
+
+    Every file is flushed.
 
     Parameters that are not quantized are stored in the source's dtype.
 
@@ -66,12 +74,18 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     dtype = getattr(torch, source.dtype)
     folder.mkdir(parents=True)
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)  # packed tensors are buffers, and stay as they are
+        parameter.data = parameter.data.to(
+            dtype
+        )  # packed tensors are buffers, and stay as they are
     model.config.dtype = dtype
     try:
-        model.save_pretrained(folder, save_original_format=not plan.tables)  # else some heads are stored under older names
+        model.save_pretrained(
+            folder, save_original_format=not plan.tables
+        )  # else some heads are stored under older names
     except SafetensorError as err:
-        raise OSError(errno.ENOSPC if "os error 28" in str(err) else errno.EIO, str(err), str(folder)) from err
+        raise OSError(
+            errno.ENOSPC if "os error 28" in str(err) else errno.EIO, str(err), str(folder)
+        ) from err
     for name in _TOKENIZER_FILES:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, folder / name)
@@ -82,7 +96,9 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     sync_folder(folder)
     found = quantized_bytes(folder, plan)
     if found != plan.weight_bytes:
-        raise CheckpointError(f"quantized tensors take {found} bytes on disk, the plan says {plan.weight_bytes}")
+        raise CheckpointError(
+            f"quantized tensors take {found} bytes on disk, the plan says {plan.weight_bytes}"
+        )
 
 
 def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedWeight]:
@@ -100,13 +116,18 @@ def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedWeight]:
                     tensors[layer][leaf] = stored.get_tensor(key)
     pairs = zip(plan.layers, plan.fidelities, strict=True)
     return {
-        layer.name: QuantizedWeight(fidelity, layer.out_features, layer.in_features, tensors[layer.name])
+        layer.name: QuantizedWeight(
+            fidelity, layer.out_features, layer.in_features, tensors[layer.name]
+        )
         for layer, fidelity in pairs
     }
 
 
 def quantized_bytes(folder: Path, plan: Plan) -> int:
-    """Return the bytes of the plan's quantized tensors in a checkpoint, counted from the files; biases are not counted."""
+    """Return the bytes of the plan's quantized tensors in a checkpoint, counted from the files.
+
+    Biases are not counted.
+    """
     total = 0
     names = plan.by_name
     for file in sorted(folder.glob("*.safetensors")):

@@ -20,10 +20,16 @@ from quantizer.runner import BlockRunner
 from quantizer.weight import QuantizedWeight
 
 METHOD = "gptq-6"
-"""Names what this module and those below it compute. A change of their results gets a new name: no stale result is reused."""
+"""Names what this module and those below it compute.
+
+A change of their results gets a new name: no stale result is reused.
+"""
 
 STACK_BYTES = 2**28
-"""What the fidelities of a layer that are quantized at once may take together; more on a GPU, see `_stack_bytes`."""
+"""What the fidelities of a layer that are quantized at once may take together.
+
+More on a GPU, see `_stack_bytes`.
+"""
 _FREE_SHARE = 1 / 4
 """Share of a GPU's free memory that they may take."""
 _STACKED = 12
@@ -39,7 +45,8 @@ class FormError:
     """How far a stored form of a layer is from the original weight W, with E = stored - W.
 
     Attributes:
-        output: tr(E M E') with M the mean of x x' over calibration inputs x: the mean squared error of the layer's output.
+        output: tr(E M E') with M the mean of x x' over calibration inputs x: the mean squared error
+            of the layer's output.
         weight: |E|^2 / |W|^2, both Frobenius norms.
     """
 
@@ -90,10 +97,10 @@ def quantize_blocks(
 ) -> None:
     """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
 
-    Blocks are taken in order. Inside a block, layers are taken in the order in which they are called, and see what the layers
-    before them give once quantized at the first choice. The model's weights are overwritten by dequantized ones; the stored
-    forms go to `parts`, one part for each block, and are read by `read_block`. Blocks that `parts` already holds are not
-    quantized again.
+    Blocks are taken in order. Inside a block, layers are taken in the order in which they are
+    called, and see what the layers before them give once quantized at the first choice. The model's
+    weights are overwritten by dequantized ones; the stored forms go to `parts`, one part for each
+    block, and are read by `read_block`. Blocks that `parts` already holds are not quantized again.
 
     Args:
         runner: the model, unquantized.
@@ -114,12 +121,21 @@ def quantize_blocks(
         stored = read_block(parts, members, choices, index)
         if stored is None:
             make = partial(_make_forms, rounding=rounding)
-            stored = _quantize_block(runner, members, choices, scored, batches, hidden, index, make, scores or {})
+            stored = _quantize_block(
+                runner, members, choices, scored, batches, hidden, index, make, scores or {}
+            )
             parts.write(_part_name(index), _encode(stored))
         else:
             for layer in members:
-                install(runner.model, layer.name, stored.weights[layer.name][choices[layer.name][0].name])
-        hidden = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, hidden, strict=True)]
+                install(
+                    runner.model,
+                    layer.name,
+                    stored.weights[layer.name][choices[layer.name][0].name],
+                )
+        hidden = [
+            runner.blocks_between(batch, states, index, index + 1)
+            for batch, states in zip(batches, hidden, strict=True)
+        ]
         on_progress(index + 1, count)
 
 
@@ -130,7 +146,10 @@ def install(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
 
 
 def read_block(
-    parts: PartStore, layers: Sequence[LayerSpec], choices: Mapping[str, Sequence[Fidelity]], index: int
+    parts: PartStore,
+    layers: Sequence[LayerSpec],
+    choices: Mapping[str, Sequence[Fidelity]],
+    index: int,
 ) -> QuantizedBlock | None:
     """Return what `parts` holds of block `index`, or None if it is not there.
 
@@ -148,7 +167,11 @@ def read_block(
     for layer in layers:
         for fidelity in choices[layer.name]:
             prefix = f"{layer.name}|{fidelity.name}|"
-            own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+            own = {
+                key.removeprefix(prefix): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(prefix)
+            }
             weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
             weights.setdefault(layer.name, {})[fidelity.name] = weight
     errors: dict[str, dict[str, FormError]] = {layer.name: {} for layer in layers}
@@ -161,13 +184,17 @@ def read_block(
 
 def _encode(block: QuantizedBlock) -> bytes:
     tensors = {
-        f"{_ERRORS}|{layer}|{fidelity}": torch.tensor([error.output, error.weight], dtype=torch.float64)
+        f"{_ERRORS}|{layer}|{fidelity}": torch.tensor(
+            [error.output, error.weight], dtype=torch.float64
+        )
         for layer, by_fidelity in block.errors.items()
         for fidelity, error in by_fidelity.items()
     }
     for layer, by_fidelity in block.weights.items():
         for fidelity, weight in by_fidelity.items():
-            tensors |= {f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()}
+            tensors |= {
+                f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()
+            }
     data: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     return data
 
@@ -191,13 +218,19 @@ def _quantize_block(
     for group in input_groups(runner, members, batches[0], hidden[0], index):
         moments = input_moments(runner, group[0], batches, hidden, index)
         inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
-        weights = {layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group}
+        weights = {
+            layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group
+        }
         tasks = [
             (layer, piece)
             for layer in group
-            for piece in _pieces(tuple(dict.fromkeys((*choices[layer.name], *scored))), layer.weights, moments.device)
+            for piece in _pieces(
+                tuple(dict.fromkeys((*choices[layer.name], *scored))), layer.weights, moments.device
+            )
         ]
-        items = [(weights[layer.name], piece, scores.get(layer.name, Scores())) for layer, piece in tasks]
+        items = [
+            (weights[layer.name], piece, scores.get(layer.name, Scores())) for layer, piece in tasks
+        ]
         made = _in_parallel(partial(make, moments=moments, inverse=inverse), items)
         for (layer, piece), results in zip(tasks, made, strict=True):
             for option, (form, error) in zip(piece, results, strict=True):
@@ -205,19 +238,30 @@ def _quantize_block(
                 if option in choices[layer.name]:
                     block.weights.setdefault(layer.name, {})[option.name] = form
         for layer in group:
-            install(runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name])
+            install(
+                runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name]
+            )
     return block
 
 
 def _make_forms(
-    weight: Tensor, fidelities: Sequence[Fidelity], scores: Scores, rounding: Rounding, moments: Tensor, inverse: Tensor | None
+    weight: Tensor,
+    fidelities: Sequence[Fidelity],
+    scores: Scores,
+    rounding: Rounding,
+    moments: Tensor,
+    inverse: Tensor | None,
 ) -> list[tuple[QuantizedWeight, FormError]]:
     forms = make_forms(weight, moments, fidelities, rounding, scores, inverse)
     return [(form, form_error(form, weight, moments)) for form in forms]
 
 
-def _pieces(fidelities: Sequence[Fidelity], weights: int, device: torch.device) -> list[Sequence[Fidelity]]:
-    """Return the fidelities of a layer of so many weights in pieces that are quantized at once: one for each core, or all on a GPU.
+def _pieces(
+    fidelities: Sequence[Fidelity], weights: int, device: torch.device
+) -> list[Sequence[Fidelity]]:
+    """Return the fidelities of a layer of so many weights in pieces that are quantized at once.
+
+    One for each core, or all on a GPU.
 
     Pieces are smaller where they would take more than `_stack_bytes`.
     """
@@ -236,11 +280,13 @@ def _stack_bytes(device: torch.device) -> int:
 Item = tuple[Tensor, Sequence[Fidelity], Scores]
 
 
-def _in_parallel(work: Callable[[Tensor, Sequence[Fidelity], Scores], R], items: Sequence[Item]) -> list[R]:
+def _in_parallel(
+    work: Callable[[Tensor, Sequence[Fidelity], Scores], R], items: Sequence[Item]
+) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
-    Quantizing is many small steps: threads that share one of them wait for each other more than they work, above all when another
-    program has one of the cores.
+    Quantizing is many small steps: threads that share one of them wait for each other more than
+    they work, above all when another program has one of the cores.
     """
     threads = torch.get_num_threads()
     if items[0][0].device.type != "cpu" or threads == 1:
@@ -263,7 +309,10 @@ def form_error(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> FormEr
     """
     error = form.dequantize() - weight
     size = float(weight.square().sum())
-    return FormError(float(((error @ moments) * error).sum()), float(error.square().sum()) / size if size else 0.0)
+    return FormError(
+        float(((error @ moments) * error).sum()),
+        float(error.square().sum()) / size if size else 0.0,
+    )
 
 
 def input_groups(
@@ -271,11 +320,14 @@ def input_groups(
 ) -> list[list[LayerSpec]]:
     """Return a block's layers in the order in which they are called, those that share one input tensor together.
 
-    Layers that the block does not call on this batch, such as experts that no token chose, come last, each on its own.
+    Layers that the block does not call on this batch, such as experts that no token chose, come
+    last, each on its own.
     """
     calls: list[tuple[LayerSpec, Tensor]] = []
     handles = [
-        get_linear(runner.model, layer.name).register_forward_pre_hook(lambda _, args, layer=layer: calls.append((layer, args[0])))
+        get_linear(runner.model, layer.name).register_forward_pre_hook(
+            lambda _, args, layer=layer: calls.append((layer, args[0]))
+        )
         for layer in members
     ]
     try:
@@ -296,10 +348,22 @@ def input_groups(
     return [group for _, group in groups] + [[layer] for layer in members if layer.name not in seen]
 
 
-def input_moments(runner: BlockRunner, layer: LayerSpec, batches: Sequence[Tensor], hidden: Sequence[Tensor], index: int) -> Tensor:
-    """Return the mean of x x' over the inputs x that `layer` gets on the calibration windows; float32 [in, in]."""
+def input_moments(
+    runner: BlockRunner,
+    layer: LayerSpec,
+    batches: Sequence[Tensor],
+    hidden: Sequence[Tensor],
+    index: int,
+) -> Tensor:
+    """Return the mean of x x' over the inputs x that `layer` gets on the calibration windows.
+
+    Float32 [in, in].
+    """
     linear = get_linear(runner.model, layer.name)
-    total, tokens = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device), 0
+    total, tokens = (
+        torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device),
+        0,
+    )
     for batch, states in zip(batches, hidden, strict=True):
         for inputs in runner.inputs_of(linear, batch, states, index):
             rows = inputs.reshape(-1, layer.in_features).float()

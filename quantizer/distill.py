@@ -1,8 +1,11 @@
-"""End-to-end distillation: train quantized layers so that the whole model predicts what the original predicts.
+"""End-to-end distillation.
 
-The loss is KL(original || model) of the next-token distributions, mean over tokens, at every place of every window. So errors of
-one layer are made good by all others. Codes and scales are trained together, or scales alone, as in the second phase of
-arXiv 2407.11062, section 3.3 (which trains on the text's own next tokens; the original's distributions fit it less to the text).
+Train quantized layers so that the whole model predicts what the original predicts.
+
+The loss is KL(original || model) of the next-token distributions, mean over tokens, at every place
+of every window. So errors of one layer are made good by all others. Codes and scales are trained
+together, or scales alone, as in the second phase of arXiv 2407.11062, section 3.3 (which trains on
+the text's own next tokens; the original's distributions fit it less to the text).
 """
 
 import logging
@@ -28,7 +31,10 @@ from quantizer.weight import QuantizedWeight
 log = logging.getLogger("bitwright")
 
 METHOD = "distill-3"
-"""Names what this module and `quantizer.training` compute. A change of their results gets a new name."""
+"""Names what this module and `quantizer.training` compute.
+
+A change of their results gets a new name.
+"""
 
 SAVE_SECONDS = 300.0
 """How much work a kill may cost."""
@@ -49,9 +55,10 @@ def distill(
 ) -> dict[str, QuantizedWeight]:
     """Train the stored forms of a model's layers, and return them as they are afterwards.
 
-    Memory beside the model's: 16 bytes for each quantized weight (latent codes, gradients, two moments) when codes are trained,
-    what a backward pass keeps of the blocks, and the original's head inputs. Where all windows of a step do not fit at once, they
-    are taken in pieces, see `quantizer.room`; the step stays the same.
+    Memory beside the model's: 16 bytes for each quantized weight (latent codes, gradients, two
+    moments) when codes are trained, what a backward pass keeps of the blocks, and the original's
+    head inputs. Where all windows of a step do not fit at once, they are taken in pieces, see
+    `quantizer.room`; the step stays the same.
 
     Args:
         runner: the original model; its layers are replaced.
@@ -64,12 +71,18 @@ def distill(
         salient: groups whose scales are trained, see `quantizer.saliency`; None for all.
     """
     teacher = _teacher(runner, windows, spec.precision, parts)
-    layers = {name: LatentLinear(get_linear(runner.model, name), form) for name, form in stored.items()}
+    layers = {
+        name: LatentLinear(get_linear(runner.model, name), form) for name, form in stored.items()
+    }
     for parameter in runner.model.parameters():
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer.to(windows.device))
-    training, order, room = Training(layers, spec, salient), window_order(len(windows), spec), Room()
+    training, order, room = (
+        Training(layers, spec, salient),
+        window_order(len(windows), spec),
+        Room(),
+    )
     kept = parts.read(_STATE)
     if kept is not None:
         training.loads(kept)
@@ -87,7 +100,9 @@ def distill(
     return {name: layer.stored() for name, layer in layers.items()}
 
 
-def _gather(runner: BlockRunner, windows: Tensor, teacher: Tensor, precision: torch.dtype, some: slice) -> float:
+def _gather(
+    runner: BlockRunner, windows: Tensor, teacher: Tensor, precision: torch.dtype, some: slice
+) -> float:
     """Add the part of some windows to the gradients of the mean loss of all, and return their part of that loss."""
     ids = windows[some]
     with products_in(precision, ids.device):
@@ -97,14 +112,21 @@ def _gather(runner: BlockRunner, windows: Tensor, teacher: Tensor, precision: to
     return float(losses.sum()) / len(windows)
 
 
-def _teacher(runner: BlockRunner, windows: Tensor, precision: torch.dtype, parts: PartStore) -> Tensor:
+def _teacher(
+    runner: BlockRunner, windows: Tensor, precision: torch.dtype, parts: PartStore
+) -> Tensor:
     """Return what enters the head of the original model, [windows, tokens, hidden] in `precision`, on the CPU."""
     found = []
     for index, ids in enumerate(torch.split(windows, _TEACHER_WINDOWS)):
         data = parts.read(f"teacher-{index:04d}")
         if data is None:
             with products_in(precision, ids.device):
-                states = torch.cat([runner.head_input(each, runner.enter(each), 0) for each in torch.split(ids, _TEACHER_BATCH)])
+                states = torch.cat(
+                    [
+                        runner.head_input(each, runner.enter(each), 0)
+                        for each in torch.split(ids, _TEACHER_BATCH)
+                    ]
+                )
             data = save({"states": states.to(precision).cpu()})
             parts.write(f"teacher-{index:04d}", data)
         found.append(load(data)["states"])

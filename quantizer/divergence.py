@@ -1,4 +1,7 @@
-"""Losses at the model's head, with their gradients at what enters it; one window at a time, as logits take much memory."""
+"""Losses at the model's head, with their gradients at what enters it.
+
+One window at a time, as logits take much memory.
+"""
 
 import torch
 from torch import Tensor
@@ -7,7 +10,9 @@ from quantizer.logits import mean_divergence
 from quantizer.runner import BlockRunner
 
 
-def divergence(runner: BlockRunner, input_ids: Tensor, states: Tensor, original: Tensor) -> tuple[Tensor, Tensor]:
+def divergence(
+    runner: BlockRunner, input_ids: Tensor, states: Tensor, original: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return KL(original || model) of each window, and its gradient.
 
     Args:
@@ -17,7 +22,8 @@ def divergence(runner: BlockRunner, input_ids: Tensor, states: Tensor, original:
         original: what enters the head of the original model, of the same shape.
 
     Returns:
-        Mean over the tokens of each window, float32 [windows], [nats/token]; its gradient in `states`, float32.
+        Mean over the tokens of each window, float32 [windows], [nats/token]; its gradient in
+        `states`, float32.
     """
     losses, gradients = [], []
     for at in range(len(input_ids)):

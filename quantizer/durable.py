@@ -53,7 +53,10 @@ class PartStore:
         self._folder = folder
 
     def read(self, name: str) -> bytes | None:
-        """Return the part called `name`, or None where it is missing or damaged; damage is logged."""
+        """Return the part called `name`, or None where it is missing or damaged.
+
+        Damage is logged.
+        """
         path = self._folder / f"{name}.part"
         try:
             content = path.read_bytes()

@@ -29,11 +29,19 @@ class QuantizedEmbedding(nn.Module):
         """
         super().__init__()
         if fidelity.outlier_share or fidelity.adapter_rank:
-            raise CheckpointError(f"an embedding at {fidelity.name}: tables have neither outliers nor adapters")
-        self.fidelity, self.num_embeddings, self.embedding_dim = fidelity, embedding.num_embeddings, embedding.embedding_dim
+            raise CheckpointError(
+                f"an embedding at {fidelity.name}: tables have neither outliers nor adapters"
+            )
+        self.fidelity, self.num_embeddings, self.embedding_dim = (
+            fidelity,
+            embedding.num_embeddings,
+            embedding.embedding_dim,
+        )
         self._kept = Kept()
         self._multiplier = getattr(embedding, MULTIPLIER, None)
-        self.register_buffer("like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False)  # has the rows' dtype
+        self.register_buffer(
+            "like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False
+        )  # has the rows' dtype
         for name, spec in tensor_specs(fidelity, self.num_embeddings, self.embedding_dim).items():
             self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
 
@@ -47,11 +55,15 @@ class QuantizedEmbedding(nn.Module):
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the whole table [rows, hidden] in `dtype`."""
-        return dequantize_tensors(self._tensors(), self.fidelity, self.num_embeddings, self.embedding_dim, dtype)
+        return dequantize_tensors(
+            self._tensors(), self.fidelity, self.num_embeddings, self.embedding_dim, dtype
+        )
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Return the rows of tokens, [..., hidden]."""
-        rows = dequantize_rows(self._tensors(), self.fidelity, self.embedding_dim, input_ids.flatten()).to(self.like.dtype)
+        rows = dequantize_rows(
+            self._tensors(), self.fidelity, self.embedding_dim, input_ids.flatten()
+        ).to(self.like.dtype)
         found = rows.view(*input_ids.shape, -1)
         if self._multiplier is None:
             return found
@@ -63,14 +75,18 @@ class QuantizedEmbedding(nn.Module):
 
     def multiply(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ table', [..., hidden] to [..., rows]."""
-        return matmul(hidden_states, self._tensors(), self.fidelity, self.num_embeddings, kept=self._kept)
+        return matmul(
+            hidden_states, self._tensors(), self.fidelity, self.num_embeddings, kept=self._kept
+        )
 
     def extra_repr(self) -> str:
         """Describe the table in a printed model."""
         return f"{self.num_embeddings}, {self.embedding_dim}, fidelity={self.fidelity.name}"
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: buffer for name, buffer in self.named_buffers(recurse=False) if name != "like"}
+        return {
+            name: buffer for name, buffer in self.named_buffers(recurse=False) if name != "like"
+        }
 
 
 class TiedHead(nn.Module):

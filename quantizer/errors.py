@@ -14,7 +14,10 @@ QuantizerError
 
 
 class QuantizerError(Exception):
-    """Base of every error that the quantizer raises on purpose. The message says what, which value, what next."""
+    """Base of every error that the quantizer raises on purpose.
+
+    The message says what, which value, what next.
+    """
 
 
 class ModelError(QuantizerError):

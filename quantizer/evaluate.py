@@ -1,4 +1,7 @@
-"""Quality of a quantized model on held-out text: perplexity, and Kullback-Leibler divergence from the original."""
+"""Quality of a quantized model on held-out text.
+
+Perplexity, and Kullback-Leibler divergence from the original.
+"""
 
 import json
 import math
@@ -15,7 +18,10 @@ from quantizer.logits import token_divergence, token_loss
 from quantizer.room import Room
 
 METHOD = "evaluate-2"
-"""Names what this module and the products of packed layers compute. A change of their results gets a new name."""
+"""Names what this module and the products of packed layers compute.
+
+A change of their results gets a new name.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +31,11 @@ class Quality:
     Attributes:
         perplexity: exp of the mean negative log-likelihood.
         perplexity_stderr: its standard error.
-        nll_nats_per_token: mean negative log-likelihood of the next token, every window scored on its own.
+        nll_nats_per_token: mean negative log-likelihood of the next token, every window scored on
+            its own.
         nll_stderr: its standard error, taken over windows.
-        kl_nats_per_token: mean KL(original || model) of the next-token distributions, 0 for the original itself.
+        kl_nats_per_token: mean KL(original || model) of the next-token distributions, 0 for the
+            original itself.
         kl_stderr: its standard error, taken over windows.
         windows: windows scored.
         tokens: next-token predictions scored: windows * (tokens in a window - 1).
@@ -43,18 +51,31 @@ class Quality:
     tokens: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return the quality as JSON values; a standard error that one window cannot give is null."""
-        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in asdict(self).items()}
+        """Return the quality as JSON values.
+
+        A standard error that one window cannot give is null.
+        """
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in asdict(self).items()
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Quality":
         """Return the quality that `to_json` wrote."""
-        known: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+        known: dict[str, Any] = {
+            key: math.nan if value is None else value for key, value in values.items()
+        }
         return cls(**known)
 
 
 def evaluate_models(
-    models: dict[str, nn.Module], original: str, windows: Tensor, batch: int, parts: PartStore, on_progress: Progress
+    models: dict[str, nn.Module],
+    original: str,
+    windows: Tensor,
+    batch: int,
+    parts: PartStore,
+    on_progress: Progress,
 ) -> dict[str, Quality]:
     """Score several models on the same windows, side by side.
 
@@ -62,7 +83,8 @@ def evaluate_models(
         models: causal language models by name, the original among them.
         original: name of the model that the others are compared with.
         windows: int64 [windows, tokens].
-        batch: windows that are run at once where they fit, see `quantizer.room`; packed layers are expanded once for each batch.
+        batch: windows that are run at once where they fit, see `quantizer.room`; packed layers are
+            expanded once for each batch.
         parts: where the scores of finished batches are kept.
         on_progress: told of each finished batch.
 
@@ -75,7 +97,9 @@ def evaluate_models(
         data = parts.read(f"batch-{index:06d}")
         if data is None:
             pieces = room.run(partial(_score, models, original, members), len(members))
-            data = json.dumps({name: [row for piece in pieces for row in piece[name]] for name in models}).encode()
+            data = json.dumps(
+                {name: [row for piece in pieces for row in piece[name]] for name in models}
+            ).encode()
             parts.write(f"batch-{index:06d}", data)
         for name, rows in json.loads(data).items():
             scores[name] += rows
@@ -85,7 +109,9 @@ def evaluate_models(
 
 
 @torch.inference_mode()
-def _score(models: dict[str, nn.Module], original: str, batch: Tensor, some: slice) -> dict[str, list[list[float]]]:
+def _score(
+    models: dict[str, nn.Module], original: str, batch: Tensor, some: slice
+) -> dict[str, list[list[float]]]:
     """Return (mean negative log-likelihood, mean KL from the original) of each model on each of some windows of a batch."""
     windows = batch[some]
     reference = next_token_logits(models[original], windows)
@@ -100,7 +126,10 @@ def _score(models: dict[str, nn.Module], original: str, batch: Tensor, some: sli
 
 
 def divergence_of(original: Tensor, logits: Tensor) -> float:
-    """Return the mean over the tokens of a window of KL(original || model); logits are [tokens, vocabulary]."""
+    """Return the mean over the tokens of a window of KL(original || model).
+
+    Logits are [tokens, vocabulary].
+    """
     return _mean(token_divergence(original, logits))
 
 
@@ -118,7 +147,11 @@ def next_token_logits(model: nn.Module, windows: Tensor) -> Tensor:
 def _summarise(scores: list[list[float]], tokens: int) -> Quality:
     values = torch.tensor(scores, dtype=torch.float64)  # [windows, (nll, kl)]
     mean = values.mean(0)
-    stderr = values.std(0) / math.sqrt(len(scores)) if len(scores) > 1 else torch.full((2,), math.nan, dtype=torch.float64)
+    stderr = (
+        values.std(0) / math.sqrt(len(scores))
+        if len(scores) > 1
+        else torch.full((2,), math.nan, dtype=torch.float64)
+    )
     perplexity = math.exp(mean[0])
     return Quality(
         perplexity=perplexity,

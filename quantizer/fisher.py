@@ -13,12 +13,16 @@ from quantizer.runner import BlockRunner
 
 
 def squared_gradients(
-    runner: BlockRunner, layers: Sequence[LayerSpec], windows: Tensor, precision: torch.dtype = torch.float32
+    runner: BlockRunner,
+    layers: Sequence[LayerSpec],
+    windows: Tensor,
+    precision: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Return the mean over windows of the squared gradient of the window's loss in each weight.
 
-    The loss of a window is the mean negative log-likelihood of its next tokens, so this is the importance of SqueezeLLM
-    (arXiv 2306.07629, section 4.1), which SigniQ takes over. Memory: two float32 numbers for each weight.
+    The loss of a window is the mean negative log-likelihood of its next tokens, so this is the
+    importance of SqueezeLLM (arXiv 2306.07629, section 4.1), which SigniQ takes over. Memory: two
+    float32 numbers for each weight.
 
     Args:
         runner: the model.
@@ -31,7 +35,9 @@ def squared_gradients(
     """
     weights = {layer.name: get_linear(runner.model, layer.name).weight for layer in layers}
     needed = {name: parameter.requires_grad for name, parameter in runner.model.named_parameters()}
-    found = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    found = {
+        name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()
+    }
     try:
         for parameter in runner.model.parameters():
             parameter.requires_grad_(False)
@@ -41,7 +47,9 @@ def squared_gradients(
             with products_in(precision, ids.device):
                 states = runner.head_input_with_gradient(ids)
                 gradient = cross_entropy_gradient(runner, ids, states.detach())
-            each = torch.autograd.grad(states, list(weights.values()), gradient.to(states.dtype), allow_unused=True)
+            each = torch.autograd.grad(
+                states, list(weights.values()), gradient.to(states.dtype), allow_unused=True
+            )
             for name, own in zip(weights, each, strict=True):
                 if own is not None:
                     found[name] += own.float().square() / len(windows)

@@ -13,11 +13,26 @@ from quantizer.safety import MAX_HEADER_BYTES, MAX_TENSORS, short
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
-_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_FORMATS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<B",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
 _MAX_PAIRS = 65_536
 _MAX_NAME_BYTES = 65_535
 _MAX_ITEMS = 4_000_000
-"""Items of all lists together. Readers make Python objects of them; the largest vocabularies have half a million."""
+"""Items of all lists together.
+
+Readers make Python objects of them; the largest vocabularies have half a million.
+"""
 _MAX_DIMENSIONS = 4
 _MAX_NUMBER = 2**63 - 1
 _ALIGNMENT = "general.alignment"
@@ -59,7 +74,8 @@ class _Header:
             raise ValueError(f"it has version {version}; versions 2 and 3 are read")
         if not 0 < tensors <= MAX_TENSORS or pairs > _MAX_PAIRS:
             raise ValueError(
-                f"it should hold {tensors} tensors and {pairs} values, at most {MAX_TENSORS} and {_MAX_PAIRS} are read"
+                f"it should hold {tensors} tensors and {pairs} values, at most {MAX_TENSORS} and "
+                f"{_MAX_PAIRS} are read"
             )
         values: dict[str, float] = {}
         names: set[str] = set()
@@ -73,7 +89,9 @@ class _Header:
                 raise ValueError(f"{name} is {value}, more than its {tensors} tensors")
         alignment = values.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment % 8 or alignment > 1 << 20:
-            raise ValueError(f"{_ALIGNMENT} is {alignment}, which is no multiple of 8 up to 1048576")
+            raise ValueError(
+                f"{_ALIGNMENT} is {alignment}, which is no multiple of 8 up to 1048576"
+            )
         names.clear()
         self._check_data(sorted(self._tensor(names) for _ in range(tensors)), alignment)
         return tensors
@@ -85,7 +103,10 @@ class _Header:
         end = 0
         for offset, size, name in spans:
             if offset % alignment or offset < end or start + offset + size > self._file_bytes:
-                raise ValueError(f"tensor {short(name)} should lie in {size} bytes at {offset}, which are not there or not its own")
+                raise ValueError(
+                    f"tensor {short(name)} should lie in {size} bytes at {offset}, which are not "
+                    "there or not its own"
+                )
             end = offset + size
 
     def _tensor(self, names: set[str]) -> tuple[int, int, str]:

@@ -1,4 +1,7 @@
-"""Asymmetric integer grids: the light method that fits a scale and a zero point to a group of columns."""
+"""Asymmetric integer grids.
+
+The light method that fits a scale and a zero point to a group of columns.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -18,7 +21,9 @@ SMALLEST_SCALE = 2.0**-14
 LARGEST_SCALE = 65504.0
 
 
-def quantize(weight: Tensor, scale: Tensor, zero: Tensor, bits: int, out: Tensor | None = None) -> Tensor:
+def quantize(
+    weight: Tensor, scale: Tensor, zero: Tensor, bits: int, out: Tensor | None = None
+) -> Tensor:
     """Return codes clip(round(weight / scale + zero), 0, 2**bits - 1) as floats, in `out` if it is given.
 
     Scale and zero broadcast against weight.
@@ -52,8 +57,8 @@ def fit_grid(
         weight: float32 [rows, columns].
         bits: code width.
         importance: non-negative weight of each column's error, float32 [columns].
-        representable: gives the positive scale near one that can be stored, [rows, 1] each. It comes before the error is
-            measured, so the search is among grids that can be stored.
+        representable: gives the positive scale near one that can be stored, [rows, 1] each. It
+            comes before the error is measured, so the search is among grids that can be stored.
         shrinks: shares of the range to try, at least one.
 
     Returns:
@@ -69,7 +74,9 @@ def fit_grid(
     return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
-def best_grids(weight: Tensor, bits: int, importance: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+def best_grids(
+    weight: Tensor, bits: int, importance: Tensor, scales: Tensor, zeros: Tensor
+) -> Tensor:
     """Return which grid of each row has the least sum_j importance_j * (w_j - dequantized w_j)**2, the first of equals.
 
     Args:
@@ -87,12 +94,19 @@ def best_grids(weight: Tensor, bits: int, importance: Tensor, scales: Tensor, ze
 
         best = torch.empty(1, len(weight), 1, dtype=torch.int64)
         tensors = weight.t(), importance, scales[..., 0], zeros[..., 0]
-        rounding.best_grids(*(tensor.contiguous().numpy() for tensor in tensors), np.float32(2**bits - 1), best[0, :, 0].numpy())
+        rounding.best_grids(
+            *(tensor.contiguous().numpy() for tensor in tensors),
+            np.float32(2**bits - 1),
+            best[0, :, 0].numpy(),
+        )
         return best
     tried, errors = torch.empty_like(weight), []
     for scale, zero in zip(scales, zeros, strict=True):
         quantize(weight, scale, zero, bits, out=tried)
-        errors.append(dequantize(tried, scale, zero, out=tried).sub_(weight).square_() @ importance.unsqueeze(1))
+        errors.append(
+            dequantize(tried, scale, zero, out=tried).sub_(weight).square_()
+            @ importance.unsqueeze(1)
+        )
     return torch.stack(errors).argmin(0, keepdim=True)
 
 
@@ -112,5 +126,7 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int, importance: Ten
     for start in range(0, weight.shape[1], group_size):
         columns = slice(start, start + group_size)
         scale, zero = fit_grid(weight[:, columns], bits, importance[columns])
-        rounded[:, columns] = dequantize(quantize(weight[:, columns], scale, zero, bits), scale, zero)
+        rounded[:, columns] = dequantize(
+            quantize(weight[:, columns], scale, zero, bits), scale, zero
+        )
     return rounded

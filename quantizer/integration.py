@@ -1,7 +1,8 @@
 """Teaches transformers to load checkpoints whose `quant_method` is "bitwright".
 
-`import quantizer` arranges for this module to be imported together with `transformers.quantizers.auto`, so that importing the
-package alone loads neither torch nor transformers.
+`import quantizer` arranges for this module to be imported together with
+`transformers.quantizers.auto`, so that importing the package alone loads neither torch nor
+transformers.
 """
 
 from collections.abc import Sequence
@@ -26,18 +27,28 @@ FORMAT_VERSION = 2
 
 @register_quantization_config(QUANT_METHOD)
 class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is Any to the checker
-    """What `config.json` says of a quantized checkpoint: the fidelity of each layer, and which heads share an embedding's table.
+    """What `config.json` says of a quantized checkpoint.
+
+    The fidelity of each layer, and which heads share an embedding's table.
 
     Raises:
-        CheckpointError: the format version is not the one that this package reads, or no layer is named.
+        CheckpointError: the format version is not the one that this package reads, or no layer is
+            named.
     """
 
     def __init__(
-        self, layers: dict[str, str] | None = None, version: int = FORMAT_VERSION, tied: dict[str, str] | None = None, **_: object
+        self,
+        layers: dict[str, str] | None = None,
+        version: int = FORMAT_VERSION,
+        tied: dict[str, str] | None = None,
+        **_: object,
     ) -> None:
         """Check the version, keep the fidelities' names."""
         if version != FORMAT_VERSION:
-            raise CheckpointError(f"checkpoint format version {version}; this bitwright reads version {FORMAT_VERSION}")
+            raise CheckpointError(
+                f"checkpoint format version {version}; this bitwright reads version "
+                f"{FORMAT_VERSION}"
+            )
         if not layers:
             raise CheckpointError("quantization_config names no layers")
         self.quant_method = QUANT_METHOD
@@ -71,10 +82,14 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in model.named_modules():
             if isinstance(module, QuantizedLinear):
-                check_places(name, dict(module.named_buffers()), module.out_features, module.in_features)
+                check_places(
+                    name, dict(module.named_buffers()), module.out_features, module.in_features
+                )
                 module.prepare()
             elif isinstance(module, QuantizedEmbedding):
-                check_places(name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim)
+                check_places(
+                    name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim
+                )
                 if self.quantization_config.tied:  # else its rows are only looked up
                     module.prepare()
         return model
@@ -85,7 +100,10 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
 
     @property
     def is_trainable(self) -> bool:
-        """True: adapters beside packed layers can be trained; packed weights themselves have no gradient."""
+        """True: adapters beside packed layers can be trained.
+
+        Packed weights themselves have no gradient.
+        """
         return True
 
 
@@ -96,7 +114,9 @@ def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
         return QuantizedEmbedding(fidelity, module)
     linear = get_linear(model, name)
     has_bias = linear.bias is not None
-    return QuantizedLinear(fidelity, linear.in_features, linear.out_features, bias=has_bias, dtype=linear.weight.dtype)
+    return QuantizedLinear(
+        fidelity, linear.in_features, linear.out_features, bias=has_bias, dtype=linear.weight.dtype
+    )
 
 
 def _head(model: Any, name: str) -> str:
@@ -106,7 +126,10 @@ def _head(model: Any, name: str) -> str:
         CheckpointError: it is not.
     """
     if dict(model.named_modules()).get(name) is not model.get_output_embeddings():
-        raise CheckpointError(f"the checkpoint says that {name!r} shares an embedding's table, but that is not the model's head")
+        raise CheckpointError(
+            f"the checkpoint says that {name!r} shares an embedding's table, but that is not the "
+            "model's head"
+        )
     return name
 
 
@@ -118,7 +141,9 @@ def _embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
     """
     found = dict(model.named_modules()).get(name)
     if not isinstance(found, QuantizedEmbedding):
-        raise CheckpointError(f"the head is said to share the table of {name!r}, which is no quantized embedding")
+        raise CheckpointError(
+            f"the head is said to share the table of {name!r}, which is no quantized embedding"
+        )
     return found
 
 
@@ -134,4 +159,7 @@ def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
             stored.update(tensors.keys())
     missing = [name for name in names if name not in stored]
     if missing:
-        raise CheckpointError(f"the checkpoint lacks {len(missing)} packed tensors, {missing[0]!r} first; get its files anew")
+        raise CheckpointError(
+            f"the checkpoint lacks {len(missing)} packed tensors, {missing[0]!r} first; get its "
+            "files anew"
+        )

@@ -1,4 +1,7 @@
-"""A quantized linear layer in a form that gradients can change: latent codes and scales; zero points and column order stay."""
+"""A quantized linear layer in a form that gradients can change: latent codes and scales.
+
+Zero points and column order stay.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,17 +18,21 @@ from quantizer.weight import COLUMNS, PartCodes, QuantizedWeight, named_parts
 HALF = 0.5
 """How far from a code a latent code rounds to another one."""
 CELL = 0.48
-"""How far from its stored code a latent code may start. Where codes may flip at once too many do, and where they must first come a
+"""How far from its stored code a latent code may start.
+
+Where codes may flip at once too many do, and where they must first come a
 long way the scales learn alone: tests/benchmarks/LOG.md has what was compared."""
 
 
 class LatentLinear(nn.Module):
     """A linear layer whose weight is scale * (round(latent code) - zero), differentiable in latent codes and scales.
 
-    Rounding passes gradients on as if it were the identity, and none where the latent code is off the grid by more than half a
-    step (the straight-through estimator of arXiv 1308.3432, section 4, with the clipped gradient of arXiv 1902.08153). Scales have
-    their true gradient; where they are stored in few bits they are rounded in the same manner. Outliers stay as they are. An
-    adapter is trained in full. Training all of this against a loss is what arXiv 2407.11062, section 3.2, does block by block.
+    Rounding passes gradients on as if it were the identity, and none where the latent code is off
+    the grid by more than half a step (the straight-through estimator of arXiv 1308.3432, section 4,
+    with the clipped gradient of arXiv 1902.08153). Scales have their true gradient; where they are
+    stored in few bits they are rounded in the same manner. Outliers stay as they are. An adapter is
+    trained in full. Training all of this against a loss is what arXiv 2407.11062, section 3.2, does
+    block by block.
 
     Attributes:
         columns: input column at each stored position, int64 [in].
@@ -43,11 +50,13 @@ class LatentLinear(nn.Module):
     adapter_a: nn.Parameter | None
     adapter_b: nn.Parameter | None
 
-    def __init__(self, linear: nn.Linear, stored: QuantizedWeight, *, clipping: bool = False) -> None:
+    def __init__(
+        self, linear: nn.Linear, stored: QuantizedWeight, *, clipping: bool = False
+    ) -> None:
         """Start from a stored form of `linear`, with latent codes as near to its weight as the stored codes allow.
 
-        The layer then computes just what the stored form does; a latent code whose weight lies between two stored codes is near the
-        border, and so the first to change.
+        The layer then computes just what the stored form does; a latent code whose weight lies
+        between two stored codes is near the border, and so the first to change.
 
         Args:
             linear: the original layer.
@@ -68,11 +77,19 @@ class LatentLinear(nn.Module):
         if adapter is not None:
             weight = weight - adapter_weight(adapter)
         ordered, self._parts, start = weight[:, self.columns], nn.ModuleList(), 0
-        for (_, columns, bits), part in zip(named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True):
-            row_unit = None if self._row_scale is None else part_unit(self._row_scale, stored.fidelity, bits)
+        for (_, columns, bits), part in zip(
+            named_parts(stored.fidelity, stored.in_features), stored.parts(), strict=True
+        ):
+            row_unit = (
+                None
+                if self._row_scale is None
+                else part_unit(self._row_scale, stored.fidelity, bits)
+            )
             group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
             make = ClippedPart if clipping else LatentPart
-            self._parts.append(make(ordered[:, start : start + columns], part, bits, group_size, row_unit, top))
+            self._parts.append(
+                make(ordered[:, start : start + columns], part, bits, group_size, row_unit, top)
+            )
             start += columns
 
     def _set_outliers(self, weight: Tensor) -> None:
@@ -80,7 +97,14 @@ class LatentLinear(nn.Module):
         if self._outliers is not None:
             outlying, ones = torch.zeros_like(weight), torch.zeros_like(weight)
             add_outliers(outlying, self._outliers)
-            add_outliers(ones, Outliers(torch.ones_like(self._outliers.values), self._outliers.columns, self._outliers.starts))
+            add_outliers(
+                ones,
+                Outliers(
+                    torch.ones_like(self._outliers.values),
+                    self._outliers.columns,
+                    self._outliers.starts,
+                ),
+            )
             kept = ones.bool()
         self.register_buffer("kept", kept)
         self.register_buffer("outlying", outlying)
@@ -112,21 +136,30 @@ class LatentLinear(nn.Module):
 
     @torch.no_grad()
     def stored(self) -> QuantizedWeight:
-        """Return the stored form of the layer as it is now; scales and adapters are rounded to 16 bits."""
+        """Return the stored form of the layer as it is now.
+
+        Scales and adapters are rounded to 16 bits.
+        """
         parts, start = [], 0
         for part in self.parts:
             found = part.codes()
             if self.kept is not None:
                 kept = self.kept[:, self.columns][:, start : start + found.codes.shape[1]]
-                zero = found.zero.t().repeat_interleave(self._fidelity.group_size, 1)[:, : kept.shape[1]]
+                zero = found.zero.t().repeat_interleave(self._fidelity.group_size, 1)[
+                    :, : kept.shape[1]
+                ]
                 found = replace(found, codes=torch.where(kept, zero, found.codes))
             parts.append(found)
             start += found.codes.shape[1]
         bare = replace(self._fidelity, adapter_rank=0)
-        weight = QuantizedWeight.from_codes(bare, self.columns, tuple(parts), self._row_scale, self._outliers)
+        weight = QuantizedWeight.from_codes(
+            bare, self.columns, tuple(parts), self._row_scale, self._outliers
+        )
         if self.adapter_a is None or self.adapter_b is None:
             return weight
-        return weight.with_adapter(self._fidelity.adapter_rank, Adapter(self.adapter_a.half(), self.adapter_b.half()))
+        return weight.with_adapter(
+            self._fidelity.adapter_rank, Adapter(self.adapter_a.half(), self.adapter_b.half())
+        )
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
@@ -141,7 +174,8 @@ class LatentPart(nn.Module):
 
     Attributes:
         bits: width of the codes.
-        latent: codes before rounding, float32 [out, groups, group size], the last group padded with columns that are not used.
+        latent: codes before rounding, float32 [out, groups, group size], the last group padded with
+            columns that are not used.
         factor: what multiplies the scales, 1 at the start, float32 [out, groups, 1].
         scale: the stored scales, float32 [out, groups, 1].
         zero: zero points, integers as floats, [out, groups, 1].
@@ -155,7 +189,13 @@ class LatentPart(nn.Module):
     unit: Tensor | None
 
     def __init__(
-        self, weight: Tensor, part: PartCodes, bits: int, group_size: int, row_unit: Tensor | None = None, scale_top: int = 0
+        self,
+        weight: Tensor,
+        part: PartCodes,
+        bits: int,
+        group_size: int,
+        row_unit: Tensor | None = None,
+        scale_top: int = 0,
     ) -> None:
         """Start from the codes of a part.
 
@@ -168,7 +208,12 @@ class LatentPart(nn.Module):
             scale_top: the largest such code.
         """
         super().__init__()
-        self.bits, self._columns, self._top, self._scale_top = bits, weight.shape[1], 2**bits - 1, scale_top
+        self.bits, self._columns, self._top, self._scale_top = (
+            bits,
+            weight.shape[1],
+            2**bits - 1,
+            scale_top,
+        )
         scale, zero, codes = part.scale, part.zero, part.codes
         self.register_buffer("scale", scale.t().unsqueeze(-1).contiguous())  # [out, groups, 1]
         self.register_buffer("zero", zero.t().unsqueeze(-1).contiguous())
@@ -204,19 +249,25 @@ class LatentPart(nn.Module):
         if self.unit is None:
             scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
         codes = self.exact().round().clamp(0, self._top).flatten(1)[:, : self._columns]
-        return PartCodes(codes, scale.squeeze(-1).t().contiguous(), self.zero.squeeze(-1).t().contiguous())
+        return PartCodes(
+            codes, scale.squeeze(-1).t().contiguous(), self.zero.squeeze(-1).t().contiguous()
+        )
 
 
 class ClippedPart(LatentPart):
-    """A part whose codes follow from its scales: each weight rounded to the nearest on a grid of learned range.
+    """A part whose codes follow from its scales.
 
-    What is rounded is the weight as far as it lies in the cell of its stored code, else the border of that cell: so training starts
-    from the stored codes, and where those make good the errors of others it does not give that up. Plain rounding of the weights
-    is a start that few steps do not make up for: tests/benchmarks/LOG.md.
+    Each weight rounded to the nearest on a grid of learned range.
 
-    The gradient in a scale is the one of LSQ (arXiv 1902.08153, section 2.1): what rounding changed a weight by, in codes, or the
-    code itself where the weight is clipped. OmniQuant (arXiv 2308.13137, section 3.2) and ApiQ learn a factor for each end of the
-    range; here one serves both, as zero points stay.
+    What is rounded is the weight as far as it lies in the cell of its stored code, else the border
+    of that cell: so training starts from the stored codes, and where those make good the errors of
+    others it does not give that up. Plain rounding of the weights is a start that few steps do not
+    make up for: tests/benchmarks/LOG.md.
+
+    The gradient in a scale is the one of LSQ (arXiv 1902.08153, section 2.1): what rounding changed
+    a weight by, in codes, or the code itself where the weight is clipped. OmniQuant (arXiv
+    2308.13137, section 3.2) and ApiQ learn a factor for each end of the range; here one serves
+    both, as zero points stay.
     """
 
     def __init__(self, weight: Tensor, *rest: Any) -> None:
@@ -271,12 +322,17 @@ class _Dequantize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             in_codes = (gradient * scale).mul_(_inside(exact, 0, ctx.top))
         if ctx.needs_input_grad[1]:
-            in_scale = exact.round().clamp_(0, ctx.top).sub_(zero).mul_(gradient).sum(-1, keepdim=True)
+            in_scale = (
+                exact.round().clamp_(0, ctx.top).sub_(zero).mul_(gradient).sum(-1, keepdim=True)
+            )
         return in_codes, in_scale, None, None
 
 
 class _Reorder(torch.autograd.Function):
-    """The columns in another order; on the way back by the inverse order, as adding at places is many times slower."""
+    """The columns in another order.
+
+    On the way back by the inverse order, as adding at places is many times slower.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

@@ -15,11 +15,20 @@ from quantizer.weight import QuantizedWeight, dequantize_tensors, tensor_specs
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight stays packed; see `quantizer.kernels` for how it multiplies.
 
-    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries that attach adapters to linear
-    layers it is one, but its `weight` is None: what would change a weight in place fails instead of being lost.
+    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries
+    that attach adapters to linear layers it is one, but its `weight` is None: what would change a
+    weight in place fails instead of being lost.
     """
 
-    def __init__(self, fidelity: Fidelity, in_features: int, out_features: int, *, bias: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        fidelity: Fidelity,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
         """Make room for a layer of this shape, to be filled by `load` or from a state dict."""
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.fidelity = fidelity
@@ -34,7 +43,13 @@ class QuantizedLinear(nn.Linear):
     def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
         """Return the packed twin of `linear`, with its bias."""
         has_bias = linear.bias is not None
-        module = cls(weight.fidelity, weight.in_features, weight.out_features, bias=has_bias, dtype=linear.weight.dtype)
+        module = cls(
+            weight.fidelity,
+            weight.in_features,
+            weight.out_features,
+            bias=has_bias,
+            dtype=linear.weight.dtype,
+        )
         for name, tensor in weight.tensors.items():
             module.register_buffer(name, tensor.contiguous())
         if has_bias:
@@ -43,13 +58,18 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def qweight(self) -> Tensor:
-        """Codes of the low part: by this name PEFT looks for the device that an adapter belongs on."""
+        """Codes of the low part.
+
+        By this name PEFT looks for the device that an adapter belongs on.
+        """
         return self.get_buffer("low_codes")
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """Return the weight [out, in] in `dtype`."""
         buffers = dict(self.named_buffers(recurse=False))
-        return dequantize_tensors(buffers, self.fidelity, self.out_features, self.in_features, dtype)
+        return dequantize_tensors(
+            buffers, self.fidelity, self.out_features, self.in_features, dtype
+        )
 
     def prepare(self) -> None:
         """Get ready to multiply, once the tensors are loaded."""
@@ -57,11 +77,21 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
-        return matmul(hidden_states, self._buffers, self.fidelity, self.out_features, self.bias, self._kept)  # type: ignore[arg-type]
+        return matmul(
+            hidden_states,
+            self._buffers,  # type: ignore[arg-type]
+            self.fidelity,
+            self.out_features,
+            self.bias,
+            self._kept,
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, fidelity={self.fidelity.name}"
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"fidelity={self.fidelity.name}"
+        )
 
 
 def replace_linear(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -79,9 +109,14 @@ def get_linear(model: nn.Module, name: str) -> nn.Linear:
     try:
         module = model.get_submodule(name)
     except AttributeError as err:
-        raise PlanError(f"the model has no layer {name!r}; the plan was made for another model") from err
+        raise PlanError(
+            f"the model has no layer {name!r}; the plan was made for another model"
+        ) from err
     if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
-        raise PlanError(f"layer {name!r} is a {type(module).__name__}, not a linear layer; the plan was made for another model")
+        raise PlanError(
+            f"layer {name!r} is a {type(module).__name__}, not a linear layer; the plan was made "
+            "for another model"
+        )
     return module
 
 

@@ -1,4 +1,7 @@
-"""What follows from logits, a few tokens at a time: fresh memory for whole windows costs a processor more than the arithmetic."""
+"""What follows from logits, a few tokens at a time.
+
+Fresh memory for whole windows costs a processor more than the arithmetic.
+"""
 
 from collections.abc import Iterator
 
@@ -19,12 +22,18 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Returns:
         float32 [tokens], [nats].
     """
-    losses = [-_log_softmax(logits[some]).gather(-1, targets[some, None])[:, 0] for some in _pieces(logits)]
+    losses = [
+        -_log_softmax(logits[some]).gather(-1, targets[some, None])[:, 0]
+        for some in _pieces(logits)
+    ]
     return torch.cat(losses)
 
 
 def token_divergence(original: Tensor, logits: Tensor) -> Tensor:
-    """Return KL(original || model) of each token, float32 [tokens], [nats]; from logits of both, [tokens, vocabulary]."""
+    """Return KL(original || model) of each token, float32 [tokens], [nats].
+
+    From logits of both, [tokens, vocabulary].
+    """
     losses = []
     for some in _pieces(logits):
         log_q, log_p = _log_softmax(original[some]), _log_softmax(logits[some])

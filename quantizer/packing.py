@@ -1,7 +1,8 @@
 """Dense packing of small unsigned codes into 32-bit words, and its exact inverse.
 
-Row by row, code i of width b occupies bits i*b .. i*b+b-1 of a little-endian bit stream; the stream is padded with zeros to
-whole 32-bit words. Three-bit codes straddle bytes and words, so 32 codes of b bits always fill exactly b words.
+Row by row, code i of width b occupies bits i*b .. i*b+b-1 of a little-endian bit stream; the stream
+is padded with zeros to whole 32-bit words. Three-bit codes straddle bytes and words, so 32 codes of
+b bits always fill exactly b words.
 """
 
 from math import gcd
@@ -28,7 +29,9 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     padded = torch.zeros(rows, units * per_unit, dtype=torch.int64, device=codes.device)
     padded[:, :values] = codes
     shifts = torch.arange(per_unit, device=codes.device) * bits
-    unit = (padded.view(rows, units, per_unit) << shifts).sum(-1, keepdim=True)  # [rows, units, 1], below 2**56
+    unit = (padded.view(rows, units, per_unit) << shifts).sum(
+        -1, keepdim=True
+    )  # [rows, units, 1], below 2**56
     byte_shifts = torch.arange(unit_bytes, device=codes.device) * 8
     stream = ((unit >> byte_shifts) & 0xFF).to(torch.uint8).view(rows, -1)
     packed = torch.zeros(rows, words(values, bits) * 4, dtype=torch.uint8, device=codes.device)
@@ -84,7 +87,9 @@ def unpack_at(packed: Tensor, bits: int, places: Tensor) -> Tensor:
     Returns:
         uint8 [rows, n].
     """
-    stream = torch.nn.functional.pad(packed.view(torch.uint8), (0, 1))  # a code may end in the byte after the one it begins in
+    stream = torch.nn.functional.pad(
+        packed.view(torch.uint8), (0, 1)
+    )  # a code may end in the byte after the one it begins in
     first, shift = places * bits // 8, places * bits % 8
     pair = stream[:, first].to(torch.int32) | stream[:, first + 1].to(torch.int32) << 8
     codes: Tensor = (pair >> shift) & (2**bits - 1)

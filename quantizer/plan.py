@@ -1,4 +1,7 @@
-"""A plan says at which fidelity each layer is stored. It is plain JSON that a person can read, edit and share."""
+"""A plan says at which fidelity each layer is stored.
+
+It is plain JSON that a person can read, edit and share.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -52,7 +55,10 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse a plan with nothing in it, or with a layer left over."""
         if not self.layers or len(self.layers) != len(self.fidelities):
-            raise PlanError(f"a plan of {len(self.layers)} layers and {len(self.fidelities)} fidelities; they must agree")
+            raise PlanError(
+                f"a plan of {len(self.layers)} layers and {len(self.fidelities)} fidelities; they "
+                "must agree"
+            )
 
     @classmethod
     def uniform(cls, layers: Iterable[LayerSpec], fidelity: Fidelity) -> "Plan":
@@ -64,7 +70,9 @@ class Plan:
     def in_blocks(self) -> "Plan":
         """The part of the plan that is about decoder blocks."""
         kept = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE]
-        return Plan(tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept))
+        return Plan(
+            tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept)
+        )
 
     @property
     def tables(self) -> dict[LayerSpec, Fidelity]:
@@ -79,13 +87,19 @@ class Plan:
     @property
     def by_name(self) -> dict[str, Fidelity]:
         """Fidelity of each layer by the layer's name."""
-        return {layer.name: fidelity for layer, fidelity in zip(self.layers, self.fidelities, strict=True)}
+        return {
+            layer.name: fidelity
+            for layer, fidelity in zip(self.layers, self.fidelities, strict=True)
+        }
 
     @property
     def layer_bytes(self) -> tuple[int, ...]:
         """Exact bytes of each layer."""
         pairs = zip(self.layers, self.fidelities, strict=True)
-        return tuple(fidelity.weight_bytes(layer.out_features, layer.in_features) for layer, fidelity in pairs)
+        return tuple(
+            fidelity.weight_bytes(layer.out_features, layer.in_features)
+            for layer, fidelity in pairs
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -118,7 +132,9 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Plan":
-        """Return the plan that `to_json` wrote; byte counts are computed anew, so edited fidelities are priced correctly.
+        """Return the plan that `to_json` wrote.
+
+        Byte counts are computed anew, so edited fidelities are priced correctly.
 
         Raises:
             PlanError: the schema is another one, or a field is missing or of the wrong kind.
@@ -131,10 +147,14 @@ class Plan:
             for name, row in values["layers"].items():
                 out_features, in_features = _shape(row["shape"])
                 fidelity = Fidelity.parse(row["fidelity"])
-                layers.append(LayerSpec(name, int(row["block"]), str(row["kind"]), out_features, in_features))
+                layers.append(
+                    LayerSpec(name, int(row["block"]), str(row["kind"]), out_features, in_features)
+                )
                 fidelities.append(fidelity)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as err:
-            raise PlanError(f"plan layer {len(layers)}: field {err} is missing or of the wrong kind") from err
+            raise PlanError(
+                f"plan layer {len(layers)}: field {err} is missing or of the wrong kind"
+            ) from err
         return cls(tuple(layers), tuple(fidelities))
 
     @classmethod

@@ -1,10 +1,12 @@
 """The post-quantization integral as a ranker of single weights, and re-quantization around those that it ranks highest.
 
-Source: PQI and ReQuant, arXiv 2503.01901. A reconstruction where the equations are not public: with Q the quantized weights, the
-integral of a weight is |mean of dF/dw on the way from W to Q| * |Q - W|, and ReQuant keeps two kinds of weights in 16 bits:
-outliers, the largest weights of each layer, with a share of the layer in proportion to its mean integral; and significant weights,
-the largest integrals of all layers, found in steps, each against what is quantized after the step before. Departures: F is
-KL(original || model), which has no noise of labels, and the way has few Gauss-Legendre nodes instead of 32 equal steps.
+Source: PQI and ReQuant, arXiv 2503.01901. A reconstruction where the equations are not public: with
+Q the quantized weights, the integral of a weight is |mean of dF/dw on the way from W to Q| * |Q -
+W|, and ReQuant keeps two kinds of weights in 16 bits: outliers, the largest weights of each layer,
+with a share of the layer in proportion to its mean integral; and significant weights, the largest
+integrals of all layers, found in steps, each against what is quantized after the step before.
+Departures: F is KL(original || model), which has no noise of labels, and the way has few
+Gauss-Legendre nodes instead of 32 equal steps.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +39,8 @@ class Kept:
 
     Attributes:
         shares: share of each layer's weights.
-        scores: by which the layer's weights are chosen: all that are kept score above all others, [out, in].
+        scores: by which the layer's weights are chosen: all that are kept score above all others,
+            [out, in].
     """
 
     shares: dict[str, float]
@@ -48,13 +51,20 @@ class Kept:
         return replace(base, outlier_share=self.shares[name])
 
 
-def path_mean(gradient: Callable[[float], dict[str, Tensor]], nodes: int = NODES) -> dict[str, Tensor]:
-    """Return the mean of `gradient(t)` over 0 <= t <= 1 by Gauss-Legendre nodes: exact for polynomials of degree 2 nodes - 1."""
+def path_mean(
+    gradient: Callable[[float], dict[str, Tensor]], nodes: int = NODES
+) -> dict[str, Tensor]:
+    """Return the mean of `gradient(t)` over 0 <= t <= 1 by Gauss-Legendre nodes.
+
+    Exact for polynomials of degree 2 nodes - 1.
+    """
     places, shares = np.polynomial.legendre.leggauss(nodes)
     total: dict[str, Tensor] = {}
     for place, share in zip((places + 1) / 2, shares / 2, strict=True):
         for name, each in gradient(float(place)).items():
-            total[name] = total[name].add_(each, alpha=float(share)) if name in total else each * float(share)
+            total[name] = (
+                total[name].add_(each, alpha=float(share)) if name in total else each * float(share)
+            )
     return total
 
 
@@ -66,7 +76,9 @@ def weight_integrals(
     nodes: int = NODES,
     precision: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
-    """Return the signed integral of each weight, mean dF/dw * (Q - w); all together add up to the loss that quantization costs.
+    """Return the signed integral of each weight, mean dF/dw * (Q - w).
+
+    All together add up to the loss that quantization costs.
 
     Args:
         runner: the model; its weights are put back afterwards.
@@ -90,7 +102,9 @@ def weight_integrals(
             for ids, original in zip(torch.split(windows, 1), teacher, strict=True):
                 states = runner.head_input_with_gradient(ids)
                 _, pull = divergence(runner, ids, states.detach(), original)
-                each = torch.autograd.grad(states, list(weights.values()), pull.to(states.dtype), allow_unused=True)
+                each = torch.autograd.grad(
+                    states, list(weights.values()), pull.to(states.dtype), allow_unused=True
+                )
                 for name, own in zip(weights, each, strict=True):
                     if own is not None:
                         total[name].add_(own, alpha=1 / len(windows))
@@ -109,7 +123,9 @@ def keep_weights(
     precision: torch.dtype = torch.float32,
     steps: int = STEPS,
 ) -> Kept:
-    """Choose the weights that stay in 16 bits: half of them outliers, half significant weights found in steps.
+    """Choose the weights that stay in 16 bits.
+
+    Half of them outliers, half significant weights found in steps.
 
     Args:
         runner: the original model.
@@ -122,9 +138,15 @@ def keep_weights(
     """
     size = {name: weight.numel() for name, weight in originals.items()}
     integrals = {
-        name: each.abs() for name, each in weight_integrals(runner, originals, quantized, windows, precision=precision).items()
+        name: each.abs()
+        for name, each in weight_integrals(
+            runner, originals, quantized, windows, precision=precision
+        ).items()
     }
-    kept = {name: top(originals[name].abs(), count) for name, count in outlier_counts(integrals, share / 2).items()}
+    kept = {
+        name: top(originals[name].abs(), count)
+        for name, count in outlier_counts(integrals, share / 2).items()
+    }
     current = dict(quantized)
     for step in range(steps):
         for name, mask in kept.items():
@@ -133,23 +155,38 @@ def keep_weights(
             found = weight_integrals(runner, originals, current, windows, precision=precision)
             integrals = {name: each.abs() for name, each in found.items()}
         wanted = round(share / 2 / steps * sum(size.values()))
-        flat = torch.cat([_open_scores(integrals[name], kept[name]).flatten() for name in integrals])
+        flat = torch.cat(
+            [_open_scores(integrals[name], kept[name]).flatten() for name in integrals]
+        )
         chosen = torch.split(top(flat, wanted), [size[name] for name in integrals])
-        kept = {name: kept[name] | mask.view_as(kept[name]) for name, mask in zip(integrals, chosen, strict=True)}
+        kept = {
+            name: kept[name] | mask.view_as(kept[name])
+            for name, mask in zip(integrals, chosen, strict=True)
+        }
     shares = {name: _share(int(mask.sum()), size[name]) for name, mask in kept.items()}
-    scores = {name: integrals[name] + (2 * integrals[name].max() + 1) * mask for name, mask in kept.items()}
+    scores = {
+        name: integrals[name] + (2 * integrals[name].max() + 1) * mask
+        for name, mask in kept.items()
+    }
     return Kept(shares, scores)
 
 
 def outlier_counts(integrals: Weights, share: float) -> dict[str, int]:
-    """Return how many outliers each layer gets: a share of its weights in proportion to its mean integral.
+    """Return how many outliers each layer gets.
 
-    No layer gets more than half of what a fidelity can have; what is over goes to the others, in the same proportion.
+    A share of its weights in proportion to its mean integral.
+
+    No layer gets more than half of what a fidelity can have; what is over goes to the others, in
+    the same proportion.
     """
     size = {name: each.numel() for name, each in integrals.items()}
     means = {name: float(each.double().mean()) for name, each in integrals.items()}
     most = {name: round(_LARGEST_SHARE / 2 * count) for name, count in size.items()}
-    counts, left, open_ = dict.fromkeys(size, 0), share * sum(size.values()), {name for name, mean in means.items() if mean > 0}
+    counts, left, open_ = (
+        dict.fromkeys(size, 0),
+        share * sum(size.values()),
+        {name for name, mean in means.items() if mean > 0},
+    )
     while open_:
         unit = left / sum(means[name] * size[name] for name in open_)
         full = {name for name in open_ if unit * means[name] * size[name] > most[name]}

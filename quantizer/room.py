@@ -1,4 +1,7 @@
-"""What fits into a graphics card's memory: models, and windows that are run at once, found out by failing."""
+"""What fits into a graphics card's memory.
+
+Models, and windows that are run at once, found out by failing.
+"""
 
 import logging
 from collections.abc import Callable
@@ -26,7 +29,8 @@ def place(model: M, device: str) -> M:
     except torch.OutOfMemoryError as error:
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         raise MemoryShort(
-            f"the model's {size} bytes do not fit on device {device!r} ({_first_line(error)}): use a larger one, or the processor"
+            f"the model's {size} bytes do not fit on device {device!r} ({_first_line(error)}): "
+            "use a larger one, or the processor"
         ) from error
 
 
@@ -37,14 +41,17 @@ class Room:
         """Know of no limit yet but the given one."""
         self._most = most
 
-    def run(self, work: Callable[[slice], R], windows: int, undo: Callable[[], None] | None = None) -> list[R]:
+    def run(
+        self, work: Callable[[slice], R], windows: int, undo: Callable[[], None] | None = None
+    ) -> list[R]:
         """Return the results of `work` on each piece of 0 .. windows-1, in order.
 
         Args:
             work: what to do with some of the windows.
             windows: how many there are, above 0.
-            undo: takes back all that pieces have left behind, the one that failed included; then all are done again. None is for
-                work that leaves nothing behind when it fails: then only that piece is.
+            undo: takes back all that pieces have left behind, the one that failed included; then
+                all are done again. None is for work that leaves nothing behind when it fails: then
+                only that piece is.
 
         Raises:
             MemoryShort: not even one window fits.
@@ -65,14 +72,18 @@ class Room:
         return results
 
     def cat(self, work: Callable[[slice], Tensor], windows: int) -> Tensor:
-        """Return the results of `work`, tensors of as many rows as the piece has windows, as one; see `run`."""
+        """Return the results of `work`, tensors of as many rows as the piece has windows, as one.
+
+        See `run`.
+        """
         found = self.run(work, windows)
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
             raise MemoryShort(
-                f"the device has too little memory for one window ({_first_line(error)}): use fewer tokens in a window, "
+                f"the device has too little memory for one window ({_first_line(error)}): use "
+                "fewer tokens in a window, "
                 "a larger device, or the processor"
             ) from error
         self._most = -(-size // 2)

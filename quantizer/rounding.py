@@ -1,4 +1,7 @@
-"""How a layer's codes are found: the light method that rounds, and what the high-impact columns are chosen by."""
+"""How a layer's codes are found.
+
+The light method that rounds, and what the high-impact columns are chosen by.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +25,12 @@ class Rounding:
     """How codes are found.
 
     Attributes:
-        light: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`, rounding that later columns make
-            good, see `quantizer.gptq`.
-        selection: scores of columns, the highest of which make up the high-impact part: `hessian`, their output error; `sparsity`,
-            see `quantizer.selection.sparsity_impact`; `random`, a control; `given`, scores from outside, such as the Fisher
-            information of `quantizer.column_scores`.
+        light: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`,
+            rounding that later columns make good, see `quantizer.gptq`.
+        selection: scores of columns, the highest of which make up the high-impact part: `hessian`,
+            their output error; `sparsity`, see `quantizer.selection.sparsity_impact`; `random`, a
+            control; `given`, scores from outside, such as the Fisher information of
+            `quantizer.column_scores`.
 
     Raises:
         RoundingError: a name is not one of these.
@@ -55,7 +59,8 @@ class Scores:
     """Scores of one layer from outside.
 
     Attributes:
-        columns: what high-impact columns are chosen by where they are given, [in]; see `Rounding.selection`.
+        columns: what high-impact columns are chosen by where they are given, [in]; see
+            `Rounding.selection`.
         weights: what outliers are chosen by, [out, in]; None leaves that to their output error.
     """
 
@@ -78,7 +83,8 @@ def make_forms(
 
     Args:
         weight: float32 [out, in].
-        hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of them.
+        hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of
+            them.
         fidelities: how to store the layer.
         rounding: how to find the codes.
         scores: scores from outside, where there are any.
@@ -88,26 +94,37 @@ def make_forms(
         stored forms in the order of the fidelities.
 
     Raises:
-        RoundingError: scores are to be given, and are not; or a fidelity asks for what only `gptq` makes: coded scales, outliers,
-            an adapter.
+        RoundingError: scores are to be given, and are not; or a fidelity asks for what only `gptq`
+            makes: coded scales, outliers, an adapter.
     """
     if rounding.light != LIGHT[0]:
         for fidelity in fidelities:
             plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
             if fidelity != plain:
-                raise RoundingError(f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}")
+                raise RoundingError(
+                    f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}"
+                )
     by_grid: dict[tuple[int, int, bool], Tensor] = {}
     for fidelity in fidelities:
         if _grid_of(fidelity) not in by_grid:
-            by_grid[_grid_of(fidelity)] = _impact(weight, hessian, fidelity, rounding, scores.columns)
+            by_grid[_grid_of(fidelity)] = _impact(
+                weight, hessian, fidelity, rounding, scores.columns
+            )
     impacts = [by_grid[_grid_of(fidelity)] for fidelity in fidelities]
     if rounding.light == LIGHT[0]:
         return quantize_forms(weight, hessian, fidelities, impacts, scores.weights, inverse)
-    return [_rounded(weight, hessian, fidelity, impact) for fidelity, impact in zip(fidelities, impacts, strict=True)]
+    return [
+        _rounded(weight, hessian, fidelity, impact)
+        for fidelity, impact in zip(fidelities, impacts, strict=True)
+    ]
 
 
 def make_form(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding = USUAL, scores: Scores = NO_SCORES
+    weight: Tensor,
+    hessian: Tensor,
+    fidelity: Fidelity,
+    rounding: Rounding = USUAL,
+    scores: Scores = NO_SCORES,
 ) -> QuantizedWeight:
     """Quantize one layer at one fidelity, see `make_forms`."""
     (form,) = make_forms(weight, hessian, (fidelity,), rounding, scores)
@@ -119,7 +136,9 @@ def _grid_of(fidelity: Fidelity) -> tuple[int, int, bool]:
     return fidelity.bits_lo, fidelity.group_size, fidelity.ratio > 0
 
 
-def _rounded(weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor) -> QuantizedWeight:
+def _rounded(
+    weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor
+) -> QuantizedWeight:
     """Round each group to the nearest on its own grid."""
     importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
     columns = column_order(impact, importance, fidelity)
@@ -138,12 +157,17 @@ def _rounded(weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor
     return QuantizedWeight.from_codes(fidelity, columns, tuple(parts))
 
 
-def _impact(weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding, scores: Tensor | None) -> Tensor:
+def _impact(
+    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding, scores: Tensor | None
+) -> Tensor:
     if not fidelity.ratio:
         return torch.zeros_like(weight[0])
     if rounding.selection == "given":
         if scores is None or scores.shape != weight.shape[1:]:
-            raise RoundingError(f"columns are to be chosen by given scores: give one for each of {weight.shape[1]} columns")
+            raise RoundingError(
+                "columns are to be chosen by given scores: give one for each of "
+                f"{weight.shape[1]} columns"
+            )
         return scores
     if rounding.selection == "sparsity":
         return sparsity_impact(weight, hessian)

@@ -1,7 +1,8 @@
 """Run a part of a decoder model: from one block to another, with given hidden states.
 
-The model's own forward pass is used throughout, with the blocks outside the part made transparent. So masks, positions and
-whatever else an architecture hands to its blocks are right without this module knowing of them.
+The model's own forward pass is used throughout, with the blocks outside the part made transparent.
+So masks, positions and whatever else an architecture hands to its blocks are right without this
+module knowing of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ class _Stop(Exception):
 class BlockRunner:
     """Runs parts of `model`, a transformers causal language model in evaluation mode.
 
-    Without gradients, windows that do not fit into memory together are run in pieces, see `quantizer.room`.
+    Without gradients, windows that do not fit into memory together are run in pieces, see
+    `quantizer.room`.
     """
 
     def __init__(self, model: nn.Module, precision: torch.dtype = torch.float32) -> None:
@@ -45,7 +47,9 @@ class BlockRunner:
         self.blocks = find_blocks(model)[1]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if not isinstance(head, nn.Module):
-            raise ModelError(f"{type(model).__name__} has no output head; a causal language model is needed")
+            raise ModelError(
+                f"{type(model).__name__} has no output head; a causal language model is needed"
+            )
         self.head = head
         self._wraps_output: bool | None = None
         self._room = Room()
@@ -53,7 +57,9 @@ class BlockRunner:
     def enter(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
         with torch.no_grad():
-            return self._room.cat(lambda some: self._run(input_ids[some], stop_before=0), len(input_ids))
+            return self._room.cat(
+                lambda some: self._run(input_ids[some], stop_before=0), len(input_ids)
+            )
 
     def blocks_between(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return the hidden states after blocks first .. last-1, when `hidden` enters block `first`; [batch, tokens, hidden].
@@ -69,10 +75,15 @@ class BlockRunner:
         with torch.no_grad():
             return self._room.cat(run, len(input_ids))
 
-    def inputs_of(self, module: nn.Module, input_ids: Tensor, hidden: Tensor, index: int) -> list[Tensor]:
-        """Return what enters a module of block `index` when `hidden` enters the block; of the block, no more than that is run.
+    def inputs_of(
+        self, module: nn.Module, input_ids: Tensor, hidden: Tensor, index: int
+    ) -> list[Tensor]:
+        """Return what enters a module of block `index` when `hidden` enters the block.
 
-        A tensor for each piece of the windows that is run at once; none where the block does not call the module.
+        Of the block, no more than that is run.
+
+        A tensor for each piece of the windows that is run at once; none where the block does not
+        call the module.
         """
 
         def run(some: slice) -> list[Tensor]:
@@ -95,12 +106,16 @@ class BlockRunner:
             return self._run(input_ids, first=index, hidden=hidden, stop_after=index)
 
     def head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
-        """Return what enters the output head when `hidden` enters block `first`; [batch, tokens, hidden].
+        """Return what enters the output head when `hidden` enters block `first`.
+
+        [batch, tokens, hidden].
 
         With `first` the number of blocks, `hidden` is what leaves the last one.
         """
         with torch.no_grad():
-            return self._room.cat(lambda some: self._head_input(input_ids[some], hidden[some], first), len(input_ids))
+            return self._room.cat(
+                lambda some: self._head_input(input_ids[some], hidden[some], first), len(input_ids)
+            )
 
     def _head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -116,14 +131,21 @@ class BlockRunner:
             return self._head_input(input_ids, hidden, 0)
 
     def logits(self, input_ids: Tensor, head_input: Tensor) -> Tensor:
-        """Return the logits [batch, tokens, vocabulary] when `head_input` enters the output head; differentiable in it."""
+        """Return the logits [batch, tokens, vocabulary] when `head_input` enters the output head.
+
+        Differentiable in it.
+        """
 
         def replace(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (head_input, *args[1:])
 
         self._observe(input_ids)
         transparent = self._blocks_replaced(len(self.blocks), None, None, None)
-        with _before(self.head, replace), transparent, products_in(self._precision, input_ids.device):
+        with (
+            _before(self.head, replace),
+            transparent,
+            products_in(self._precision, input_ids.device),
+        ):
             output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return output
 
@@ -139,11 +161,17 @@ class BlockRunner:
         if first > 0:
             self._observe(input_ids)
         try:
-            with self._blocks_replaced(first, hidden, stop_before, stop_after), products_in(self._precision, input_ids.device):
+            with (
+                self._blocks_replaced(first, hidden, stop_before, stop_after),
+                products_in(self._precision, input_ids.device),
+            ):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:
             return stop.value
-        raise ModelError(f"{type(self.model).__name__} did not pass through its blocks in order; it is not supported")
+        raise ModelError(
+            f"{type(self.model).__name__} did not pass through its blocks in order; it is not "
+            "supported"
+        )
 
     def _observe(self, input_ids: Tensor) -> None:
         """Learn from one token, once, whether blocks return bare states or tuples."""
@@ -181,7 +209,9 @@ class BlockRunner:
 
         return skip
 
-    def _running(self, forward: Callable[..., Any], given: Tensor | None, *, stops: bool) -> Callable[..., Any]:
+    def _running(
+        self, forward: Callable[..., Any], given: Tensor | None, *, stops: bool
+    ) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             if given is not None:
                 if args:

@@ -1,6 +1,9 @@
-"""What a model folder from anywhere may hold: everything is checked here before any library reads it.
+"""What a model folder from anywhere may hold.
 
-No weight is read, no memory is taken on the word of a file, and whatever is wrong raises one ModelError. Plain Python.
+Everything is checked here before any library reads it.
+
+No weight is read, no memory is taken on the word of a file, and whatever is wrong raises one
+ModelError. Plain Python.
 """
 
 import codecs
@@ -25,32 +28,73 @@ _MAX_CONFIG_BYTES = 10_000_000
 _MAX_INDEX_BYTES = 32_000_000
 _MAX_VOCABULARY_BYTES = 64_000_000
 _MAX_BRACKETS, _MAX_VOCABULARY_BRACKETS = 100_000, 2_000_000
-"""Objects and lists in one JSON file: two characters there, some 60 bytes in memory. A vocabulary has one for each merge."""
+"""Objects and lists in one JSON file: two characters there, some 60 bytes in memory.
+
+A vocabulary has one for each merge.
+"""
 _MAX_DEPTH = 32
 _SHOWN = 80
 
-_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_VOCABULARIES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.jinja", "additional_chat_templates/*.jinja")
+_CONFIGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_VOCABULARIES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+)
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 _ATTENTION = ("attn_implementation", "experts_implementation")
-_IMPLEMENTATIONS = frozenset([*_ATTENTION, *(f"_{name}" for name in _ATTENTION), *(f"_{name}_internal" for name in _ATTENTION)])
+_IMPLEMENTATIONS = frozenset(
+    [
+        *_ATTENTION,
+        *(f"_{name}" for name in _ATTENTION),
+        *(f"_{name}_internal" for name in _ATTENTION),
+    ]
+)
 _BUILT_IN = re.compile(r"eager|sdpa|flash_attention_\d|flex_attention|batched_mm|grouped_mm")
 _REDIRECTIONS = frozenset(["configuration_files", "transformers_weights", "fast_tokenizer_files"])
 _QUANTIZATION = "quantization_config"
 _QUANTIZED = frozenset([_QUANTIZATION, "compression_config"])
 _DROPPED = frozenset(
     [
-        *("auto_map", "custom_pipelines", "trust_remote_code", "name_or_path", *_ATTENTION, "fusion_config", "kernel_config"),
-        *("use_kernels", "device_map", "distributed_config", "base_model_tp_plan", "base_model_pp_plan", "base_model_fsdp_plan"),
+        *(
+            "auto_map",
+            "custom_pipelines",
+            "trust_remote_code",
+            "name_or_path",
+            *_ATTENTION,
+            "fusion_config",
+            "kernel_config",
+        ),
+        *(
+            "use_kernels",
+            "device_map",
+            "distributed_config",
+            "base_model_tp_plan",
+            "base_model_pp_plan",
+            "base_model_fsdp_plan",
+        ),
     ]
 )
 _KEPT = frozenset(["_sliding_window_pattern"])
-_IGNORED_FILES = frozenset(["special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "chat_template_file"])
+_IGNORED_FILES = frozenset(
+    ["special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "chat_template_file"]
+)
 _LAYER_COUNTS = frozenset(["num_hidden_layers", "num_layers", "n_layer", "n_layers"])
 
 _DTYPE_BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(
+        ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
+    ),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
@@ -62,20 +106,29 @@ _PAIR = _STRING + _SPACE + b":" + _SPACE + _STRING + _SPACE
 _NAME = re.compile(_SPACE + b"(" + _STRING + b")" + _SPACE + b":" + _SPACE)
 _ENTRY = re.compile(rb"(\{[^{}]*+\})" + _SPACE + b"([,}])")
 _EMPTY = re.compile(rb"\{" + _SPACE + rb"\}")
-_METADATA = re.compile(rb"(\{" + _SPACE + b"(?:" + _PAIR + b"(?:," + _SPACE + _PAIR + rb")*+)?\})" + _SPACE + b"([,}])")
+_METADATA = re.compile(
+    rb"(\{" + _SPACE + b"(?:" + _PAIR + b"(?:," + _SPACE + _PAIR + rb")*+)?\})" + _SPACE + b"([,}])"
+)
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder whose configurations or vocabularies are too large, too deep, no plain files, or outside of it.
 
     Raises:
-        ModelError: so it is, or the folder holds what transformers would load beside or instead of the weights.
+        ModelError: so it is, or the folder holds what transformers would load beside or instead of
+            the weights.
     """
     for path in sorted(folder.iterdir()):
         if _DISTRIBUTED.fullmatch(path.name):
-            raise ModelError(f"{str(path)!r} is part of a distributed checkpoint; save the model in the ordinary layout")
+            raise ModelError(
+                f"{str(path)!r} is part of a distributed checkpoint; save the model in the "
+                "ordinary layout"
+            )
         if path.name == "adapter_config.json":
-            raise ModelError(f"{str(path)!r} says that the folder holds an adapter; merge it into the model first")
+            raise ModelError(
+                f"{str(path)!r} says that the folder holds an adapter; merge it into the model "
+                "first"
+            )
     for name in _CONFIGS:
         if (folder / name).exists():
             values = read_object(own_file(folder, name), _MAX_CONFIG_BYTES)
@@ -98,37 +151,59 @@ def read_config(folder: Path, quant_method: str | None = None) -> dict[str, Any]
         quant_method: by which it may be quantized.
 
     Raises:
-        ModelError: it is missing or unreadable, is quantized, or names kernels, other files or an address.
+        ModelError: it is missing or unreadable, is quantized, or names kernels, other files or an
+            address.
     """
     if not (folder / "config.json").exists():
-        raise ModelError(f"folder {str(folder)!r} has no config.json; give a transformers model folder")
+        raise ModelError(
+            f"folder {str(folder)!r} has no config.json; give a transformers model folder"
+        )
     config = read_object(own_file(folder, "config.json"), _MAX_CONFIG_BYTES)
     known = quant_method is not None and _quantized_by(config) == quant_method
-    _check_keys(folder / "config.json", {key: value for key, value in config.items() if key != _QUANTIZATION or not known})
+    _check_keys(
+        folder / "config.json",
+        {key: value for key, value in config.items() if key != _QUANTIZATION or not known},
+    )
     return config
 
 
 def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what has no say here: code of its own, private fields, and the machine to run on."""
-    kept = {key: value for key, value in config.items() if key not in _DROPPED and (not key.startswith("_") or key in _KEPT)}
-    return {key: cleaned(value) if key.endswith("_config") and isinstance(value, dict) else value for key, value in kept.items()}
+    """Return a configuration without what has no say here.
+
+    Code of its own, private fields, and the machine to run on.
+    """
+    kept = {
+        key: value
+        for key, value in config.items()
+        if key not in _DROPPED and (not key.startswith("_") or key in _KEPT)
+    }
+    return {
+        key: cleaned(value) if key.endswith("_config") and isinstance(value, dict) else value
+        for key, value in kept.items()
+    }
 
 
 def check_layers(file: Path, values: Mapping[str, Any], tensors: int) -> None:
-    """Refuse a configuration of more layers than there are tensors: building it could take any time and memory.
+    """Refuse a configuration of more layers than there are tensors.
+
+    Building it could take any time and memory.
 
     Raises:
         ModelError: naming the count.
     """
     for _, key, value in _walk(values):
         if key in _LAYER_COUNTS and isinstance(value, int | float) and value > tensors:
-            raise ModelError(f"{str(file)!r} says {key} {short(value)}, more than the {tensors} tensors that are stored")
+            raise ModelError(
+                f"{str(file)!r} says {key} {short(value)}, more than the {tensors} tensors that "
+                "are stored"
+            )
 
 
 def own_file(folder: Path, name: str) -> Path:
     """Return the file of this name in a folder, which must be an ordinary file that lies there.
 
-    Links are followed within the folder, and from a snapshot in the cache of Hugging Face to the blobs beside it.
+    Links are followed within the folder, and from a snapshot in the cache of Hugging Face to the
+    blobs beside it.
 
     Raises:
         ModelError: it is missing, is no ordinary file, or lies elsewhere.
@@ -141,7 +216,10 @@ def own_file(folder: Path, name: str) -> Path:
         raise ModelError(f"folder {str(folder)!r} lacks {short(name)}") from err
     blobs = base.parent.parent / "blobs" if base.parent.name == "snapshots" else base
     if not real.is_relative_to(base) and real.parent != blobs:
-        raise ModelError(f"{str(path)!r} leads out of its folder, to {str(real)!r}; put the file itself into the folder")
+        raise ModelError(
+            f"{str(path)!r} leads out of its folder, to {str(real)!r}; put the file itself into "
+            "the folder"
+        )
     if not ordinary:
         raise ModelError(f"{str(path)!r} is no ordinary file")
     return path
@@ -164,7 +242,9 @@ def read_object(file: Path, limit_bytes: int) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ModelError(f"{str(file)!r} is not a JSON object")
     if any(depth > _MAX_DEPTH for depth, _, _ in _walk(values)):
-        raise ModelError(f"{str(file)!r} cannot be read: it is nested more than {_MAX_DEPTH} levels deep")
+        raise ModelError(
+            f"{str(file)!r} cannot be read: it is nested more than {_MAX_DEPTH} levels deep"
+        )
     return values
 
 
@@ -172,21 +252,32 @@ def read_shards(folder: Path, index: Path) -> list[Path]:
     """Return the weight files that an index names, each once, by name.
 
     Raises:
-        ModelError: it is no index, or names a file that is missing, lies elsewhere, or is no safetensors file.
+        ModelError: it is no index, or names a file that is missing, lies elsewhere, or is no
+            safetensors file.
     """
     named = read_object(own_file(folder, index.name), _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(named, dict) or not named:
-        raise ModelError(f"{str(index)!r} is not a safetensors index: it has no weight_map with tensors")
-    strange = [name for name in named.values() if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name)]
+        raise ModelError(
+            f"{str(index)!r} is not a safetensors index: it has no weight_map with tensors"
+        )
+    strange = [
+        name
+        for name in named.values()
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\\\0]+\.safetensors", name)
+    ]
     if strange:
-        raise ModelError(f"{str(index)!r} is not a safetensors index: it names {short(strange[0])}, no safetensors file beside it")
+        raise ModelError(
+            f"{str(index)!r} is not a safetensors index: it names {short(strange[0])}, no "
+            "safetensors file beside it"
+        )
     return [own_file(folder, name) for name in sorted(set(named.values()))]
 
 
 def check_safetensors(file: Path) -> int:
     """Return the number of tensors that the header of a safetensors file names, after checking all that the header says.
 
-    Only the header is read. Tensors must cover the rest of the file exactly, without gaps and overlaps.
+    Only the header is read. Tensors must cover the rest of the file exactly, without gaps and
+    overlaps.
 
     Raises:
         ModelError: with what is wrong.
@@ -196,7 +287,9 @@ def check_safetensors(file: Path) -> int:
             header, data_bytes = _read_header(stream, file.stat().st_size)
         return _check_spans(sorted(_spans(header)), data_bytes)
     except RecursionError as err:
-        raise ModelError(f"weights {str(file)!r} are damaged or truncated: the header is nested too deeply") from err
+        raise ModelError(
+            f"weights {str(file)!r} are damaged or truncated: the header is nested too deeply"
+        ) from err
     except (ValueError, OSError) as err:
         raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
 
@@ -211,7 +304,10 @@ def _read_header(stream: BinaryIO, file_bytes: int) -> tuple[bytes, int]:
     """Return the header and the number of bytes after it."""
     length = int.from_bytes(stream.read(8), "little")
     if not 0 < length <= min(MAX_HEADER_BYTES, file_bytes - 8):
-        raise ValueError(f"the header should take {length} bytes of {file_bytes}, and at most {MAX_HEADER_BYTES} are read")
+        raise ValueError(
+            f"the header should take {length} bytes of {file_bytes}, and at most "
+            f"{MAX_HEADER_BYTES} are read"
+        )
     header = stream.read(length)
     if not header.startswith(b"{"):
         raise ValueError("the header is no JSON object")
@@ -226,7 +322,10 @@ def _check_spans(spans: list[tuple[int, int, str]], data_bytes: int) -> int:
     end = 0
     for start, stop, name in spans:
         if start != end:
-            raise ValueError(f"the data of tensor {short(name)} begin at byte {start}, those before it end at byte {end}")
+            raise ValueError(
+                f"the data of tensor {short(name)} begin at byte {start}, those before it end at "
+                f"byte {end}"
+            )
         end = stop
     if end != data_bytes:
         raise ValueError(f"the tensors take {end} bytes, the file holds {data_bytes}")
@@ -234,7 +333,10 @@ def _check_spans(spans: list[tuple[int, int, str]], data_bytes: int) -> int:
 
 
 def _spans(header: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yield where the data of each tensor begin and end, and its name; nothing larger than one entry is ever parsed."""
+    """Yield where the data of each tensor begin and end, and its name.
+
+    Nothing larger than one entry is ever parsed.
+    """
     names: set[str] = set()
     empty = _EMPTY.match(header)
     position, more = empty.end() if empty else 1, not empty
@@ -242,11 +344,19 @@ def _spans(header: bytes) -> Iterator[tuple[int, int, str]]:
         name = _NAME.match(header, position)
         metadata = name is not None and name[1] == b'"__metadata__"'
         entry = name and (_METADATA if metadata else _ENTRY).match(header, name.end())
-        if name is None or entry is None or (not metadata and entry.end() - position > _MAX_ENTRY_BYTES):
+        if (
+            name is None
+            or entry is None
+            or (not metadata and entry.end() - position > _MAX_ENTRY_BYTES)
+        ):
             raise ValueError(f"byte {position} of the header begins no entry of a tensor")
         key = json.loads(name[1].decode())
         if key in names or len(names) > MAX_TENSORS:
-            raise ValueError(f"the header names {short(key)} twice" if key in names else f"more than {MAX_TENSORS} tensors")
+            raise ValueError(
+                f"the header names {short(key)} twice"
+                if key in names
+                else f"more than {MAX_TENSORS} tensors"
+            )
         names.add(key)
         if not metadata:
             yield *_span(key, _STRICT.decode(entry[1].decode())), key
@@ -267,7 +377,10 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     if not _whole(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= _MAX_NUMBER:  # noqa: PLR2004  a pair
         raise ValueError(f"tensor {short(name)} has the impossible data_offsets {short(offsets)}")
     if (offsets[1] - offsets[0]) * 8 != prod(shape) * _DTYPE_BITS[dtype]:
-        raise ValueError(f"tensor {short(name)} has {offsets[1] - offsets[0]} bytes, which are not {dtype} {short(shape)}")
+        raise ValueError(
+            f"tensor {short(name)} has {offsets[1] - offsets[0]} bytes, which are not {dtype} "
+            f"{short(shape)}"
+        )
     return offsets[0], offsets[1]
 
 
@@ -294,7 +407,9 @@ def _read(file: Path, limit_bytes: int) -> bytes:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > limit_bytes:
-                raise ModelError(f"{str(file)!r} is larger than {limit_bytes} bytes, more than such a file needs")
+                raise ModelError(
+                    f"{str(file)!r} is larger than {limit_bytes} bytes, more than such a file needs"
+                )
             return stream.read(size)
     except OSError as err:
         raise ModelError(f"{str(file)!r} cannot be read: {err}") from err
@@ -302,22 +417,36 @@ def _read(file: Path, limit_bytes: int) -> bytes:
 
 def _check_brackets(file: Path, data: bytes, limit: int) -> None:
     if data.count(b"[") + data.count(b"{") > limit:
-        raise ModelError(f"{str(file)!r} holds more than {limit} objects and lists, more than such a file needs")
+        raise ModelError(
+            f"{str(file)!r} holds more than {limit} objects and lists, more than such a file needs"
+        )
 
 
 def _check_keys(file: Path, values: Mapping[str, Any]) -> None:
     """Refuse what would make transformers load something else than the checked files."""
     for _, key, value in _walk(values):
         if key in _QUANTIZED and value:
-            raise ModelError(f"model in {str(file.parent)!r} is quantized already; give the original")
+            raise ModelError(
+                f"model in {str(file.parent)!r} is quantized already; give the original"
+            )
         if key in _IMPLEMENTATIONS:
             named = list(value.values()) if isinstance(value, dict) else [value]
-            if any(each is not None and not (isinstance(each, str) and _BUILT_IN.fullmatch(each)) for each in named):
-                raise ModelError(f"{str(file)!r} names code from elsewhere, {key} {short(value)}, which is never run; drop the key")
+            if any(
+                each is not None and not (isinstance(each, str) and _BUILT_IN.fullmatch(each))
+                for each in named
+            ):
+                raise ModelError(
+                    f"{str(file)!r} names code from elsewhere, {key} {short(value)}, which is "
+                    "never run; drop the key"
+                )
         if key in _REDIRECTIONS and value:
-            raise ModelError(f"{str(file)!r} refers to other files by {key}, {short(value)}; drop the key")
+            raise ModelError(
+                f"{str(file)!r} refers to other files by {key}, {short(value)}; drop the key"
+            )
         if key == "_name_or_path" and isinstance(value, str) and "://" in value:
-            raise ModelError(f"{str(file)!r} names an address in {key}, {short(value)}; drop the key")
+            raise ModelError(
+                f"{str(file)!r} names an address in {key}, {short(value)}; drop the key"
+            )
 
 
 def _quantized_by(config: Mapping[str, Any]) -> object:
@@ -326,13 +455,19 @@ def _quantized_by(config: Mapping[str, Any]) -> object:
 
 
 def _check_named_files(folder: Path, values: Mapping[str, Any]) -> None:
-    """Refuse vocabularies elsewhere on this machine; paths that are of another machine lead nowhere."""
+    """Refuse vocabularies elsewhere on this machine.
+
+    Paths that are of another machine lead nowhere.
+    """
     for key, value in values.items():
         if key.endswith("_file") and key not in _IGNORED_FILES and isinstance(value, str) and value:
             with suppress(OSError, RuntimeError, ValueError):
                 path = Path(value).resolve()
                 if path.exists() and not path.is_relative_to(folder.resolve()):
-                    raise ModelError(f"tokenizer_config.json in {str(folder)!r} names {short(value)}, outside of it; drop {key}")
+                    raise ModelError(
+                        f"tokenizer_config.json in {str(folder)!r} names {short(value)}, outside "
+                        f"of it; drop {key}"
+                    )
 
 
 def _walk(values: Mapping[str, Any]) -> Iterator[tuple[int, str, Any]]:

@@ -1,8 +1,9 @@
 """Which groups of columns are salient, for training the scales of those alone.
 
-A reconstruction of SGR-Q, whose text is not public: coarse quantization, then column scores by the sparsity Hessian, then training
-of the salient columns' scales with all else frozen. Here a scale belongs to a group of columns, so a group's score is the sum of
-its columns' scores (`quantizer.selection.sparsity_impact`), and groups are what is chosen.
+A reconstruction of SGR-Q, whose text is not public: coarse quantization, then column scores by the
+sparsity Hessian, then training of the salient columns' scales with all else frozen. Here a scale
+belongs to a group of columns, so a group's score is the sum of its columns' scores
+(`quantizer.selection.sparsity_impact`), and groups are what is chosen.
 """
 
 import math
@@ -20,12 +21,17 @@ from quantizer.selection import knee, sparsity_impact
 from quantizer.weight import COLUMNS, QuantizedWeight, named_parts
 
 RULES = ("all", "knee", "top40", "random40")
-"""All groups; those before the knee of the layer's cumulative scores; two fifths of the highest scores; two fifths at random."""
+"""All groups; those before the knee of the layer's cumulative scores.
+
+Two fifths of the highest scores; two fifths at random.
+"""
 
 _SHARE = 0.4
 
 
-def salient_groups(scores: Tensor, stored: QuantizedWeight, rule: str, seed: int = 0) -> list[Tensor]:
+def salient_groups(
+    scores: Tensor, stored: QuantizedWeight, rule: str, seed: int = 0
+) -> list[Tensor]:
     """Return which groups of a layer are salient.
 
     Args:
@@ -42,7 +48,10 @@ def salient_groups(scores: Tensor, stored: QuantizedWeight, rule: str, seed: int
     """
     if rule not in RULES:
         raise TrainingError(f"salient groups by {rule!r}: use one of {', '.join(RULES)}")
-    ordered, size = scores[stored.tensors[COLUMNS].to(torch.int64).to(scores.device)], stored.fidelity.group_size
+    ordered, size = (
+        scores[stored.tensors[COLUMNS].to(torch.int64).to(scores.device)],
+        stored.fidelity.group_size,
+    )
     sums, counts, start = [], [], 0
     for _, columns, _ in named_parts(stored.fidelity, stored.in_features):
         groups = torch.split(ordered[start : start + columns], size)
@@ -51,14 +60,18 @@ def salient_groups(scores: Tensor, stored: QuantizedWeight, rule: str, seed: int
         start += columns
     totals = torch.stack(sums)
     if rule == "random40":
-        totals = torch.rand(len(totals), generator=torch.Generator().manual_seed(seed)).to(totals.device)
+        totals = torch.rand(len(totals), generator=torch.Generator().manual_seed(seed)).to(
+            totals.device
+        )
     wanted = {"all": len(totals), "knee": knee(totals)}.get(rule, math.ceil(_SHARE * len(totals)))
     chosen = torch.zeros(len(totals), dtype=torch.bool, device=totals.device)
     chosen[totals.argsort(descending=True, stable=True)[:wanted]] = True
     return list(torch.split(chosen, counts))
 
 
-def column_scores(runner: BlockRunner, layers: Sequence[LayerSpec], calibration: Calibration) -> dict[str, Tensor]:
+def column_scores(
+    runner: BlockRunner, layers: Sequence[LayerSpec], calibration: Calibration
+) -> dict[str, Tensor]:
     """Return the sparsity impact of each layer's columns in the original model, float32 [in] by layer name."""
     batches = calibration.batches()
     hidden, scores = [runner.enter(batch) for batch in batches], {}
@@ -67,8 +80,13 @@ def column_scores(runner: BlockRunner, layers: Sequence[LayerSpec], calibration:
         for group in input_groups(runner, members, batches[0], hidden[0], index):
             moments = input_moments(runner, group[0], batches, hidden, index)
             for layer in group:
-                scores[layer.name] = sparsity_impact(get_linear(runner.model, layer.name).weight.data.float(), moments)
-        hidden = [runner.blocks_between(batch, states, index, index + 1) for batch, states in zip(batches, hidden, strict=True)]
+                scores[layer.name] = sparsity_impact(
+                    get_linear(runner.model, layer.name).weight.data.float(), moments
+                )
+        hidden = [
+            runner.blocks_between(batch, states, index, index + 1)
+            for batch, states in zip(batches, hidden, strict=True)
+        ]
     return scores
 
 
@@ -84,4 +102,7 @@ def salient(
     if rule == "all":
         return None
     scores = column_scores(runner, layers, calibration)
-    return {layer.name: salient_groups(scores[layer.name], stored[layer.name], rule, seed + at) for at, layer in enumerate(layers)}
+    return {
+        layer.name: salient_groups(scores[layer.name], stored[layer.name], rule, seed + at)
+        for at, layer in enumerate(layers)
+    }

@@ -1,7 +1,8 @@
 """Where a model comes from, whether it is safe and whole, and how it is loaded.
 
-Nothing that a model folder brings is ever executed: weights are read from safetensors and GGUF files only, and models that need
-code of their own are refused. No file is given to a library before `quantizer.safety` has checked it.
+Nothing that a model folder brings is ever executed: weights are read from safetensors and GGUF
+files only, and models that need code of their own are refused. No file is given to a library before
+`quantizer.safety` has checked it.
 """
 
 import copy
@@ -47,7 +48,14 @@ _RUST_PANIC = "PanicException"
 _REASON_LENGTH = 400
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """How transformers is called: it runs no code of a model, and fetches nothing."""
-_LOADED_PARTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+_LOADED_PARTS = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +81,21 @@ def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> Mod
     Args:
         reference: a folder, a GGUF file, or a Hugging Face model id.
         cache: folder for models that had to be converted.
-        read_weights: whether to check every value, and to take the digest. Without it, only headers are read, a GGUF file gives a
-            folder that holds its configuration alone, and the digest is empty.
+        read_weights: whether to check every value, and to take the digest. Without it, only headers
+            are read, a GGUF file gives a folder that holds its configuration alone, and the digest
+            is empty.
 
     Raises:
-        ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite, needs code of its own, is
-            quantized already, or is no decoder-only language model; or its files claim what cannot be, or lead elsewhere.
+        ModelError: the model is unknown, holds no safetensors weights, is truncated or not finite,
+            needs code of its own, is quantized already, or is no decoder-only language model; or
+            its files claim what cannot be, or lead elsewhere.
     """
     path = _local(reference)
     if path is not None and path.is_file():
         if path.suffix != ".gguf":
-            raise ModelError(f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id")
+            raise ModelError(
+                f"model {reference!r} is a file; give a folder, a .gguf file, or a Hugging Face id"
+            )
         check_gguf(path)
         if not read_weights:
             return ModelFolder(_outline_gguf(path, cache), reference, "", _GGUF_DTYPE)
@@ -99,23 +111,36 @@ def find_model(reference: str, cache: Path, *, read_weights: bool = True) -> Mod
     check_layers(folder / "config.json", config, sum(check_safetensors(file) for file in weights))
     for file in weights:
         _check_weights(file, values=read_weights)
-    return ModelFolder(folder, reference, _digest(folder, weights) if read_weights else "", _stored_dtype(config, weights))
+    return ModelFolder(
+        folder,
+        reference,
+        _digest(folder, weights) if read_weights else "",
+        _stored_dtype(config, weights),
+    )
 
 
 def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
     """Return the model of a checked folder, in evaluation mode, with parameters in `dtype`.
 
     Raises:
-        ModelError: transformers cannot build it, or its files are too small for it, or lack weights.
+        ModelError: transformers cannot build it, or its files are too small for it, or lack
+            weights.
         MemoryShort: it does not fit on the device.
     """
     from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; errors above come at once
 
     config = load_config(folder)
     with _refusing(f"model {folder.name!r} cannot be loaded"):
-        _check_size(folder.name, config, sum(file.stat().st_size for file in _weight_files(folder.path)))
+        _check_size(
+            folder.name, config, sum(file.stat().st_size for file in _weight_files(folder.path))
+        )
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder.path, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **_LOCAL
+            folder.path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **_LOCAL,
         )
     _check_complete(folder.name, info)
     model.requires_grad_(requires_grad=False)
@@ -162,13 +187,19 @@ def _check_size(name: str, config: Any, most_weights: int) -> None:
         outline = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
     described = sum(parameter.numel() for parameter in outline.parameters())
     if described > most_weights:
-        raise ModelError(f"model {name!r} has {described} weights by its configuration, its files can hold at most {most_weights}")
+        raise ModelError(
+            f"model {name!r} has {described} weights by its configuration, its files can hold at "
+            f"most {most_weights}"
+        )
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ModelError(f"model {name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are incomplete")
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are "
+            "incomplete"
+        )
 
 
 @contextmanager
@@ -182,7 +213,10 @@ def _refusing(fault: str) -> Iterator[None]:
         if not isinstance(err, Exception) and type(err).__name__ != _RUST_PANIC:
             raise
         reason = " ".join(str(err).split()) or type(err).__name__
-        raise ModelError(f"{fault}: {reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + '...'}") from err
+        raise ModelError(
+            f"{fault}: "
+            f"{reason if len(reason) <= _REASON_LENGTH else reason[:_REASON_LENGTH] + '...'}"
+        ) from err
 
 
 def _local(reference: str) -> Path | None:
@@ -196,7 +230,9 @@ def _local(reference: str) -> Path | None:
 
 def _download(reference: str) -> Path:
     if not _REPOSITORY.match(reference):
-        raise ModelError(f"model {reference!r}: no such folder or file, and not a Hugging Face model id")
+        raise ModelError(
+            f"model {reference!r}: no such folder or file, and not a Hugging Face model id"
+        )
     from huggingface_hub import snapshot_download  # noqa: PLC0415  only needed here
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -204,14 +240,18 @@ def _download(reference: str) -> Path:
         return Path(snapshot_download(reference, allow_patterns=_DOWNLOADED))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise ModelError(f"model {reference!r}: no such folder or file, and not to be had from Hugging Face: {reason}") from err
+        raise ModelError(
+            f"model {reference!r}: no such folder or file, and not to be had from Hugging Face: "
+            f"{reason}"
+        ) from err
 
 
 def check_checkpoint(folder: Path) -> None:
     """Refuse a folder that cannot be a checkpoint of this package, before transformers loads it.
 
     Raises:
-        ModelError: its files claim what cannot be, lead elsewhere, or are no safetensors, or it is quantized by another method.
+        ModelError: its files claim what cannot be, lead elsewhere, or are no safetensors, or it is
+            quantized by another method.
     """
     _check_folder(folder)
     read_config(folder, quant_method=_QUANT_METHOD)
@@ -234,16 +274,26 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if config.get("auto_map"):
             raise ModelError(
-                f"model in {str(folder)!r} needs code of its own (auto_map, model_type {short(kind)}); such code is never run. "
+                f"model in {str(folder)!r} needs code of its own (auto_map, model_type "
+                f"{short(kind)}); such code is never run. "
                 "Convert the model to a type that transformers knows"
             )
-        raise ModelError(f"model in {str(folder)!r} has model_type {short(kind)}, unknown to the installed transformers")
+        raise ModelError(
+            f"model in {str(folder)!r} has model_type {short(kind)}, unknown to the installed "
+            "transformers"
+        )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"model in {str(folder)!r} has model_type {kind!r}, which is no decoder-only language model")
+        raise ModelError(
+            f"model in {str(folder)!r} has model_type {kind!r}, which is no decoder-only language "
+            "model"
+        )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files that transformers would load: the single file before the shards of an index."""
+    """Return the weight files that transformers would load.
+
+    The single file before the shards of an index.
+    """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
         return [own_file(folder, single.name)]
@@ -252,10 +302,13 @@ def _weight_files(folder: Path) -> list[Path]:
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))
     if pickled:
         raise ModelError(
-            f"folder {str(folder)!r} holds pickled weights only ({pickled[0]}); loading them can run any code. "
+            f"folder {str(folder)!r} holds pickled weights only ({pickled[0]}); loading them can "
+            "run any code. "
             "Convert them to safetensors"
         )
-    raise ModelError(f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards")
+    raise ModelError(
+        f"folder {str(folder)!r} has no weights: neither model.safetensors nor an index of shards"
+    )
 
 
 def _check_weights(file: Path, *, values: bool) -> None:
@@ -265,9 +318,15 @@ def _check_weights(file: Path, *, values: bool) -> None:
             for name in tensors.keys() if values else ():
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point() and tensor.element_size() == 1:
-                    raise ModelError(f"tensor {name!r} in {str(file)!r} is stored in 8 bits; give the original in 16 bits or more")
+                    raise ModelError(
+                        f"tensor {name!r} in {str(file)!r} is stored in 8 bits; give the original "
+                        "in 16 bits or more"
+                    )
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise ModelError(f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the weights anew")
+                    raise ModelError(
+                        f"tensor {name!r} in {str(file)!r} holds NaN or infinite values; get the "
+                        "weights anew"
+                    )
     except (SafetensorError, OSError, RuntimeError) as err:
         raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
 
@@ -301,7 +360,8 @@ def _alone(file: Path) -> Iterator[Path]:
 def _convert_gguf(file: Path, cache: Path) -> Path:
     """Return an ordinary model folder made from a GGUF file, once for each file content.
 
-    A GGUF file names no dtype; its weights are stored in 16 bits, which holds its block scales exactly.
+    A GGUF file names no dtype; its weights are stored in 16 bits, which holds its block scales
+    exactly.
     """
     folder = cache / f"gguf-{file_sha256(file)[:24]}"
     if folder.is_dir():
@@ -315,10 +375,16 @@ def _convert_gguf(file: Path, cache: Path) -> Path:
     try:
         with _refusing(f"GGUF file {str(file)!r} cannot be read"), _alone(file) as place:
             given: dict[str, Any] = {"gguf_file": _GGUF_NAME, **_LOCAL}
-            _check_size(str(file), AutoConfig.from_pretrained(place, **given), 8 * file.stat().st_size)
-            read, info = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, output_loading_info=True, **given)
+            _check_size(
+                str(file), AutoConfig.from_pretrained(place, **given), 8 * file.stat().st_size
+            )
+            read, info = AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch.float32, output_loading_info=True, **given
+            )
             _check_complete(str(file), info)
-            del given["local_files_only"]  # would be written into tokenizer_config.json, and so change the digest
+            del given[
+                "local_files_only"
+            ]  # would be written into tokenizer_config.json, and so change the digest
             tokenizer = AutoTokenizer.from_pretrained(place, **given)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

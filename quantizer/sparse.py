@@ -1,8 +1,9 @@
 """Outliers: single weights kept in 16 bits beside the dense part, row by row.
 
-Source: the dense-and-sparse decomposition of SqueezeLLM, arXiv 2306.07629, section 4.3. A stored value is the whole weight and is
-added to the dense part, in which the quantizer leaves an exact zero at its place. So addition is replacement, without the loss that
-a difference rounded to 16 bits would bring, and a kernel may multiply by either part alone and add the products.
+Source: the dense-and-sparse decomposition of SqueezeLLM, arXiv 2306.07629, section 4.3. A stored
+value is the whole weight and is added to the dense part, in which the quantizer leaves an exact
+zero at its place. So addition is replacement, without the loss that a difference rounded to 16 bits
+would bring, and a kernel may multiply by either part alone and add the products.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class Outliers:
 
     Attributes:
         values: float16 [count], row after row.
-        columns: input column of each in the layer's own order, ascending inside a row, int64 [count].
+        columns: input column of each in the layer's own order, ascending inside a row, int64
+            [count].
         starts: where each row begins in them, and at last their number, int64 [out + 1].
     """
 
@@ -29,12 +31,17 @@ class Outliers:
 
 
 def output_scores(weight: Tensor, diagonal: Tensor) -> Tensor:
-    """Return H_jj * w_ij**2, the output error of leaving a weight out: what is chosen by if nothing better is known, [out, in]."""
+    """Return H_jj * w_ij**2, the output error of leaving a weight out.
+
+    What is chosen by if nothing better is known, [out, in].
+    """
     return diagonal * weight.square()
 
 
 def choose_outliers(scores: Tensor, count: int) -> Tensor:
-    """Return where the `count` highest scores are, bool [out, in]; among equal ones the first in reading order.
+    """Return where the `count` highest scores are, bool [out, in].
+
+    Among equal ones the first in reading order.
 
     Raises:
         ValueError: a score is not a number.
@@ -54,7 +61,10 @@ def as_half(weight: Tensor) -> Tensor:
 
 
 def compress_rows(weight: Tensor, chosen: Tensor) -> Outliers:
-    """Return the weights at the places `chosen`; both [out, in] in the layer's own order of columns."""
+    """Return the weights at the places `chosen`.
+
+    Both [out, in] in the layer's own order of columns.
+    """
     starts = torch.zeros(len(weight) + 1, dtype=torch.int64, device=weight.device)
     starts[1:] = chosen.sum(1).cumsum(0)
     return Outliers(as_half(weight[chosen]).half(), chosen.nonzero()[:, 1], starts)

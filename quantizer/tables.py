@@ -1,7 +1,10 @@
-"""Tables: the matrices with a row for each token, at the two ends of a model: the input embedding and the output head.
+"""Tables: the matrices with a row for each token, at the two ends of a model.
 
-A head is quantized like a layer, by the moments of what enters it; so is a table that serves as both. An embedding alone has no
-moments, as each token picks a row: it is rounded. Rows know nothing of each other, so a table is quantized some rows at a time.
+The input embedding and the output head.
+
+A head is quantized like a layer, by the moments of what enters it; so is a table that serves as
+both. An embedding alone has no moments, as each token picks a row: it is rounded. Rows know nothing
+of each other, so a table is quantized some rows at a time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +30,29 @@ EMBEDDING, HEAD, TIED = "embedding", "head", "embedding and head"
 """What a table is; the `kind` of its specification."""
 
 OPTIONS = tuple(Fidelity.parse(name) for name in ("int8g256s8", "int4g64s6", "int3g64s6"))
-"""How a table may be stored. All have one code width: rows that are quantized apart must share their column order."""
+"""How a table may be stored.
+
+All have one code width: rows that are quantized apart must share their column order.
+"""
 
 _UNKNOWN = "the model has no table {!r} that can be quantized; the plan was made for another model"
 
 _ROWS = 8192
-"""Rows that are quantized at once; a multiple of 32, so that packed tensors of pieces can be joined."""
+"""Rows that are quantized at once.
+
+A multiple of 32, so that packed tensors of pieces can be joined.
+"""
 
 
 def find_tables(model: Any) -> tuple[LayerSpec, ...]:
-    """Return the model's embedding and head, once if they are tied; nothing for a model whose ends are of another form."""
+    """Return the model's embedding and head, once if they are tied.
+
+    Nothing for a model whose ends are of another form.
+    """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    plain = type(embedding) is nn.Embedding or (isinstance(embedding, nn.Embedding) and hasattr(embedding, MULTIPLIER))
+    plain = type(embedding) is nn.Embedding or (
+        isinstance(embedding, nn.Embedding) and hasattr(embedding, MULTIPLIER)
+    )
     if not plain or type(head) is not nn.Linear or head.bias is not None:
         return ()
     names = {id(module): name for name, module in model.named_modules()}
@@ -55,7 +69,10 @@ def find_tables(model: Any) -> tuple[LayerSpec, ...]:
 
 
 def head_moments(runner: BlockRunner, batches: Sequence[Tensor]) -> Tensor:
-    """Return the mean of x x' over what enters the head, float32 [hidden, hidden]; batches are int64 [windows, tokens]."""
+    """Return the mean of x x' over what enters the head, float32 [hidden, hidden].
+
+    Batches are int64 [windows, tokens].
+    """
     total, tokens = torch.zeros(()), 0
     for batch in batches:
         states = runner.head_input(batch, runner.enter(batch), 0).float().flatten(0, 1)
@@ -69,7 +86,8 @@ def quantize_table(weight: Tensor, moments: Tensor | None, fidelity: Fidelity) -
 
     Args:
         weight: [rows, hidden].
-        moments: of what the table is multiplied with, [hidden, hidden]; None if its rows are looked up only.
+        moments: of what the table is multiplied with, [hidden, hidden]; None if its rows are looked
+            up only.
         fidelity: one of `OPTIONS`, or another of one code width, without outliers and adapter.
     """
     if moments is None:
@@ -105,7 +123,9 @@ def quantize_tables(
         if kinds[name] != EMBEDDING and moments is None:
             moments = head_moments(runner, batches)
         weight: Tensor = runner.model.get_submodule(name).weight.data  # type: ignore[assignment]
-        found[name] = quantize_table(weight, None if kinds[name] == EMBEDDING else moments, fidelity)
+        found[name] = quantize_table(
+            weight, None if kinds[name] == EMBEDDING else moments, fidelity
+        )
     return found
 
 
@@ -116,7 +136,9 @@ def install_tables(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
         weight.data = form.to(weight.device).dequantize(weight.dtype)
 
 
-def table_losses(model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype) -> list[float]:
+def table_losses(
+    model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype
+) -> list[float]:
     """Return KL(original || model) with some tables replaced, for each of some replacements, [nats/token].
 
     It is the figure that `quantizer.evaluate` scores models by.
@@ -153,7 +175,8 @@ def pack_tables(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str,
     """Replace tables of a model by their packed twins, in place.
 
     Returns:
-        for each head that shares an embedding's table the embedding's name, by the head's; a loader needs to know.
+        for each head that shares an embedding's table the embedding's name, by the head's; a loader
+        needs to know.
 
     Raises:
         PlanError: the model has no such table.
@@ -169,10 +192,16 @@ def pack_tables(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str,
             continue
         packed = QuantizedEmbedding.of(module, weight)
         if by_name[name].kind == TIED:
-            head = next(path for path, each in model.named_modules() if each is model.get_output_embeddings())
+            head = next(
+                path
+                for path, each in model.named_modules()
+                if each is model.get_output_embeddings()
+            )
             tied[head] = name
             replace_linear(model, head, TiedHead(packed))
-            model.config.tie_word_embeddings = False  # there is nothing left that transformers could tie
+            model.config.tie_word_embeddings = (
+                False  # there is nothing left that transformers could tie
+            )
             model.all_tied_weights_keys = {}
         replace_linear(model, name, packed)
     return tied

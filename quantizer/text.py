@@ -17,12 +17,14 @@ class TextSpec:
     """Which windows of which text.
 
     Attributes:
-        source: a text file, a JSONL file with a `text` field, a Hugging Face dataset id as `ID[:CONFIG[:SPLIT]]`, or one of the
-            built-in texts.
+        source: a text file, a JSONL file with a `text` field, a Hugging Face dataset id as
+            `ID[:CONFIG[:SPLIT]]`, or one of the built-in texts.
         windows: how many windows; 0 means all.
         tokens: tokens in a window.
-        seed: which windows, if not all: windows are drawn without overlap, in the text's order. None takes the first ones.
-        skip: windows that are drawn first and left out, so that two specifications can share a text without overlap.
+        seed: which windows, if not all: windows are drawn without overlap, in the text's order.
+            None takes the first ones.
+        skip: windows that are drawn first and left out, so that two specifications can share a text
+            without overlap.
     """
 
     source: str
@@ -43,7 +45,10 @@ def read_text(source: str) -> str:
     elif _exists(source) and Path(source).is_file():
         text = _file_text(Path(source))
     elif _exists(source):
-        raise TextError(f"text {source!r} is a folder; give a text file, a JSONL file, or a Hugging Face dataset id")
+        raise TextError(
+            f"text {source!r} is a folder; give a text file, a JSONL file, or a Hugging Face "
+            "dataset id"
+        )
     else:
         text = _dataset_text(source)
     if not text.strip():
@@ -68,17 +73,24 @@ def text_sha256(text: str) -> str:
 
 
 def _built_in(source: str) -> str:
-    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics: a stand-in for real text."""
+    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics.
+
+    A stand-in for real text.
+    """
     try:
         from pydoc_data.topics import topics  # noqa: PLC0415  a missing standard module concerns only those who use it
     except ImportError as err:
-        raise TextError(f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file") from err
+        raise TextError(
+            f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file"
+        ) from err
     names = sorted(topics)
     calibration = [part for name in names[::2] for part in _paragraphs(topics[name])]
     if source == BUILT_IN_CALIBRATION:
         return "\n\n".join(calibration)
     known = set(calibration)  # topics quote each other
-    return "\n\n".join(part for name in names[1::2] for part in _paragraphs(topics[name]) if part not in known)
+    return "\n\n".join(
+        part for name in names[1::2] for part in _paragraphs(topics[name]) if part not in known
+    )
 
 
 def _paragraphs(text: str) -> list[str]:
@@ -94,7 +106,11 @@ def _file_text(path: Path) -> str:
         raise TextError(f"text {str(path)!r} cannot be read: {err}") from err
     if path.suffix not in (".jsonl", ".ndjson"):
         return text
-    return "\n\n".join(_record_text(line, path, number) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    return "\n\n".join(
+        _record_text(line, path, number)
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    )
 
 
 def _record_text(line: str, path: Path, number: int) -> str:
@@ -114,11 +130,18 @@ def _dataset_text(source: str) -> str:
     try:
         from datasets import load_dataset  # noqa: PLC0415  slow to import, and only needed here
     except ImportError as err:
-        raise TextError(f"text {source!r} is no file; to read it as a Hugging Face dataset, install bitwright[hub]") from err
+        raise TextError(
+            f"text {source!r} is no file; to read it as a Hugging Face dataset, install "
+            "bitwright[hub]"
+        ) from err
     try:
         data = load_dataset(name, config or None, split=split or "train")
     except Exception as err:
-        raise TextError(f"text {source!r} is no file, and no Hugging Face dataset that can be read: {err}") from err
+        raise TextError(
+            f"text {source!r} is no file, and no Hugging Face dataset that can be read: {err}"
+        ) from err
     if "text" not in data.column_names:
-        raise TextError(f"dataset {source!r} has columns {data.column_names}; one called 'text' is needed")
+        raise TextError(
+            f"dataset {source!r} has columns {data.column_names}; one called 'text' is needed"
+        )
     return "\n\n".join(str(text) for text in data["text"])

@@ -14,7 +14,10 @@ from quantizer.errors import TrainingError
 from quantizer.latent import LatentLinear, LatentPart
 
 TRAINED = ("codes", "scales", "clipping")
-"""What may be trained: codes and scales together; scales alone; scales that codes follow. Adapters are trained with each."""
+"""What may be trained: codes and scales together; scales alone; scales that codes follow.
+
+Adapters are trained with each.
+"""
 
 WARMUP_STEPS = 20
 LAST_RATE = 0.05
@@ -31,15 +34,18 @@ class TrainingSpec:
         steps: steps of the optimizer.
         batch: windows that one step sees.
         trained: one of `TRAINED`.
-        code_rate: learning rate of latent codes of two bits, in codes, about what one step of Adam changes; half as much for each
-            further bit.
-        scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as much for each further bit: so it
-            moves the largest weights of a group by as many codes.
-        adapter_rate: learning rate of adapters, in their own units; about what one step of Adam changes.
-        precision: dtype of the matrix products; weights, gradients and the optimizer's state are float32.
+        code_rate: learning rate of latent codes of two bits, in codes, about what one step of Adam
+            changes; half as much for each further bit.
+        scale_rate: learning rate of scales, as a share of the scale of two-bit codes, and half as
+            much for each further bit: so it moves the largest weights of a group by as many codes.
+        adapter_rate: learning rate of adapters, in their own units; about what one step of Adam
+            changes.
+        precision: dtype of the matrix products; weights, gradients and the optimizer's state are
+            float32.
         seed: of the order of the windows.
         salient: which groups' scales are trained, one of `quantizer.saliency.RULES`.
-        penalty: lambda of the price on moving weights that matter, see `quantizer.blockwise.Penalty`; 0 for none.
+        penalty: lambda of the price on moving weights that matter, see
+            `quantizer.blockwise.Penalty`; 0 for none.
 
     Raises:
         TrainingError: a field is out of range.
@@ -61,21 +67,31 @@ class TrainingSpec:
         if self.trained not in TRAINED:
             raise TrainingError(f"trained {self.trained!r}: use one of {', '.join(TRAINED)}")
         if self.steps < 1 or self.batch < 1:
-            raise TrainingError(f"{self.steps} steps of {self.batch} windows: give at least one of each")
+            raise TrainingError(
+                f"{self.steps} steps of {self.batch} windows: give at least one of each"
+            )
         if self.penalty < 0:
             raise TrainingError(f"penalty {self.penalty}: give 0 for none, or a positive number")
         rates = (self.code_rate, self.scale_rate, self.adapter_rate)
         if min(rates) <= 0:
-            raise TrainingError(f"learning rates {', '.join(map(str, rates))}: give positive numbers")
+            raise TrainingError(
+                f"learning rates {', '.join(map(str, rates))}: give positive numbers"
+            )
 
     def rate_share(self, step: int) -> float:
-        """Return the share of the full learning rate at step 0 .. steps-1: a linear warm-up, then half a cosine wave."""
+        """Return the share of the full learning rate at step 0 .. steps-1.
+
+        A linear warm-up, then half a cosine wave.
+        """
         falling = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         return min(1.0, (step + 1) / WARMUP_STEPS) * (LAST_RATE + (1 - LAST_RATE) * falling)
 
 
 def window_order(windows: int, spec: TrainingSpec) -> Tensor:
-    """Return which windows each step sees, int64 [steps, batch]: all windows in random order, then all in another order, ..."""
+    """Return which windows each step sees, int64 [steps, batch].
+
+    All windows in random order, then all in another order, ...
+    """
     generator = torch.Generator().manual_seed(spec.seed)
     wanted = spec.steps * spec.batch
     epochs = [torch.randperm(windows, generator=generator) for _ in range(-(-wanted // windows))]
@@ -90,38 +106,57 @@ class Training:
     """
 
     def __init__(
-        self, layers: Mapping[str, LatentLinear], spec: TrainingSpec, salient: Mapping[str, Sequence[Tensor]] | None = None
+        self,
+        layers: Mapping[str, LatentLinear],
+        spec: TrainingSpec,
+        salient: Mapping[str, Sequence[Tensor]] | None = None,
     ) -> None:
         """Set up the optimizer; no other parameter of the layers is touched.
 
         Args:
             layers: the layers by name.
             spec: how they are trained.
-            salient: groups whose scales are trained, bool [groups] of each part by layer name; None for all of them.
+            salient: groups whose scales are trained, bool [groups] of each part by layer name; None
+                for all of them.
         """
         self.losses: list[float] = []
         self._spec = spec
         parts: dict[str, LatentPart] = {
-            f"{name}.{index}": part for name, layer in layers.items() for index, part in enumerate(layer.parts)
+            f"{name}.{index}": part
+            for name, layer in layers.items()
+            for index, part in enumerate(layer.parts)
         }
         self._trained = {f"{name}.factor": part.factor for name, part in parts.items()}
-        rates = {f"{name}.factor": spec.scale_rate * _share(part.bits) for name, part in parts.items()}
+        rates = {
+            f"{name}.factor": spec.scale_rate * _share(part.bits) for name, part in parts.items()
+        }
         if spec.trained == "codes":
             self._trained |= {f"{name}.latent": part.latent for name, part in parts.items()}
-            rates |= {f"{name}.latent": spec.code_rate * _share(part.bits) for name, part in parts.items()}
+            rates |= {
+                f"{name}.latent": spec.code_rate * _share(part.bits) for name, part in parts.items()
+            }
         else:
             for part in parts.values():
                 part.latent.requires_grad_(False)
-        adapters = {f"{name}.{kind}": factor for name, layer in layers.items() for kind, factor in layer.adapters().items()}
+        adapters = {
+            f"{name}.{kind}": factor
+            for name, layer in layers.items()
+            for kind, factor in layer.adapters().items()
+        }
         self._trained |= adapters
         rates |= dict.fromkeys(adapters, spec.adapter_rate)
         for name, chosen in (salient or {}).items():
             for part, mask in zip(layers[name].parts, chosen, strict=True):
                 _freeze(part.factor, ~mask)
-        self._optimizer = torch.optim.Adam(self._groups(rates), lr=spec.scale_rate, betas=BETAS, fused=True)
+        self._optimizer = torch.optim.Adam(
+            self._groups(rates), lr=spec.scale_rate, betas=BETAS, fused=True
+        )
 
     def _groups(self, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Return the optimizer's groups, one for each learning rate: each group is launches of its own."""
+        """Return the optimizer's groups, one for each learning rate.
+
+        Each group is launches of its own.
+        """
         groups: dict[float, list[nn.Parameter]] = defaultdict(list)
         for name, rate in rates.items():
             groups[rate].append(self._trained[name])
@@ -133,7 +168,10 @@ class Training:
         return len(self.losses)
 
     def descend(self, loss: float) -> None:
-        """Take one step along the gradients that have been gathered, and forget them; `loss` is what they belong to."""
+        """Take one step along the gradients that have been gathered, and forget them.
+
+        `loss` is what they belong to.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = group["full"] * self._spec.rate_share(self.step)
         self._optimizer.step()
@@ -149,7 +187,9 @@ class Training:
         tensors = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for name, parameter in self._trained.items():
             tensors[f"{name}|value"] = parameter.data
-            tensors |= {f"{name}|{key}": value for key, value in self._optimizer.state[parameter].items()}
+            tensors |= {
+                f"{name}|{key}": value for key, value in self._optimizer.state[parameter].items()
+            }
         data: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         return data
 
@@ -158,9 +198,15 @@ class Training:
         tensors = load(data)
         self.losses = tensors["losses"].tolist()
         for name, parameter in self._trained.items():
-            own = {key.removeprefix(f"{name}|"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}|")}
+            own = {
+                key.removeprefix(f"{name}|"): tensor
+                for key, tensor in tensors.items()
+                if key.startswith(f"{name}|")
+            }
             parameter.data.copy_(own.pop("value"))
-            self._optimizer.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in own.items()}
+            self._optimizer.state[parameter] = {
+                key: tensor.to(parameter.device) for key, tensor in own.items()
+            }
 
 
 def _share(bits: int) -> float:

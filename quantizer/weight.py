@@ -1,4 +1,7 @@
-"""A linear layer's weight in stored form: packed codes, scales, zero points, column order, and what options add to them."""
+"""A linear layer's weight in stored form.
+
+Packed codes, scales, zero points, column order, and what options add to them.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +21,11 @@ from quantizer.sparse import Outliers, add_outliers
 PART_NAMES = ("high", "low")
 COLUMNS = "columns"
 ROW_SCALES = "row_scales"
-OUTLIER_VALUES, OUTLIER_COLUMNS, OUTLIER_STARTS = "outlier_values", "outlier_columns", "outlier_starts"
+OUTLIER_VALUES, OUTLIER_COLUMNS, OUTLIER_STARTS = (
+    "outlier_values",
+    "outlier_columns",
+    "outlier_starts",
+)
 ADAPTER_A, ADAPTER_B = "adapter_a", "adapter_b"
 
 
@@ -36,7 +43,8 @@ class PartCodes:
 
     Attributes:
         codes: integers as floats, [out, columns of the part], in stored order.
-        scale: float32, [groups, out]; representable in 16 bits, or coded under the layer's row scales.
+        scale: float32, [groups, out]; representable in 16 bits, or coded under the layer's row
+            scales.
         zero: integers as floats, [groups, out].
     """
 
@@ -49,16 +57,20 @@ class PartCodes:
 class QuantizedWeight:
     """The stored tensors of one layer.
 
-    Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n = out_features:
-    `<part>_codes` int32 [words(c, b), n], `<part>_scales` float16 [g, n], `<part>_zeros` int32 [g, words(n, b)], part being
-    `high` or `low`; and `columns` [in], the input column at each stored position, uint16 or int32. Codes are packed along the
-    input and lie output by output: what a kernel reads of one word, scale or zero point for neighbouring outputs is contiguous.
+    Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n =
+    out_features: `<part>_codes` int32 [words(c, b), n], `<part>_scales` float16 [g, n],
+    `<part>_zeros` int32 [g, words(n, b)], part being `high` or `low`; and `columns` [in], the input
+    column at each stored position, uint16 or int32. Codes are packed along the input and lie output
+    by output: what a kernel reads of one word, scale or zero point for neighbouring outputs is
+    contiguous.
 
-    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, words(n, s)], and `row_scales` float16
-    [n] is added: scale = row scale * 2**(bits_lo - b) * code, see `quantizer.scales`. With outliers come `outlier_values` float16
-    [count], `outlier_columns` [count] of the dtype of `columns`, `outlier_starts` int32 [n + 1], see `quantizer.sparse`; with an
-    adapter of rank r `adapter_a` float16 [r, in] and `adapter_b` float16 [n, r]. Both refer to the layer's own order of columns.
-    The weight is dense + outliers + adapter_b @ adapter_a, added in this order in float32.
+    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, words(n,
+    s)], and `row_scales` float16 [n] is added: scale = row scale * 2**(bits_lo - b) * code, see
+    `quantizer.scales`. With outliers come `outlier_values` float16 [count], `outlier_columns`
+    [count] of the dtype of `columns`, `outlier_starts` int32 [n + 1], see `quantizer.sparse`; with
+    an adapter of rank r `adapter_a` float16 [r, in] and `adapter_b` float16 [n, r]. Both refer to
+    the layer's own order of columns. The weight is dense + outliers + adapter_b @ adapter_a, added
+    in this order in float32.
     """
 
     fidelity: Fidelity
@@ -69,9 +81,15 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         """Refuse tensors that do not make up such a layer."""
         expected = tensor_specs(self.fidelity, self.out_features, self.in_features)
-        found = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+        found = {
+            name: TensorSpec(tuple(tensor.shape), tensor.dtype)
+            for name, tensor in self.tensors.items()
+        }
         if found != expected:
-            raise CheckpointError(f"stored tensors {found} do not make a {self.fidelity.name} layer; expected {expected}")
+            raise CheckpointError(
+                f"stored tensors {found} do not make a {self.fidelity.name} layer; expected "
+                f"{expected}"
+            )
 
     @classmethod
     def from_codes(
@@ -101,7 +119,9 @@ class QuantizedWeight:
             if row_scale is None:
                 tensors[f"{name}_scales"] = part.scale.half()
             else:
-                codes = scale_codes(part.scale, part_unit(row_scale, fidelity, bits)).to(torch.uint8)
+                codes = scale_codes(part.scale, part_unit(row_scale, fidelity, bits)).to(
+                    torch.uint8
+                )
                 tensors[f"{name}_scale_codes"] = pack(codes, fidelity.scale_bits)
             tensors[f"{name}_zeros"] = pack(part.zero.to(torch.uint8), bits)
         if row_scale is not None:
@@ -124,30 +144,46 @@ class QuantizedWeight:
 
     @property
     def row_scale(self) -> Tensor | None:
-        """What scales of few bits are coded under, float32 [out]; None where scales have 16 bits."""
-        return self.tensors[ROW_SCALES].float() if self.fidelity.scale_bits < SCALE_BITS[0] else None
+        """What scales of few bits are coded under, float32 [out].
+
+        None where scales have 16 bits.
+        """
+        return (
+            self.tensors[ROW_SCALES].float() if self.fidelity.scale_bits < SCALE_BITS[0] else None
+        )
 
     @property
     def outliers(self) -> Outliers | None:
         """The weights that are kept beside the grid, if any are."""
         if not self.fidelity.outlier_share:
             return None
-        columns, starts = self.tensors[OUTLIER_COLUMNS].to(torch.int64), self.tensors[OUTLIER_STARTS].to(torch.int64)
+        columns, starts = (
+            self.tensors[OUTLIER_COLUMNS].to(torch.int64),
+            self.tensors[OUTLIER_STARTS].to(torch.int64),
+        )
         return Outliers(self.tensors[OUTLIER_VALUES], columns, starts)
 
     @property
     def adapter(self) -> Adapter | None:
         """The low-rank adapter, if there is one."""
-        return Adapter(self.tensors[ADAPTER_A], self.tensors[ADAPTER_B]) if self.fidelity.adapter_rank else None
+        return (
+            Adapter(self.tensors[ADAPTER_A], self.tensors[ADAPTER_B])
+            if self.fidelity.adapter_rank
+            else None
+        )
 
     def with_adapter(self, rank: int, adapter: Adapter) -> "QuantizedWeight":
         """Return the same layer with an adapter of the nominal rank `rank`, for one that has none."""
         tensors = {**self.tensors, ADAPTER_A: adapter.a, ADAPTER_B: adapter.b}
-        return QuantizedWeight(replace(self.fidelity, adapter_rank=rank), self.out_features, self.in_features, tensors)
+        return QuantizedWeight(
+            replace(self.fidelity, adapter_rank=rank), self.out_features, self.in_features, tensors
+        )
 
     def to(self, device: torch.device | str) -> "QuantizedWeight":
         """Return the same layer with its tensors on a device."""
-        return replace(self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()})
+        return replace(
+            self, tensors={name: tensor.to(device) for name, tensor in self.tensors.items()}
+        )
 
     @property
     def weight_bytes(self) -> int:
@@ -156,7 +192,9 @@ class QuantizedWeight:
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the weight [out, in], computed in float32 and rounded once to `dtype`."""
-        return dequantize_tensors(self.tensors, self.fidelity, self.out_features, self.in_features, dtype)
+        return dequantize_tensors(
+            self.tensors, self.fidelity, self.out_features, self.in_features, dtype
+        )
 
 
 def named_parts(fidelity: Fidelity, in_features: int) -> Iterator[tuple[str, int, int]]:
@@ -176,7 +214,9 @@ def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dic
         if fidelity.scale_bits == SCALE_BITS[0]:
             specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
         else:
-            specs[f"{name}_scale_codes"] = TensorSpec((groups, words(out_features, fidelity.scale_bits)), torch.int32)
+            specs[f"{name}_scale_codes"] = TensorSpec(
+                (groups, words(out_features, fidelity.scale_bits)), torch.int32
+            )
         specs[f"{name}_zeros"] = TensorSpec((groups, words(out_features, bits)), torch.int32)
     if fidelity.scale_bits < SCALE_BITS[0]:
         specs[ROW_SCALES] = TensorSpec((out_features,), torch.float16)
@@ -190,7 +230,9 @@ def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dic
     return specs
 
 
-def check_places(layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int) -> None:
+def check_places(
+    layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int
+) -> None:
     """Refuse stored numbers that point outside a layer; tensors without storage are let pass.
 
     Raises:
@@ -201,19 +243,32 @@ def check_places(layer: str, tensors: Mapping[str, Tensor], out_features: int, i
         return
     found = columns.to(torch.int64).sort().values
     if not torch.equal(found, torch.arange(in_features, device=found.device)):
-        raise CheckpointError(f"layer {layer!r}: the column order is no permutation of {in_features} columns; get its files anew")
+        raise CheckpointError(
+            f"layer {layer!r}: the column order is no permutation of {in_features} columns; get "
+            "its files anew"
+        )
     if OUTLIER_STARTS not in tensors:
         return
-    starts, places = tensors[OUTLIER_STARTS].to(torch.int64), tensors[OUTLIER_COLUMNS].to(torch.int64)
-    whole = int(starts[0]) == 0 and int(starts[-1]) == len(places) and bool((starts.diff() >= 0).all())
+    starts, places = (
+        tensors[OUTLIER_STARTS].to(torch.int64),
+        tensors[OUTLIER_COLUMNS].to(torch.int64),
+    )
+    whole = (
+        int(starts[0]) == 0 and int(starts[-1]) == len(places) and bool((starts.diff() >= 0).all())
+    )
     if not whole or bool(((places < 0) | (places >= in_features)).any()):
         raise CheckpointError(
-            f"layer {layer!r}: outliers lie outside its {out_features} x {in_features} weights; get its files anew"
+            f"layer {layer!r}: outliers lie outside its {out_features} x {in_features} weights; "
+            "get its files anew"
         )
 
 
 def dequantize_tensors(
-    tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, in_features: int, dtype: torch.dtype
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    in_features: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
     parts = []
@@ -222,20 +277,27 @@ def dequantize_tensors(
         scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
         group = torch.arange(count, device=codes.device) // fidelity.group_size
-        parts.append(dequantize(codes.t().float(), scale[group], zero.float()[group]))  # [columns, out]
+        parts.append(
+            dequantize(codes.t().float(), scale[group], zero.float()[group])
+        )  # [columns, out]
     stored = torch.cat(parts) if len(parts) > 1 else parts[0]
     weight = torch.empty_like(stored)
     weight[tensors[COLUMNS].to(torch.int64)] = stored
     weight = weight.t()
     if fidelity.outlier_share:
         columns = tensors[OUTLIER_COLUMNS].to(torch.int64)
-        add_outliers(weight, Outliers(tensors[OUTLIER_VALUES], columns, tensors[OUTLIER_STARTS].to(torch.int64)))
+        add_outliers(
+            weight,
+            Outliers(tensors[OUTLIER_VALUES], columns, tensors[OUTLIER_STARTS].to(torch.int64)),
+        )
     if fidelity.adapter_rank:
         weight = weight + adapter_weight(Adapter(tensors[ADAPTER_A], tensors[ADAPTER_B]))
     return weight.to(dtype)
 
 
-def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, rows: Tensor) -> Tensor:
+def dequantize_rows(
+    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, rows: Tensor
+) -> Tensor:
     """Return some rows of what `dequantize_tensors` returns, for a fidelity without outliers and adapter.
 
     Args:
@@ -254,7 +316,9 @@ def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_featur
             scale = tensors[f"{name}_scales"][:, rows].float()
         else:
             unit = part_unit(tensors[ROW_SCALES][rows].float(), fidelity, bits)
-            scale = unit * unpack_at(tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows).float()
+            scale = (
+                unit * unpack_at(tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows).float()
+            )
         zero = unpack_at(tensors[f"{name}_zeros"], bits, rows).float()
         group = torch.arange(count, device=codes.device) // fidelity.group_size
         parts.append(dequantize(codes, scale.t()[:, group], zero.t()[:, group]))
@@ -264,7 +328,9 @@ def dequantize_rows(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_featur
     return weight
 
 
-def _part_scales(tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity, out_features: int) -> Tensor:
+def _part_scales(
+    tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity, out_features: int
+) -> Tensor:
     """Return the scales of a part, float32 [groups, out]."""
     if fidelity.scale_bits == SCALE_BITS[0]:
         return tensors[f"{name}_scales"].float()

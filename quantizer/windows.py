@@ -20,7 +20,8 @@ class Tokenizer(Protocol):
 def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
     """Cut a text into windows of tokens.
 
-    The whole text is tokenised at once, without special tokens, and cut into consecutive windows; a rest is dropped.
+    The whole text is tokenised at once, without special tokens, and cut into consecutive windows; a
+    rest is dropped.
 
     Args:
         text: what `read_text` returned for the specification.
@@ -38,12 +39,16 @@ def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
     wanted = spec.windows or available - spec.skip
     if wanted < 1 or available < spec.skip + wanted:
         raise TextError(
-            f"text {spec.source!r} has {len(ids)} tokens, enough for {available} windows of {spec.tokens}; "
-            f"{spec.skip + max(wanted, 1)} are needed: give more text, or ask for fewer or shorter windows"
+            f"text {spec.source!r} has {len(ids)} tokens, enough for {available} windows of "
+            f"{spec.tokens}; "
+            f"{spec.skip + max(wanted, 1)} are needed: give more text, or ask for fewer or "
+            "shorter windows"
         )
     windows = ids[: available * spec.tokens].view(available, spec.tokens)
     if spec.seed is None:
         return windows[spec.skip : spec.skip + wanted]
     generator = torch.Generator().manual_seed(spec.seed)
-    chosen = torch.randperm(available, generator=generator)[spec.skip : spec.skip + wanted].sort().values
+    chosen = (
+        torch.randperm(available, generator=generator)[spec.skip : spec.skip + wanted].sort().values
+    )
     return windows[chosen]

@@ -3,10 +3,11 @@
     <place>/<put>/<sha256>    one file under the hash of its content; every put has a folder of its own
     <place>/manifest.json     which put counts, with names, sizes and checksums of its files
 
-A manifest is written last and replaced as a whole, so a place has all files of one put or is not there, whatever kills or overtakes
-the process that writes. There are no locks: no put touches what another one still writes. What killed puts left lying goes with
-their place, or when a put `LEFTOVER_SECONDS` later replaces the manifest. Multipart uploads to a bucket that were cut off are not
-seen here; a lifecycle rule of the bucket ends them.
+A manifest is written last and replaced as a whole, so a place has all files of one put or is not
+there, whatever kills or overtakes the process that writes. There are no locks: no put touches what
+another one still writes. What killed puts left lying goes with their place, or when a put
+`LEFTOVER_SECONDS` later replaces the manifest. Multipart uploads to a bucket that were cut off are
+not seen here; a lifecycle rule of the bucket ends them.
 """
 
 import hashlib
@@ -21,7 +22,13 @@ from typing import Any
 
 from quantizer.durable import file_sha256
 from service.blobs import open_blobs
-from service.errors import ArtifactDamaged, ArtifactUnknown, RequestError, ServiceError, StorageError
+from service.errors import (
+    ArtifactDamaged,
+    ArtifactUnknown,
+    RequestError,
+    ServiceError,
+    StorageError,
+)
 from service.failpoint import failpoint
 from service.ids import new_id
 
@@ -54,14 +61,17 @@ class Artifact:
 
 
 class ArtifactStore:
-    """Files at places, each a kind and a name such as `jobs/job_123`. Any number of processes and threads may share a store."""
+    """Files at places, each a kind and a name such as `jobs/job_123`.
+
+    Any number of processes and threads may share a store.
+    """
 
     def __init__(self, url: str) -> None:
         """Use a folder, made if it is missing, or a bucket.
 
         Args:
-            url: path of a folder, `file:///path`, or `s3://bucket/prefix`, with endpoint, region and credentials out of the
-                usual `AWS_...` variables.
+            url: path of a folder, `file:///path`, or `s3://bucket/prefix`, with endpoint, region
+                and credentials out of the usual `AWS_...` variables.
 
         Raises:
             RequestError: it is none of these.
@@ -70,19 +80,26 @@ class ArtifactStore:
         self._blobs = open_blobs(url)
 
     def put(self, place: str, files: Mapping[str, Path | bytes]) -> tuple[Artifact, ...]:
-        """Make `files` all that is at a place, at once; return them by name. Where they are there already, nothing is done.
+        """Make `files` all that is at a place, at once; return them by name.
+
+        Where they are there already, nothing is done.
 
         A file may be hard-linked instead of copied, so it must not be changed in place afterwards.
 
         Raises:
-            RequestError: a name or place is not plain, a source cannot be read, or there are no files.
+            RequestError: a name or place is not plain, a source cannot be read, or there are no
+                files.
             StorageError: the store cannot be written; what was at the place before stays.
         """
         _check_place(place)
         _check_names(files)
         artifacts = tuple(_describe(name, files[name]) for name in sorted(files))
         before = self._manifest_or_none(place)
-        if before is not None and before.artifacts == artifacts and not self._missing(place, before):
+        if (
+            before is not None
+            and before.artifacts == artifacts
+            and not self._missing(place, before)
+        ):
             return artifacts
         made = _Manifest(new_id("put"), artifacts)
         try:
@@ -117,8 +134,12 @@ class ArtifactStore:
         """
         return self._locate(place, name)[0]
 
-    def chunks(self, place: str, artifact: Artifact, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Return the bytes from `start` up to `end`, by default all, in pieces of at most 1 MiB. They are not verified.
+    def chunks(
+        self, place: str, artifact: Artifact, start: int = 0, end: int | None = None
+    ) -> Iterator[bytes]:
+        """Return the bytes from `start` up to `end`, by default all, in pieces of at most 1 MiB.
+
+        They are not verified.
 
         Raises:
             RequestError: the range is not within the file.
@@ -128,10 +149,15 @@ class ArtifactStore:
         """
         last = artifact.size_bytes if end is None else end
         if not 0 <= start <= last <= artifact.size_bytes:
-            raise RequestError(f"bytes {start} to {last} are not within the {artifact.size_bytes} bytes of {artifact.name!r}")
+            raise RequestError(
+                f"bytes {start} to {last} are not within the {artifact.size_bytes} bytes of "
+                f"{artifact.name!r}"
+            )
         manifest = self._manifest(place)
         if artifact.sha256 not in {each.sha256 for each in manifest.artifacts}:
-            raise ArtifactUnknown(f"{place} has no {artifact.name!r} of this content any more; list it again")
+            raise ArtifactUnknown(
+                f"{place} has no {artifact.name!r} of this content any more; list it again"
+            )
         return self._pieces(_key(place, manifest, artifact), artifact.name, start, last)
 
     def read(self, place: str, name: str) -> bytes:
@@ -154,7 +180,9 @@ class ArtifactStore:
         return self._manifest_or_none(place) is not None
 
     def delete(self, place: str) -> None:
-        """Delete all that is at a place, the manifest first; a place that is not there is none to delete.
+        """Delete all that is at a place, the manifest first.
+
+        A place that is not there is none to delete.
 
         Raises:
             StorageError: the store cannot be written.
@@ -180,7 +208,10 @@ class ArtifactStore:
         try:
             data = self._blobs.read(f"{place}/{MANIFEST}")
         except FileNotFoundError as error:
-            raise ArtifactUnknown(f"there is nothing at {place!r} in the artifact store; it was deleted or not yet made") from error
+            raise ArtifactUnknown(
+                f"there is nothing at {place!r} in the artifact store; it was deleted or not yet "
+                "made"
+            ) from error
         return _Manifest.loads(place, data)
 
     def _manifest_or_none(self, place: str) -> "_Manifest | None":
@@ -194,39 +225,65 @@ class ArtifactStore:
         for artifact in manifest.artifacts:
             if artifact.name == name:
                 return artifact, manifest
-        raise ArtifactUnknown(f"{place} has no file {name[:80]!r}; it has {', '.join(each.name for each in manifest.artifacts)}")
+        raise ArtifactUnknown(
+            f"{place} has no file {name[:80]!r}; it has "
+            f"{', '.join(each.name for each in manifest.artifacts)}"
+        )
 
     def _missing(self, place: str, manifest: "_Manifest") -> bool:
         """Return whether a file is not there, or not of its size."""
         sizes = self._blobs.sizes(f"{place}/{manifest.put}")
-        return any(sizes.get(_key(place, manifest, artifact)) != artifact.size_bytes for artifact in manifest.artifacts)
+        return any(
+            sizes.get(_key(place, manifest, artifact)) != artifact.size_bytes
+            for artifact in manifest.artifacts
+        )
 
-    def _write_files(self, place: str, made: "_Manifest", files: Mapping[str, Path | bytes]) -> None:
-        contents = {_key(place, made, artifact): files[artifact.name] for artifact in made.artifacts}
+    def _write_files(
+        self, place: str, made: "_Manifest", files: Mapping[str, Path | bytes]
+    ) -> None:
+        contents = {
+            _key(place, made, artifact): files[artifact.name] for artifact in made.artifacts
+        }
         for key, content in contents.items():
             self._write(key, content)
             failpoint("artifact-begun")
         if self._missing(place, made):
-            raise StorageError(f"{place} was not stored as given: files changed or were deleted meanwhile; put them again")
+            raise StorageError(
+                f"{place} was not stored as given: files changed or were deleted meanwhile; put "
+                "them again"
+            )
 
     def _write(self, key: str, content: Path | bytes) -> None:
         try:
             self._blobs.write(key, content)
         except FileNotFoundError as error:
-            raise StorageError(f"{key!r} could not be stored, as something was deleted meanwhile; put it again") from error
+            raise StorageError(
+                f"{key!r} could not be stored, as something was deleted meanwhile; put it again"
+            ) from error
 
     def _settle(self, place: str, made: "_Manifest", before: "_Manifest | None") -> None:
-        """Remove what no manifest will name again; take the manifest back if its files were deleted before it came."""
+        """Remove what no manifest will name again.
+
+        Take the manifest back if its files were deleted before it came.
+        """
         now = self._manifest_or_none(place)
         if (now is None or now == made) and self._missing(place, made):
-            now = self._manifest_or_none(place)  # another put may have come between the two looks, and removed the files
+            now = self._manifest_or_none(
+                place
+            )  # another put may have come between the two looks, and removed the files
             if now is None or now == made:
                 self._blobs.remove([f"{place}/{MANIFEST}"])
-                raise StorageError(f"{place} was deleted while it was put; put it again if it is still wanted")
+                raise StorageError(
+                    f"{place} was deleted while it was put; put it again if it is still wanted"
+                )
         done_with = {each.put for each in (before, made) if each is not None and each != now}
         oldest = _microseconds(made.put) - LEFTOVER_SECONDS * 1_000_000
         try:
-            found = {put for put in (key.split("/")[2] for key in self._blobs.sizes(place)) if _PUT.fullmatch(put)}
+            found = {
+                put
+                for put in (key.split("/")[2] for key in self._blobs.sizes(place))
+                if _PUT.fullmatch(put)
+            }
             for put in found:
                 if put in done_with or _microseconds(put) < oldest:
                     self._remove(f"{place}/{put}")
@@ -244,10 +301,14 @@ class ArtifactStore:
                 yield piece
         except FileNotFoundError as error:
             raise ArtifactDamaged(
-                f"{name!r} at {key!r} is gone; try again if it was replaced just now, else put it again"
+                f"{name!r} at {key!r} is gone; try again if it was replaced just now, else put it "
+                "again"
             ) from error
         if given != end - start:
-            raise ArtifactDamaged(f"{name!r} at {key!r} ends {end - start - given} bytes early; delete its place and put it again")
+            raise ArtifactDamaged(
+                f"{name!r} at {key!r} ends {end - start - given} bytes early; delete its place "
+                "and put it again"
+            )
 
     def _verified(self, place: str, artifact: Artifact, manifest: "_Manifest") -> Iterator[bytes]:
         """Yield all pieces of a file, and raise at the end if they were not its content."""
@@ -256,7 +317,10 @@ class ArtifactStore:
             digest.update(piece)
             yield piece
         if digest.hexdigest() != artifact.sha256:
-            raise ArtifactDamaged(f"{artifact.name!r} at {key!r} differs from its checksum; delete its place and put it again")
+            raise ArtifactDamaged(
+                f"{artifact.name!r} at {key!r} differs from its checksum; delete its place and "
+                "put it again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,13 +337,18 @@ class _Manifest:
         try:
             return cls._of(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError, RequestError) as error:
-            raise ArtifactDamaged(f"the manifest of {place} cannot be read; delete the place and put its files again") from error
+            raise ArtifactDamaged(
+                f"the manifest of {place} cannot be read; delete the place and put its files again"
+            ) from error
 
     @classmethod
     def _of(cls, document: dict[str, Any]) -> "_Manifest":
         manifest = cls(document["put"], tuple(Artifact(**file) for file in document["files"]))
         _check_names([artifact.name for artifact in manifest.artifacts])
-        sound = all(_SHA256.fullmatch(each.sha256) and isinstance(each.size_bytes, int) for each in manifest.artifacts)
+        sound = all(
+            _SHA256.fullmatch(each.sha256) and isinstance(each.size_bytes, int)
+            for each in manifest.artifacts
+        )
         if not sound or not _PUT.fullmatch(manifest.put):
             raise ValueError(document)
         return manifest
@@ -295,7 +364,10 @@ def _microseconds(put: str) -> int:
 
 def _check_place(place: str) -> None:
     if not _PLACE.fullmatch(place):
-        raise RequestError(f"{place[:80]!r} is no place; use a kind and a name of letters, digits, '_' and '-', as in 'jobs/job_1'")
+        raise RequestError(
+            f"{place[:80]!r} is no place; use a kind and a name of letters, digits, '_' and '-', "
+            "as in 'jobs/job_1'"
+        )
 
 
 def _check_names(names: Iterable[str]) -> None:
@@ -305,8 +377,13 @@ def _check_names(names: Iterable[str]) -> None:
         raise RequestError("there are no files to put; give at least one")
     for name in known:
         parts = name.split("/")
-        if len(name) > _MOST_NAME_CHARACTERS or not all(_NAME_PART.fullmatch(part) for part in parts):
-            raise RequestError(f"{name[:80]!r} is no name of a file here; use parts of letters, digits and '._+@=~-' between '/'")
+        if len(name) > _MOST_NAME_CHARACTERS or not all(
+            _NAME_PART.fullmatch(part) for part in parts
+        ):
+            raise RequestError(
+                f"{name[:80]!r} is no name of a file here; use parts of letters, digits and "
+                "'._+@=~-' between '/'"
+            )
         if any("/".join(parts[:length]) in known for length in range(1, len(parts))):
             raise RequestError(f"{name!r} lies below another file; give it another name")
 
@@ -319,4 +396,6 @@ def _describe(name: str, content: Path | bytes) -> Artifact:
             raise FileNotFoundError(content)
         return Artifact(name, file_sha256(content), content.stat().st_size)
     except OSError as error:
-        raise RequestError(f"{str(content)!r} cannot be read as the file {name!r}; give a file that is there") from error
+        raise RequestError(
+            f"{str(content)!r} cannot be read as the file {name!r}; give a file that is there"
+        ) from error

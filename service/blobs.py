@@ -1,4 +1,7 @@
-"""Bytes by key, such as `jobs/job_1/manifest.json`, in a folder or in an S3 bucket: what the artifact store stands on."""
+"""Bytes by key, such as `jobs/job_1/manifest.json`, in a folder or in an S3 bucket.
+
+What the artifact store stands on.
+"""
 
 import os
 import re
@@ -19,15 +22,23 @@ PIECE_BYTES = 1 << 20
 _BLOCK_BYTES = 8 << 20
 """Bytes that one request gets from a bucket."""
 _PART_BYTES, _MOST_PARTS, _PARTS_AT_ONCE = 8 << 20, 10_000, 4
-"""How a large file goes to a bucket; at most twice as many bytes as are under way at once are held in memory."""
+"""How a large file goes to a bucket.
+
+At most twice as many bytes as are under way at once are held in memory.
+"""
 _CONNECT_SECONDS, _ANSWER_SECONDS, _TRIES = 2, 60, 2
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
-_BUCKET = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9.-]{1,254})((?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]+)*)/?")
+_BUCKET = re.compile(
+    r"s3://([A-Za-z0-9][A-Za-z0-9.-]{1,254})((?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._=-]+)*)/?"
+)
 
 
 class Blobs(Protocol):
-    """Bytes by key. Every call may raise StorageError; a key that is not there is a FileNotFoundError."""
+    """Bytes by key. Every call may raise StorageError.
+
+    A key that is not there is a FileNotFoundError.
+    """
 
     def write(self, key: str, content: Path | bytes) -> None:
         """Write a file or bytes, so that readers see the old content or the new, even after a power cut."""
@@ -63,8 +74,12 @@ def open_blobs(url: str) -> Blobs:
     bucket = _BUCKET.fullmatch(url)
     if bucket is not None:
         return Bucket(bucket[1], bucket[2].strip("/"))
-    begin = f"begins with {scheme[0]!r}" if scheme else "is empty or no path"  # the rest may hold a password
-    raise RequestError(f"the artifact store's URL {begin}; use a folder, file:///path, or s3://bucket/prefix")
+    begin = (
+        f"begins with {scheme[0]!r}" if scheme else "is empty or no path"
+    )  # the rest may hold a password
+    raise RequestError(
+        f"the artifact store's URL {begin}; use a folder, file:///path, or s3://bucket/prefix"
+    )
 
 
 class Folder:
@@ -121,7 +136,9 @@ class Folder:
         for folder in {path.parent for path in paths}:
             with suppress(FileNotFoundError), told(folder):
                 sync_folder(folder)
-            for parent in (folder, *folder.parents)[: len(folder.relative_to(self._root).parts) - 1]:
+            for parent in (folder, *folder.parents)[
+                : len(folder.relative_to(self._root).parts) - 1
+            ]:
                 with suppress(OSError):  # it is not empty, or gone already
                     parent.rmdir()
 
@@ -131,7 +148,9 @@ class Folder:
             with disk_errors(self._root), os.scandir(self._root):
                 pass
         except OSError as error:
-            raise StorageError(f"{str(self._root)!r} cannot be listed: {error.strerror}; mount or make it") from error
+            raise StorageError(
+                f"{str(self._root)!r} cannot be listed: {error.strerror}; mount or make it"
+            ) from error
 
 
 @contextmanager
@@ -147,7 +166,10 @@ def told(path: Path) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{str(path)!r} cannot be used: {error.strerror or type(error).__name__}; see to the disk") from error
+        raise StorageError(
+            f"{str(path)!r} cannot be used: {error.strerror or type(error).__name__}; see to the "
+            "disk"
+        ) from error
 
 
 @contextmanager
@@ -164,7 +186,10 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 class Bucket:
-    """Blobs as objects of a bucket, below a prefix. Uploads of one object are atomic by themselves."""
+    """Blobs as objects of a bucket, below a prefix.
+
+    Uploads of one object are atomic by themselves.
+    """
 
     def __init__(self, bucket: str, prefix: str) -> None:
         """Use a bucket; it is not asked for anything yet."""
@@ -190,7 +215,9 @@ class Bucket:
             return
         part_bytes = max(_PART_BYTES, -(-content.stat().st_size // _MOST_PARTS))
         with self._told():
-            self._files.put_file(str(content), self._at(key), chunksize=part_bytes, max_concurrency=_PARTS_AT_ONCE)
+            self._files.put_file(
+                str(content), self._at(key), chunksize=part_bytes, max_concurrency=_PARTS_AT_ONCE
+            )
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
@@ -201,14 +228,20 @@ class Bucket:
         """See `Blobs`."""
         for offset in range(start, end, _BLOCK_BYTES):
             with self._told():
-                block = self._files.cat_file(self._at(key), start=offset, end=min(end, offset + _BLOCK_BYTES))
-            yield from (block[begin : begin + PIECE_BYTES] for begin in range(0, len(block), PIECE_BYTES))
+                block = self._files.cat_file(
+                    self._at(key), start=offset, end=min(end, offset + _BLOCK_BYTES)
+                )
+            yield from (
+                block[begin : begin + PIECE_BYTES] for begin in range(0, len(block), PIECE_BYTES)
+            )
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """See `Blobs`."""
         with self._told():
             found: dict[str, dict[str, Any]] = self._files.find(self._at(prefix), detail=True)
-        return {path.removeprefix(f"{self._root}/"): int(info["size"]) for path, info in found.items()}
+        return {
+            path.removeprefix(f"{self._root}/"): int(info["size"]) for path, info in found.items()
+        }
 
     def remove(self, keys: Iterable[str]) -> None:
         """See `Blobs`."""
@@ -236,7 +269,9 @@ class Bucket:
             reason = _reason(error)
             if reason is None:
                 raise
-            raise StorageError(f"the bucket {self._bucket!r} of the artifact store {reason}") from error
+            raise StorageError(
+                f"the bucket {self._bucket!r} of the artifact store {reason}"
+            ) from error
 
 
 def _reason(error: Exception) -> str | None:
@@ -252,7 +287,9 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         return "refuses access; see to AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and its policy"
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return "cannot be asked without credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        return (
+            "cannot be asked without credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if isinstance(error, NoConnection | HTTPClientError | TimeoutError):
         return "does not answer; see to AWS_ENDPOINT_URL and the network, then try again"
     return f"cannot be used ({code or type(error).__name__}); its server's log says more"

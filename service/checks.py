@@ -1,4 +1,7 @@
-"""Check a profile's predictions: random plans that it never saw, assembled from stored forms and measured."""
+"""Check a profile's predictions.
+
+Random plans that it never saw, assembled from stored forms and measured.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +46,9 @@ def check_plans(
     parts: PartStore,
     on_progress: Progress,
 ) -> list[Check]:
-    """Return the checks of `count` random plans around a budget; the model is left in the last of them.
+    """Return the checks of `count` random plans around a budget.
+
+    The model is left in the last of them.
 
     Args:
         runner: the model, unquantized.
@@ -64,7 +69,9 @@ def check_plans(
         if data is None:
             _assemble(runner, profile, choice, forms)
             losses = [
-                divergence(runner, batch, runner.head_input(batch, runner.enter(batch), 0), original)[0]
+                divergence(
+                    runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
+                )[0]
                 for batch, original in zip(batches, originals, strict=True)
             ]
             data = save({"kl": torch.cat(losses).double().mean().reshape(1).cpu()})
@@ -97,11 +104,18 @@ def summary(checks: Sequence[Check]) -> dict[str, Any]:
     }
 
 
-def _assemble(runner: BlockRunner, profile: Profile, choice: Sequence[int] | np.ndarray, forms: PartStore) -> None:
-    chosen = {layer.name: profile.fidelities[int(at)] for layer, at in zip(profile.layers, choice, strict=True)}
+def _assemble(
+    runner: BlockRunner, profile: Profile, choice: Sequence[int] | np.ndarray, forms: PartStore
+) -> None:
+    chosen = {
+        layer.name: profile.fidelities[int(at)]
+        for layer, at in zip(profile.layers, choice, strict=True)
+    }
     for index in range(len(runner.blocks)):
         members = [layer for layer in profile.layers if layer.block == index]
-        stored = read_block(forms, members, {layer.name: (chosen[layer.name],) for layer in members}, index)
+        stored = read_block(
+            forms, members, {layer.name: (chosen[layer.name],) for layer in members}, index
+        )
         if stored is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
         for layer in members:

@@ -1,4 +1,7 @@
-"""The command line. Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug."""
+"""The command line. Exit codes.
+
+0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug.
+"""
 
 import json
 from dataclasses import replace
@@ -8,7 +11,15 @@ from typing import Annotated
 import typer
 
 from service import plan_cli, serve_cli
-from service.console import out, print_json, print_pairs, print_report, reporting, set_up_logging, told_errors
+from service.console import (
+    out,
+    print_json,
+    print_pairs,
+    print_report,
+    reporting,
+    set_up_logging,
+    told_errors,
+)
 from service.errors import RequestError
 from service.files import read_text_file
 from service.settings import default_cache, quiet_libraries
@@ -16,31 +27,67 @@ from service.settings import default_cache, quiet_libraries
 app = typer.Typer(
     name="bitwright",
     help="Fit a language model into a byte budget: measure, optimise, quantize, prove.",
-    epilog="Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted (run again to resume), 1 a bug.",
+    epilog=(
+        "Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted (run again to "
+        "resume), 1 a bug."
+    ),
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
 
 Model = Annotated[str, typer.Argument(help="A folder, a GGUF file, or a Hugging Face id.")]
-BudgetText = Annotated[str, typer.Option("--budget", help="2.5bpw, 1.2GiB, 900MB or 123456B; counts the quantized layers.")]
-Calibration = Annotated[str, typer.Option(help="Text file, JSONL file, or Hugging Face dataset ID[:CONFIG[:SPLIT]].")]
+BudgetText = Annotated[
+    str,
+    typer.Option("--budget", help="2.5bpw, 1.2GiB, 900MB or 123456B; counts the quantized layers."),
+]
+Calibration = Annotated[
+    str, typer.Option(help="Text file, JSONL file, or Hugging Face dataset ID[:CONFIG[:SPLIT]].")
+]
 Evaluation = Annotated[str, typer.Option(help="Held-out text, given like --calibration.")]
 CalibrationWindows = Annotated[int, typer.Option(help="Windows that layers are quantized on.")]
-EvaluationWindows = Annotated[int, typer.Option(help="Windows that are scored, from the start of the text; 0 for all.")]
-Tokens = Annotated[int, typer.Option(help="Tokens in a window.")]
-ProbeWindows = Annotated[int | None, typer.Option(help="Windows that effects are measured on; default: as the signal needs.")]
-ProbeTokens = Annotated[int | None, typer.Option(help="Tokens in a probe window; default: as the signal needs.")]
-CheckPlans = Annotated[int, typer.Option(help="Random plans to measure, to check the profile's predictions.")]
-GuardWindows = Annotated[int, typer.Option(help="Windows that finished plans are compared on before one is delivered.")]
-GroupSize = Annotated[int | None, typer.Option(help="Columns that share a scale, in all fidelities; default: by fidelity.")]
-SignalName = Annotated[
-    str, typer.Option("--signal", help="How effects are measured: integral, output, gradient, noise or hessian.")
+EvaluationWindows = Annotated[
+    int, typer.Option(help="Windows that are scored, from the start of the text; 0 for all.")
 ]
-Coupling = Annotated[str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")]
-Context = Annotated[str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")]
-EffortName = Annotated[str, typer.Option("--effort", help="fast: no training; balanced, best: train what is delivered.")]
+Tokens = Annotated[int, typer.Option(help="Tokens in a window.")]
+ProbeWindows = Annotated[
+    int | None,
+    typer.Option(help="Windows that effects are measured on; default: as the signal needs."),
+]
+ProbeTokens = Annotated[
+    int | None, typer.Option(help="Tokens in a probe window; default: as the signal needs.")
+]
+CheckPlans = Annotated[
+    int, typer.Option(help="Random plans to measure, to check the profile's predictions.")
+]
+GuardWindows = Annotated[
+    int, typer.Option(help="Windows that finished plans are compared on before one is delivered.")
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(help="Columns that share a scale, in all fidelities; default: by fidelity."),
+]
+SignalName = Annotated[
+    str,
+    typer.Option(
+        "--signal", help="How effects are measured: integral, output, gradient, noise or hessian."
+    ),
+]
+Coupling = Annotated[
+    str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")
+]
+Context = Annotated[
+    str, typer.Option(help="What the other layers are while one is measured: uniform, or original.")
+]
+EffortName = Annotated[
+    str,
+    typer.Option("--effort", help="fast: no training; balanced, best: train what is delivered."),
+]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="usual, or one method by itself: rtn, requant, blockwise, sgr-q, apiq, signiq.")
+    str,
+    typer.Option(
+        "--recipe",
+        help="usual, or one method by itself: rtn, requant, blockwise, sgr-q, apiq, signiq.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -87,11 +134,21 @@ def run(
     latency: plan_cli.Latency = None,
     max_latency_us: plan_cli.MostLatency = None,
     distinct: plan_cli.Distinct = None,
-    whole_file: Annotated[bool, typer.Option("--whole-file", help="The budget includes what is not quantized.")] = False,
+    whole_file: Annotated[
+        bool, typer.Option("--whole-file", help="The budget includes what is not quantized.")
+    ] = False,
     embeddings: Annotated[
-        str, typer.Option(help="Quantize embedding and head too, under --whole-file: auto (where nothing else fits), keep or join.")
+        str,
+        typer.Option(
+            help=(
+                "Quantize embedding and head too, under --whole-file: auto (where nothing else "
+                "fits), keep or join."
+            )
+        ),
     ] = "auto",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; touch no weights.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say sizes, memory and time; touch no weights.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Squeeze MODEL into a budget, and prove the result on held-out text."""
@@ -167,7 +224,9 @@ def profile(
             "layers": len(measured.layers),
             "fidelities": [fidelity.name for fidelity in measured.fidelities],
             "signal": measured.signal,
-            "context": "original" if measured.context is None else measured.fidelities[measured.context].name,
+            "context": "original"
+            if measured.context is None
+            else measured.fidelities[measured.context].name,
             "context_kl_nats_per_token": measured.context_loss,
             "coupling_rank": measured.factor.shape[0],
             "budget_range_bytes": [low, high],
@@ -183,7 +242,9 @@ app.command()(plan_cli.diff)
 @app.command()
 def quantize(
     model: Model,
-    plan_file: Annotated[Path, typer.Option("--plan", help="Plan that `bitwright plan` wrote, or that you edited.")],
+    plan_file: Annotated[
+        Path, typer.Option("--plan", help="Plan that `bitwright plan` wrote, or that you edited.")
+    ],
     out_folder: OutFolder = Path("bitwright-out"),
     calibration: Calibration = "builtin:calibration",
     calibration_windows: CalibrationWindows = 8,
@@ -217,10 +278,14 @@ def quantize(
         found = find_model(model, store.root / "models")
         stages.check_plan(found, chosen)
         text = TextSpec(calibration, calibration_windows, tokens, seed)
-        guard = stages.windows_of(store, found, replace(text, windows=guard_windows, skip=calibration_windows))
+        guard = stages.windows_of(
+            store, found, replace(text, windows=guard_windows, skip=calibration_windows)
+        )
         windows = stages.quantizing_windows(store, found, text, guard, level)
         with reporting() as reporter:
-            carried_out, folder = quantize_by(way, store, found, chosen, windows, BATCH, machine, reporter, "quantize")
+            carried_out, folder = quantize_by(
+                way, store, found, chosen, windows, BATCH, machine, reporter, "quantize"
+            )
             wanted = tuning.TuneRequest(way, level, text, guard, BATCH, seed)
             task = tuning.tune_task(store, found, carried_out, folder, wanted, machine)
             best = tuning.better(store, task, guard, reporter) if task.phases else folder
@@ -237,7 +302,9 @@ def quantize(
 @app.command()
 def evaluate(
     model: Model,
-    checkpoints: Annotated[list[Path], typer.Argument(help="Quantized checkpoints to compare with it.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(help="Quantized checkpoints to compare with it.")
+    ],
     evaluation: Evaluation = "builtin:evaluation",
     evaluation_windows: EvaluationWindows = 16,
     tokens: Tokens = 512,
@@ -245,7 +312,10 @@ def evaluate(
     cache: Cache = _DEFAULT_CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """Score MODEL and quantized checkpoints of it: perplexity and KL divergence, with standard errors."""
+    """Score MODEL and quantized checkpoints of it.
+
+    Perplexity and KL divergence, with standard errors.
+    """
     with told_errors(as_json=as_json):
         from quantizer.source import find_model  # noqa: PLC0415
         from quantizer.text import TextSpec  # noqa: PLC0415
@@ -255,10 +325,15 @@ def evaluate(
 
         for path in checkpoints:
             if not (path / "plan.json").is_file():
-                raise RequestError(f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no plan.json")
+                raise RequestError(
+                    f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no "
+                    "plan.json"
+                )
         store, machine = StageStore(cache), stages.Machine.choose(device)
         found = find_model(model, store.root / "models")
-        windows = stages.windows_of(store, found, TextSpec(evaluation, evaluation_windows, tokens, None))
+        windows = stages.windows_of(
+            store, found, TextSpec(evaluation, evaluation_windows, tokens, None)
+        )
         named = {str(path): path for path in checkpoints}
         with reporting() as reporter:
             scores = stages.evaluation(store, found, named, windows, BATCH, machine, reporter)

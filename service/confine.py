@@ -1,4 +1,7 @@
-"""Which models and texts a job may name: hub ids, and what lies in the folders that the operator opened."""
+"""Which models and texts a job may name.
+
+Hub ids, and what lies in the folders that the operator opened.
+"""
 
 import os
 import re
@@ -15,16 +18,21 @@ _LONGEST = 1000
 
 
 def confine_model(named: str, roots: Sequence[Path], *, hub: bool) -> str:
-    """Return what to load for a model's name: the real path of a folder or GGUF file within one of `roots`, or a hub id.
+    """Return what to load for a model's name.
+
+    The real path of a folder or GGUF file within one of `roots`, or a hub id.
 
     Raises:
-        PathRefused: it is neither. The message is the same whether or not there is such a path outside.
+        PathRefused: it is neither. The message is the same whether or not there is such a path
+            outside.
     """
     return _inside(named, roots) or _hub(named, _HUB_MODEL, "model", hub=hub)
 
 
 def confine_text(named: str, roots: Sequence[Path], *, hub: bool) -> str:
-    """Return what to read for a text's name: a built-in text, the real path of a file within one of `roots`, or a hub id.
+    """Return what to read for a text's name.
+
+    A built-in text, the real path of a file within one of `roots`, or a hub id.
 
     Raises:
         PathRefused: it is none of these.
@@ -50,6 +58,7 @@ def _hub(named: str, pattern: re.Pattern[str], kind: str, *, hub: bool) -> str:
         return named
     also = ", and is no id of the Hugging Face hub" if hub else "; the hub is switched off"
     raise PathRefused(
-        f"{kind} {named[:200]!r} is not in a folder that jobs may use{also}; put it there, or have the operator add its folder "
+        f"{kind} {named[:200]!r} is not in a folder that jobs may use{also}; put it there, or "
+        "have the operator add its folder "
         "to BITWRIGHT_MODELS"
     )

@@ -1,4 +1,7 @@
-"""The rim of the command line: progress and messages on stderr, data on stdout, errors as exit codes."""
+"""The rim of the command line.
+
+Progress and messages on stderr, data on stdout, errors as exit codes.
+"""
 
 import json
 import logging
@@ -11,7 +14,15 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from allocator.errors import BudgetInfeasible
@@ -25,7 +36,10 @@ LINE_SECONDS = 15
 """Shortest time between two lines of progress of one step."""
 
 WIDE = 160
-"""Columns of a table that goes into a pipe or a file, where nobody resizes the window; names of layers fit."""
+"""Columns of a table that goes into a pipe or a file, where nobody resizes the window.
+
+Names of layers fit.
+"""
 
 err = Console(stderr=True, soft_wrap=True)
 out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
@@ -68,14 +82,19 @@ class Lines:
                 return
             last = now
             left = (now - start) * (total - done) / done
-            err.print(f"{label}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", highlight=False)
+            err.print(
+                f"{label}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left", highlight=False
+            )
 
         return update
 
 
 @contextmanager
 def reporting() -> Iterator[Reporter]:
-    """Show progress on stderr while a command works, and then ends: bars on a terminal, lines elsewhere."""
+    """Show progress on stderr while a command works, and then ends.
+
+    Bars on a terminal, lines elsewhere.
+    """
     keep_freed_memory()
     if not err.is_terminal:
         yield Lines()
@@ -98,7 +117,9 @@ class _Messages(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        err.print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False, highlight=False)
+        err.print(
+            f"{record.levelname.lower()}: {record.getMessage()}", markup=False, highlight=False
+        )
 
 
 def set_up_logging() -> None:
@@ -118,7 +139,10 @@ def told_errors(*, as_json: bool) -> Iterator[None]:
         tell_error(error, as_json=as_json)
         raise typer.Exit(exit_code(error)) from error
     except KeyboardInterrupt as error:
-        err.print("stopped; run the same command again to go on from the last finished block", style="yellow")
+        err.print(
+            "stopped; run the same command again to go on from the last finished block",
+            style="yellow",
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
@@ -127,9 +151,17 @@ def tell_error(error: BaseException, *, as_json: bool) -> None:
     err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
     err.print(str(error), markup=False, highlight=False)
     if as_json:
-        document: dict[str, Any] = {"error": type(error).__name__, "message": str(error), "exit_code": exit_code(error)}
+        document: dict[str, Any] = {
+            "error": type(error).__name__,
+            "message": str(error),
+            "exit_code": exit_code(error),
+        }
         if isinstance(error, BudgetInfeasible):
-            document |= {"nearest_bytes": error.nearest_bytes, "largest_bytes": error.largest_bytes, "binding": list(error.binding)}
+            document |= {
+                "nearest_bytes": error.nearest_bytes,
+                "largest_bytes": error.largest_bytes,
+                "binding": list(error.binding),
+            }
         print_json(document)
 
 
@@ -150,14 +182,20 @@ def print_pairs(pairs: dict[str, Any], *, as_json: bool) -> None:
 def print_report(report: Report) -> None:
     """Print the summary of a report on stdout."""
     table = Table(
-        "model", "bits per weight", "layer bytes", "perplexity", escape("KL [nats/token]"), title=f"{report['model']['name']}"
+        "model",
+        "bits per weight",
+        "layer bytes",
+        "perplexity",
+        escape("KL [nats/token]"),
+        title=f"{report['model']['name']}",
     )
     for row in summary_rows(report):
         table.add_row(*row)
     out.print(table)
     used = report["plan_bytes"] / report["budget_bytes"]
     out.print(
-        f"budget {report['budget']} = {report['budget_bytes']:,} bytes, plan {report['plan_bytes']:,} bytes ({used:.2%}), "
+        f"budget {report['budget']} = {report['budget_bytes']:,} bytes, plan "
+        f"{report['plan_bytes']:,} bytes ({used:.2%}), "
         f"weight files {report['checkpoint_bytes']:,} bytes (original {report['original_bytes']:,})"
     )
     for note in report["notes"]:

@@ -22,13 +22,22 @@ ROWS = 24
 """Rows of the table on a terminal, besides the knees."""
 
 COLUMNS = (
-    *("budget_bytes", "weight_bytes", "bits_per_weight", "predicted_kl_nats_per_token", "bound_nats_per_token", "gap"),
+    *(
+        "budget_bytes",
+        "weight_bytes",
+        "bits_per_weight",
+        "predicted_kl_nats_per_token",
+        "bound_nats_per_token",
+        "gap",
+    ),
     *("price_nats_per_token_per_byte", "on_hull", "knee"),
 )
 
 
 def span_of(whatif: WhatIf, low_bytes: int | None, high_bytes: int | None) -> tuple[int, int]:
-    """Return the ends of a frontier: those asked for, else where the profile is trusted and something fits.
+    """Return the ends of a frontier.
+
+    Those asked for, else where the profile is trusted and something fits.
 
     Raises:
         RequestError: the ends are the wrong way round.
@@ -36,9 +45,15 @@ def span_of(whatif: WhatIf, low_bytes: int | None, high_bytes: int | None) -> tu
     smallest, largest = whatif.byte_range
     trusted_low, trusted_high = whatif.profile.budget_range
     low = max(smallest, trusted_low) if low_bytes is None else low_bytes
-    high = (min(largest, trusted_high) if trusted_high >= smallest else largest) if high_bytes is None else high_bytes
+    high = (
+        (min(largest, trusted_high) if trusted_high >= smallest else largest)
+        if high_bytes is None
+        else high_bytes
+    )
     if high <= low:
-        raise RequestError(f"a frontier from {low} to {high} bytes is empty; give --from below --to")
+        raise RequestError(
+            f"a frontier from {low} to {high} bytes is empty; give --from below --to"
+        )
     return low, high
 
 
@@ -61,7 +76,12 @@ class FrontierTable:
         for point in points:
             found = point.allocation
             values = (
-                *(found.budget_bytes, found.weight_bytes, bpw(profile.layers, found.weight_bytes), found.predicted_loss),
+                *(
+                    found.budget_bytes,
+                    found.weight_bytes,
+                    bpw(profile.layers, found.weight_bytes),
+                    found.predicted_loss,
+                ),
                 *(found.bound, found.gap, found.price, point.on_hull, point.knee),
             )
             rows.append(dict(zip(COLUMNS, values, strict=True)))
@@ -85,13 +105,28 @@ class FrontierTable:
 
     def html(self) -> bytes:
         """Return picture and table as one page, with no script and nothing beside it."""
-        environment = Environment(loader=PackageLoader("service", "templates"), autoescape=True, undefined=StrictUndefined)
+        environment = Environment(
+            loader=PackageLoader("service", "templates"), autoescape=True, undefined=StrictUndefined
+        )
         chart = Markup(pictures.frontier_chart(self.rows))  # noqa: S704  drawn here, from numbers
-        return environment.get_template("frontier.html.j2").render(title=self.title, rows=self.rows, chart=chart).encode()
+        return (
+            environment.get_template("frontier.html.j2")
+            .render(title=self.title, rows=self.rows, chart=chart)
+            .encode()
+        )
 
     def console_table(self) -> Table:
         """Return some of the points, the knees among them, for a terminal."""
-        table = Table("plan [bytes]", "bits", "KL", "bound", "gap", "KL per MB", "", title=escape("predicted KL [nats/token]"))
+        table = Table(
+            "plan [bytes]",
+            "bits",
+            "KL",
+            "bound",
+            "gap",
+            "KL per MB",
+            "",
+            title=escape("predicted KL [nats/token]"),
+        )
         step = max(1, -(-len(self.rows) // ROWS))
         for at, row in enumerate(self.rows):
             if at % step and not row["knee"] and at != len(self.rows) - 1:

@@ -1,4 +1,7 @@
-"""The service's tables, and how a database is reached and brought up to date. SQLite and PostgreSQL, the same tables in both."""
+"""The service's tables, and how a database is reached and brought up to date.
+
+SQLite and PostgreSQL, the same tables in both.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -68,7 +71,12 @@ events = sa.Table(
 log_lines = sa.Table(
     "log_lines",
     metadata,
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column(
+        "id",
+        sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+        primary_key=True,
+        autoincrement=True,
+    ),
     sa.Column("job_id", sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     sa.Column("at", sa.Float, nullable=False),
     sa.Column("stage", sa.String(40), nullable=False),
@@ -124,7 +132,9 @@ webhooks = sa.Table(
     sa.Column("id", sa.String(40), primary_key=True),
     sa.Column("tenant", sa.String(80), nullable=False),
     sa.Column("url", sa.String(2000), nullable=False),
-    sa.Column("secret", sa.String(200), nullable=False),  # signing needs it; it is shown once, and never again
+    sa.Column(
+        "secret", sa.String(200), nullable=False
+    ),  # signing needs it; it is shown once, and never again
     sa.Column("events", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Index("webhooks_by_tenant", "tenant", "id"),
@@ -152,18 +162,25 @@ def connect(url: str) -> sa.Engine:
     """Return an engine for `sqlite:///file` or `postgresql://...`; nothing is connected yet.
 
     Raises:
-        RequestError: the URL names another kind of database. The message does not repeat it, as it may hold a password.
+        RequestError: the URL names another kind of database. The message does not repeat it, as it
+            may hold a password.
     """
     try:
         parsed = sa.make_url(url)
     except ArgumentError as error:
-        raise RequestError("the database URL cannot be understood; use sqlite:///FILE or postgresql://USER@HOST/NAME") from error
+        raise RequestError(
+            "the database URL cannot be understood; use sqlite:///FILE or "
+            "postgresql://USER@HOST/NAME"
+        ) from error
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername == "postgresql+psycopg":
         return sa.create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20)
     if parsed.drivername != "sqlite" or not parsed.database:
-        raise RequestError(f"database of kind {parsed.drivername!r}: use sqlite:///FILE or postgresql://USER@HOST/NAME")
+        raise RequestError(
+            f"database of kind {parsed.drivername!r}: use sqlite:///FILE or "
+            "postgresql://USER@HOST/NAME"
+        )
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
     sa.event.listen(engine, "connect", _set_up_sqlite)
@@ -171,8 +188,15 @@ def connect(url: str) -> sa.Engine:
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = "IMMEDIATE"  # writers queue up instead of failing when they come to write
-    for setting in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    connection.isolation_level = (
+        "IMMEDIATE"  # writers queue up instead of failing when they come to write
+    )
+    for setting in (
+        f"busy_timeout={BUSY_MS}",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
         connection.execute(f"PRAGMA {setting}")
 
 
@@ -182,7 +206,9 @@ def migrate(engine: sa.Engine) -> None:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         else:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('bitwright migrations'))"))
+            connection.execute(
+                sa.text("SELECT pg_advisory_xact_lock(hashtext('bitwright migrations'))")
+            )
         config = _alembic()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

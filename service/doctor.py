@@ -7,11 +7,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("bitwright", "torch", "transformers", "cvxpy", "osqp", "numpy", "numba", "safetensors", "triton")
+_PACKAGES = (
+    "bitwright",
+    "torch",
+    "transformers",
+    "cvxpy",
+    "osqp",
+    "numpy",
+    "numba",
+    "safetensors",
+    "triton",
+)
 
 
 def examine(cache: Path) -> dict[str, Any]:
-    """Return versions, processor, memory, GPU and cache, as JSON values; what is missing is null."""
+    """Return versions, processor, memory, GPU and cache, as JSON values.
+
+    What is missing is null.
+    """
     import psutil  # noqa: PLC0415
     import torch  # noqa: PLC0415
 

@@ -11,12 +11,14 @@ class Effort:
 
     Attributes:
         name: what the user calls it.
-        steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See `quantizer.distill`.
-        block_steps: steps for each block of block-wise training, which takes the place of training codes end to end where the
-            whole model is too large for it. See `quantizer.blockwise`.
-        calibration: how many times the calibration windows layers are quantized on, of those that the text has; a profile does with
-            the calibration windows as they are.
-        rivals: how many of the uniform plans that may be best are quantized and compared with the solver's plan.
+        steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See
+            `quantizer.distill`.
+        block_steps: steps for each block of block-wise training, which takes the place of training
+            codes end to end where the whole model is too large for it. See `quantizer.blockwise`.
+        calibration: how many times the calibration windows layers are quantized on, of those that
+            the text has; a profile does with the calibration windows as they are.
+        rivals: how many of the uniform plans that may be best are quantized and compared with the
+            solver's plan.
     """
 
     name: str
@@ -28,7 +30,14 @@ class Effort:
 
 FAST = "fast"
 USUAL = "balanced"
-EFFORTS = {each.name: each for each in (Effort(FAST, 0, 0, 1, 1), Effort(USUAL, 100, 60, 4, 3), Effort("best", 400, 240, 8, 3))}
+EFFORTS = {
+    each.name: each
+    for each in (
+        Effort(FAST, 0, 0, 1, 1),
+        Effort(USUAL, 100, 60, 4, 3),
+        Effort("best", 400, 240, 8, 3),
+    )
+}
 
 
 def find_effort(name: str) -> Effort:

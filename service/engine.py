@@ -1,8 +1,9 @@
 """The durable engine: DBOS, and the only module that knows it.
 
-A job is a workflow that runs its stages one after the other. DBOS journals which stages are finished; a workflow whose worker
-died is queued again, and goes on with the stage that was not finished. So a stage may start more than once, but is never repeated
-once its end is on record. What a stage does, and what a job is, is told elsewhere (`service.work`, `service.jobs`).
+A job is a workflow that runs its stages one after the other. DBOS journals which stages are
+finished; a workflow whose worker died is queued again, and goes on with the stage that was not
+finished. So a stage may start more than once, but is never repeated once its end is on record. What
+a stage does, and what a job is, is told elsewhere (`service.work`, `service.jobs`).
 """
 
 import logging
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions, WorkflowStatus, WorkflowStatusString
+from dbos import (
+    DBOS,
+    DBOSClient,
+    DBOSPortableJSONSerializer,
+    EnqueueOptions,
+    WorkflowStatus,
+    WorkflowStatusString,
+)
 
 from service.errors import Unavailable
 
@@ -20,12 +28,22 @@ JOBS, QUICK = "jobs", "quick"
 """Queues: jobs wait for a device; what is quick does not."""
 
 _APPLICATION, _SCHEMA = "bitwright", "1"
-"""The version that is on record with each workflow. Workflows of another are not taken up, so it stays until they change shape."""
+"""The version that is on record with each workflow.
+
+Workflows of another are not taken up, so it stays until they change shape.
+"""
 
 _JOB, _CALL = "job", "call"
-_GOES_ON = (WorkflowStatusString.PENDING.value, WorkflowStatusString.ENQUEUED.value, WorkflowStatusString.DELAYED.value)
+_GOES_ON = (
+    WorkflowStatusString.PENDING.value,
+    WorkflowStatusString.ENQUEUED.value,
+    WorkflowStatusString.DELAYED.value,
+)
 _NEVER_GIVE_UP = 1_000_000
-"""A workflow is taken up again after each crash; whether that goes on too long is for a person to decide, who can cancel."""
+"""A workflow is taken up again after each crash.
+
+Whether that goes on too long is for a person to decide, who can cancel.
+"""
 
 _POLL_SECONDS = 0.5
 
@@ -41,7 +59,10 @@ class Working(Protocol):
         ...
 
     def stage(self, job_id: str, attempt: int, stage: str) -> Mapping[str, Any]:
-        """Do one stage and return what is to be on record; `{"goes_on": bool}` says whether the next stage follows."""
+        """Do one stage and return what is to be on record.
+
+        `{"goes_on": bool}` says whether the next stage follows.
+        """
         ...
 
     def end(self, job_id: str, attempt: int, found: Mapping[str, Any]) -> None:
@@ -86,7 +107,14 @@ class Client:
             lazy=True,
         )
 
-    def enqueue(self, connection: sa.Connection, job_id: str, attempt: int, first_stage: str | None, priority: int) -> None:
+    def enqueue(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        attempt: int,
+        first_stage: str | None,
+        priority: int,
+    ) -> None:
         """Queue a job; see `service.submission.Enqueue`."""
         options: EnqueueOptions = {
             "queue_name": JOBS, "workflow_name": _JOB, "workflow_id": workflow_id(job_id, attempt), "app_version": _SCHEMA,
@@ -94,7 +122,9 @@ class Client:
         }  # fmt: skip
         self._client.enqueue_in_transaction(connection, options, job_id, attempt, first_stage)
 
-    def call(self, what: str, document: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
+    def call(
+        self, what: str, document: Mapping[str, Any], timeout_seconds: float
+    ) -> dict[str, Any]:
         """Have a worker do something quick, and wait for its answer.
 
         Raises:
@@ -112,27 +142,45 @@ class Client:
                 return dict(found.output or {})
             time.sleep(_POLL_SECONDS / 5)
         self._client.cancel_workflow(name)
-        raise Unavailable(f"no worker answered within {timeout_seconds:.0f} s; see that one runs, and try again")
+        raise Unavailable(
+            f"no worker answered within {timeout_seconds:.0f} s; see that one runs, and try again"
+        )
 
     def workflows(self, ids: Sequence[str]) -> dict[str, Workflow]:
         """Return those of the named workflows that are on record."""
-        found = self._client.list_workflows(workflow_ids=list(ids), load_input=False, load_output=False) if ids else []
+        found = (
+            self._client.list_workflows(workflow_ids=list(ids), load_input=False, load_output=False)
+            if ids
+            else []
+        )
         return {status.workflow_id: _workflow(status) for status in found}
 
     def held(self) -> list[Workflow]:
         """Return the workflows that a worker has."""
         pending = WorkflowStatusString.PENDING.value
-        return [_workflow(status) for status in self._client.list_workflows(status=pending, load_input=False, load_output=False)]
+        return [
+            _workflow(status)
+            for status in self._client.list_workflows(
+                status=pending, load_input=False, load_output=False
+            )
+        ]
 
     def release(self, workflow: Workflow) -> None:
         """Queue a workflow again whose worker is gone; the caller must know that it is."""
-        (found,) = self._client.list_workflows(workflow_ids=[workflow.id], load_input=False, load_output=False)
-        if found.executor_id == workflow.worker and found.status == WorkflowStatusString.PENDING.value:
+        (found,) = self._client.list_workflows(
+            workflow_ids=[workflow.id], load_input=False, load_output=False
+        )
+        if (
+            found.executor_id == workflow.worker
+            and found.status == WorkflowStatusString.PENDING.value
+        ):
             self._client.resume_workflow(workflow.id, queue_name=found.queue_name)
 
     def forget(self, ids: Sequence[str]) -> None:
         """Take workflows off the record."""
-        self._client.delete_workflows([name for name, found in self.workflows(ids).items() if not found.goes_on])
+        self._client.delete_workflows(
+            [name for name, found in self.workflows(ids).items() if not found.goes_on]
+        )
 
 
 def workflow_id(job_id: str, attempt: int) -> str:
@@ -148,8 +196,8 @@ def _workflow(status: WorkflowStatus) -> Workflow:
 def launch(engine: sa.Engine, worker: str, working: Working, slots: int) -> None:
     """Take up workflows in this process, under the name `worker`, until the process ends.
 
-    Workflows that this worker had when it died are queued again. At most `slots` jobs run at once. To stop, end the process: to
-    the journal it makes no difference how.
+    Workflows that this worker had when it died are queued again. At most `slots` jobs run at once.
+    To stop, end the process: to the journal it makes no difference how.
     """
     DBOS(
         config={
@@ -164,14 +212,30 @@ def launch(engine: sa.Engine, worker: str, working: Working, slots: int) -> None
     )
     _register(working)
     DBOS.launch()
-    DBOS.register_queue(JOBS, worker_concurrency=slots, polling_interval_sec=_POLL_SECONDS, on_conflict="always_update")
-    DBOS.register_queue(QUICK, worker_concurrency=2, polling_interval_sec=_POLL_SECONDS / 2, on_conflict="always_update")
+    DBOS.register_queue(
+        JOBS,
+        worker_concurrency=slots,
+        polling_interval_sec=_POLL_SECONDS,
+        on_conflict="always_update",
+    )
+    DBOS.register_queue(
+        QUICK,
+        worker_concurrency=2,
+        polling_interval_sec=_POLL_SECONDS / 2,
+        on_conflict="always_update",
+    )
 
 
 def _register(working: Working) -> None:
     """Register the workflows, and what they do at each step."""
 
-    @DBOS.step(name="stage", retries_allowed=True, max_attempts=5, backoff_rate=4.0, should_retry=_is_temporary)
+    @DBOS.step(
+        name="stage",
+        retries_allowed=True,
+        max_attempts=5,
+        backoff_rate=4.0,
+        should_retry=_is_temporary,
+    )
     def stage(job_id: str, attempt: int, name: str) -> dict[str, Any]:
         return dict(working.stage(job_id, attempt, name))
 

@@ -74,7 +74,10 @@ class TargetRefused(ServiceError):
 
 
 class DeliveryFailed(ServiceError):
-    """A webhook's receiver was not reached, or gave no answer in time; trying again later may help."""
+    """A webhook's receiver was not reached, or gave no answer in time.
+
+    Trying again later may help.
+    """
 
 
 class KeyReused(ServiceError):
@@ -167,7 +170,10 @@ _IMPOSSIBLE = (
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the process exit code for an error: 2 for input to correct, 3 for what cannot be done, 1 for a bug."""
+    """Return the process exit code for an error.
+
+    2 for input to correct, 3 for what cannot be done, 1 for a bug.
+    """
     if isinstance(error, _IMPOSSIBLE):
         return EXIT_IMPOSSIBLE
     if isinstance(error, _BAD_INPUT):

@@ -23,7 +23,10 @@ _BENCH_SIZE, _BENCH_RUNS = 1024, 12
 _EFFICIENCY = 0.75
 """Speed of a model's forward pass as a share of that of one large matrix product."""
 _CALIBRATION_PASSES = 4.0
-"""Forward passes over the calibration windows that quantizing once takes: second moments of each group of layers, and outputs."""
+"""Forward passes over the calibration windows that quantizing once takes.
+
+Second moments of each group of layers, and outputs.
+"""
 _SECONDS_PER_COLUMN, _SECONDS_PER_WEIGHT = 4.0e-5, 4.5e-8
 """GPTQ's column loop and its arithmetic."""
 _RIVALS = 2
@@ -31,7 +34,10 @@ _RIVALS = 2
 _ACTIVATION_COPIES = 2.5
 """What a backward pass keeps of a block, as a multiple of what enters and leaves its layers."""
 _STEP_PRODUCTS, _HEAD_PRODUCTS = 3, 5
-"""Products with all layers, and with all other weights, that each token of a training step costs: forward and backward."""
+"""Products with all layers, and with all other weights, that each token of a training step costs.
+
+Forward and backward.
+"""
 _TRAIN_EFFICIENCY = 0.35
 """Speed of a training step as a share of that of one large matrix product in its precision."""
 _LIBRARY_BYTES = 900_000_000
@@ -47,7 +53,8 @@ class Estimate:
     """What a run would take.
 
     Attributes:
-        peak_memory_bytes: libraries, model in the compute dtype, hidden states, the largest block's working set, logits.
+        peak_memory_bytes: libraries, model in the compute dtype, hidden states, the largest block's
+            working set, logits.
         cache_bytes: what the cache will hold at most while the run goes on.
         seconds: wall time, from a short measurement of this machine's matrix products.
     """
@@ -61,13 +68,18 @@ def estimate(request: RunRequest, task: Task) -> Estimate:
     """Estimate memory, disk and time of a run."""
     machine = Machine.choose(request.device)
     cache_bytes = 4 * task.budget_bytes + 2 * (task.budget_bytes + task.unquantized_bytes)
-    return Estimate(_memory_bytes(request, task, machine), cache_bytes, _seconds(request, task, machine))
+    return Estimate(
+        _memory_bytes(request, task, machine), cache_bytes, _seconds(request, task, machine)
+    )
 
 
 def dry_run(request: RunRequest, task: Task) -> dict[str, Any]:
     """Return what a run would do, as JSON values."""
     expected = estimate(request, task)
-    uniform = max(uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes), key=lambda plan: plan.weight_bytes)
+    uniform = max(
+        uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes),
+        key=lambda plan: plan.weight_bytes,
+    )
     return {
         "model": task.model.name,
         "layers": len(task.layers),
@@ -92,14 +104,23 @@ def _other_weights(task: Task) -> int:
 
 
 def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
-    """The most that is held at once: while effects are measured, or while all plans are scored beside the original."""
+    """The most that is held at once.
+
+    While effects are measured, or while all plans are scored beside the original.
+    """
     amounts = request.amounts
     blocks = sorted({layer.block for layer in task.layers})
-    block = max(sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks)
+    block = max(
+        sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks
+    )
     widest = max(layer.in_features for layer in task.layers)
     batch = PROBE_BATCH * amounts.probe_tokens
     probes = amounts.probe_windows * amounts.probe_tokens
-    kept = sum(layer.in_features + layer.out_features for layer in task.layers) * _ACTIVATION_COPIES * batch
+    kept = (
+        sum(layer.in_features + layer.out_features for layer in task.layers)
+        * _ACTIVATION_COPIES
+        * batch
+    )
     states = amounts.calibration.windows * amounts.calibration.tokens + probes
     if request.method.signal in ("output", "noise"):
         kept, batch, states = 0, probes, states + probes * (len(blocks) + WIDTH)
@@ -107,9 +128,15 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     packed = task.budget_bytes + _other_weights(task) * machine.dtype.itemsize
     logits = task.sizes.vocabulary * _FLOAT_BYTES
     originals = task.sizes.layer_weights * machine.dtype.itemsize
-    measuring = originals + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES + _METRIC_COPIES * batch * logits
+    measuring = (
+        originals
+        + (states * widest + kept + 4 * block + 4 * widest**2) * _FLOAT_BYTES
+        + _METRIC_COPIES * batch * logits
+    )
     measuring = max(measuring, _training_bytes(request, task, machine, logits))
-    scoring = (1 + _RIVALS) * packed + _SCORE_COPIES * amounts.batch * amounts.evaluation.tokens * logits
+    scoring = (
+        1 + _RIVALS
+    ) * packed + _SCORE_COPIES * amounts.batch * amounts.evaluation.tokens * logits
     return int(_LIBRARY_BYTES + model + max(measuring, scoring))
 
 
@@ -117,16 +144,28 @@ def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
     amounts, weights, others = request.amounts, task.sizes.layer_weights, _other_weights(task)
     calibration = amounts.calibration.windows * amounts.calibration.tokens
     probes = amounts.probe_windows * amounts.probe_tokens
-    scored = amounts.evaluation.windows * amounts.evaluation.tokens + amounts.guard_windows * amounts.calibration.tokens
+    scored = (
+        amounts.evaluation.windows * amounts.evaluation.tokens
+        + amounts.guard_windows * amounts.calibration.tokens
+    )
     layer_passes, head_passes = _passes(request.method.signal, len(task.layers))
     products: float = 2 * weights * probes * layer_passes + 2 * others * probes * head_passes
     plans = 1 + min(request.effort.rivals, _RIVALS)
-    products += (1 + plans * request.effort.calibration) * 2 * weights * calibration * _CALIBRATION_PASSES
+    products += (
+        (1 + plans * request.effort.calibration) * 2 * weights * calibration * _CALIBRATION_PASSES
+    )
     products += (1 + plans) * 2 * (weights + others) * scored
-    loop = sum(layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT for layer in task.layers)
+    loop = sum(
+        layer.in_features * _SECONDS_PER_COLUMN + layer.weights * _SECONDS_PER_WEIGHT
+        for layer in task.layers
+    )
     loads = _LOADS * task.sizes.file_bytes * _SECONDS_PER_LOAD_BYTE
     seconds = products / (_EFFICIENCY * _flops_per_second(machine.device, machine.dtype)) + loads
-    return seconds + (len(task.menu.fidelities) + plans) * loop + _training_seconds(request, task, machine)
+    return (
+        seconds
+        + (len(task.menu.fidelities) + plans) * loop
+        + _training_seconds(request, task, machine)
+    )
 
 
 def _phases(request: RunRequest, task: Task, machine: Machine) -> tuple[Phase, ...]:
@@ -137,7 +176,12 @@ def _training_bytes(request: RunRequest, task: Task, machine: Machine, logits: i
     """Return what the hungriest phase of training holds beside the model."""
     window = request.amounts.calibration.tokens
     tokens = request.amounts.batch * window
-    kept = 2 * sum(layer.in_features + layer.out_features for layer in task.layers) * tokens * _FLOAT_BYTES
+    kept = (
+        2
+        * sum(layer.in_features + layer.out_features for layer in task.layers)
+        * tokens
+        * _FLOAT_BYTES
+    )
     found = 0
     for phase in _phases(request, task, machine):
         trained = task.sizes.layer_weights if phase.kind == MODEL else 0
@@ -153,7 +197,9 @@ def _training_seconds(request: RunRequest, task: Task, machine: Machine) -> floa
         products = 2.0 * tokens * _STEP_PRODUCTS * task.sizes.layer_weights
         if phase.kind == MODEL:
             products += 2.0 * tokens * _HEAD_PRODUCTS * _other_weights(task)
-        seconds += products / (_TRAIN_EFFICIENCY * _flops_per_second(machine.device, phase.spec.precision))
+        seconds += products / (
+            _TRAIN_EFFICIENCY * _flops_per_second(machine.device, phase.spec.precision)
+        )
     return seconds
 
 
@@ -170,7 +216,10 @@ def _passes(signal: str, layers: int) -> tuple[float, float]:
 
 
 def _flops_per_second(device: str, dtype: torch.dtype) -> float:
-    """Measure large matrix products for a moment; the fastest counts, as threads start slowly and other programs come and go."""
+    """Measure large matrix products for a moment.
+
+    The fastest counts, as threads start slowly and other programs come and go.
+    """
     left = torch.ones(_BENCH_SIZE, _BENCH_SIZE, dtype=dtype, device=device)
     times = []
     for _ in range(_BENCH_RUNS):

@@ -8,7 +8,9 @@ from service.settings import FAILPOINT_VARIABLE
 
 
 def failpoint(name: str) -> None:
-    """Kill this process if `BITWRIGHT_FAILPOINT` lists `name:file` and there is no such file yet; it is made first, so once.
+    """Kill this process if `BITWRIGHT_FAILPOINT` lists `name:file` and there is no such file yet.
+
+    It is made first, so once.
 
     Several are separated by commas.
     """

@@ -1,4 +1,7 @@
-"""Files that a user names on the command line: read with a clear error, written whole or not at all, never over another."""
+"""Files that a user names on the command line.
+
+Read with a clear error, written whole or not at all, never over another.
+"""
 
 from pathlib import Path
 

@@ -35,11 +35,12 @@ class Comparison:
         profile: what the plan was chosen by.
         allocation: the plan that is delivered.
         uniform: the uniform plan.
-        tables: how embedding and head are stored, with either plan; those that stay as they are, are missing.
+        tables: how embedding and head are stored, with either plan; those that stay as they are,
+            are missing.
         guard: why this plan was delivered.
         tuning: how its layers were trained; no phases if they were not.
-        quality: of `original`, `plan` and `uniform` on held-out text, and of `untuned`, the plan before training, where the trained
-            one is delivered.
+        quality: of `original`, `plan` and `uniform` on held-out text, and of `untuned`, the plan
+            before training, where the trained one is delivered.
         checks: random plans, predicted and measured; empty if none were asked for.
     """
 
@@ -75,14 +76,20 @@ def build_report(
         "checkpoint_bytes": checkpoint_bytes(checkpoint),
         "original_bytes": sizes.file_bytes,
         "original_layer_bytes": sizes.layer_bytes,
-        "tables": {table.name: _table(table, fidelity) for table, fidelity in comparison.tables.items()},
-        "unquantized_bytes": checkpoint_bytes(checkpoint) - plan.with_tables(comparison.tables).weight_bytes,
+        "tables": {
+            table.name: _table(table, fidelity) for table, fidelity in comparison.tables.items()
+        },
+        "unquantized_bytes": checkpoint_bytes(checkpoint)
+        - plan.with_tables(comparison.tables).weight_bytes,
         "uniform_bytes": comparison.uniform.weight_bytes,
         "evaluation": {
             **{name: quality.to_json() for name, quality in comparison.quality.items()},
             "text": request.amounts.evaluation.source,
         },
-        "calibration": {"text": request.amounts.calibration.source, "sha256": comparison.profile.calibration_sha256},
+        "calibration": {
+            "text": request.amounts.calibration.source,
+            "sha256": comparison.profile.calibration_sha256,
+        },
         "tuning": _tuning(request, comparison.tuning),
         "guard": {"text": request.amounts.calibration.source} | comparison.guard.to_json(),
         "profile": _profile(comparison.profile, request),
@@ -104,7 +111,11 @@ def build_report(
 
 
 def _table(table: LayerSpec, fidelity: Fidelity) -> dict[str, Any]:
-    return {"kind": table.kind, "fidelity": fidelity.name, "weight_bytes": uniform_bytes((table,), fidelity)}
+    return {
+        "kind": table.kind,
+        "fidelity": fidelity.name,
+        "weight_bytes": uniform_bytes((table,), fidelity),
+    }
 
 
 def _prediction(comparison: Comparison) -> dict[str, dict[str, float]]:
@@ -141,7 +152,9 @@ def _profile(profile: Profile, request: RunRequest) -> dict[str, Any]:
         "coupling": request.method.coupling if len(profile.factor) else "none",
         "coupling_rank": len(profile.factor),
         "coupling_truncation": profile.truncation,
-        "context": "original" if profile.context is None else profile.fidelities[profile.context].name,
+        "context": "original"
+        if profile.context is None
+        else profile.fidelities[profile.context].name,
         "context_kl_nats_per_token": profile.context_loss,
         "budget_range_bytes": list(profile.budget_range),
         "probe_tokens": profile.tokens,
@@ -163,21 +176,38 @@ def _notes(comparison: Comparison) -> list[str]:
     notes = list(comparison.allocation.notes)
     guard = comparison.guard
     for table, fidelity in comparison.tables.items():
-        notes.append(f"{table.kind} ({table.name}) is stored at {fidelity.name}, with the plan and the uniform plan alike")
-    if guard.delivered != "plan":
-        kl = {name: f"{guard.quality[name].kl_nats_per_token:.4f}" for name in ("plan", guard.delivered)}
         notes.append(
-            f"the guard delivers {guard.delivered!r}: KL {kl[guard.delivered]} on text that no plan was fitted to, "
+            f"{table.kind} ({table.name}) is stored at {fidelity.name}, with the plan and the "
+            "uniform plan alike"
+        )
+    if guard.delivered != "plan":
+        kl = {
+            name: f"{guard.quality[name].kl_nats_per_token:.4f}"
+            for name in ("plan", guard.delivered)
+        }
+        notes.append(
+            f"the guard delivers {guard.delivered!r}: KL {kl[guard.delivered]} on text that no "
+            "plan was fitted to, "
             f"against {kl['plan']} of the solver's plan"
         )
     nearest = guard.quality[guard.uniform].kl_nats_per_token
     if nearest < guard.quality[guard.delivered].kl_nats_per_token:
-        notes.append(f"{guard.uniform!r} is nearer to the original (KL {nearest:.4f} in the guard) but breaks the constraints")
+        notes.append(
+            f"{guard.uniform!r} is nearer to the original (KL {nearest:.4f} in the guard) but "
+            "breaks the constraints"
+        )
     if guard.tuned is not None and not guard.keeps_tuned:
         reached = f"KL {guard.tuned.kl_nats_per_token:.4f} on text that it was not trained on"
         notes.append(f"training did not help ({reached}): the plan is delivered as it was before")
     plan, uniform = comparison.quality["plan"], comparison.quality["uniform"]
-    change = 1 - plan.kl_nats_per_token / uniform.kl_nats_per_token if uniform.kl_nats_per_token > 0 else 0.0
+    change = (
+        1 - plan.kl_nats_per_token / uniform.kl_nats_per_token
+        if uniform.kl_nats_per_token > 0
+        else 0.0
+    )
     if change < 0:
-        notes.append(f"the plan is worse than the uniform plan of the same bytes: KL {-change:.1%} higher on the evaluation text")
+        notes.append(
+            f"the plan is worse than the uniform plan of the same bytes: KL {-change:.1%} higher "
+            "on the evaluation text"
+        )
     return notes

@@ -1,8 +1,9 @@
 """The worker's side of stages that are forked: `ForkClient` asks `service.fork_server` for them.
 
-The two speak over a pair of sockets: the client sends the arguments and variables of a stage as JSON, together with the ends of
-three pipes: standard output, standard error, and one that the process id comes back on and, once the stage has ended, its exit
-code. The server ends when the client's end of the pair closes, and its stages end with it.
+The two speak over a pair of sockets: the client sends the arguments and variables of a stage as
+JSON, together with the ends of three pipes: standard output, standard error, and one that the
+process id comes back on and, once the stage has ended, its exit code. The server ends when the
+client's end of the pair closes, and its stages end with it.
 """
 
 import errno
@@ -53,7 +54,9 @@ class ForkedProcess:
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it has ended and return its exit code; that of a kill if its server has ended, and it therefore too.
+        """Wait until it has ended and return its exit code.
+
+        That of a kill if its server has ended, and it therefore too.
 
         Raises:
             subprocess.TimeoutExpired: it runs still.
@@ -84,7 +87,9 @@ class ForkClient:
         Raises:
             OSError: it could not be started.
         """
-        request = json.dumps({"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}).encode()
+        request = json.dumps(
+            {"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}
+        ).encode()
         for _ in range(2):  # a server may have ended unseen since the last stage
             channel = self._connect(environment)
             try:
@@ -120,7 +125,10 @@ class ForkClient:
                 command = [sys.executable, "-m", "service.fork_server"]
                 with theirs:
                     self._process = subprocess.Popen(  # noqa: S603  a list of arguments, no shell
-                        command, env=dict(environment), stdin=theirs.fileno(), stdout=subprocess.DEVNULL
+                        command,
+                        env=dict(environment),
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
                     )
             return self._channel
 
@@ -131,7 +139,11 @@ def _ask(channel: socket.socket, request: bytes) -> ForkedProcess:
     Raises:
         OSError: it cannot fork; or, with a number of `_GONE`, it is no more.
     """
-    (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = os.pipe(), os.pipe(), os.pipe()
+    (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = (
+        os.pipe(),
+        os.pipe(),
+        os.pipe(),
+    )
     theirs = [their_stdout, their_stderr, their_status]
     pid = None
     try:

@@ -1,6 +1,9 @@
-"""A process that has imported what stages need, and forks itself for each: a stage starts in milliseconds instead of seconds.
+"""A process that has imported what stages need, and forks itself for each.
 
-`python -m service.fork_server`; standard input is the socket to the worker, see `service.fork_client`.
+A stage starts in milliseconds instead of seconds.
+
+`python -m service.fork_server`; standard input is the socket to the worker, see
+`service.fork_client`.
 """
 
 import gc
@@ -56,7 +59,12 @@ class ForkServer:
         if pid == 0:
             self._forget()
             os.close(status)
-            _become_stage(request["arguments"], {**request["environment"], PARENT_VARIABLE: str(server)}, stdout, stderr)
+            _become_stage(
+                request["arguments"],
+                {**request["environment"], PARENT_VARIABLE: str(server)},
+                stdout,
+                stderr,
+            )
         close(stdout, stderr)
         _write_number(status, pid)
         self._selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
@@ -78,7 +86,9 @@ def _write_number(descriptor: int, number: int) -> None:
         os.write(descriptor, NUMBER.pack(number))
 
 
-def _become_stage(arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int) -> NoReturn:
+def _become_stage(
+    arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
+) -> NoReturn:
     """Do what the command does, in the process that was forked for it, and end."""
     code = 1
     try:

@@ -15,7 +15,8 @@ class Guard:
     """What the guard found.
 
     Attributes:
-        delivered: name of the plan with the least KL divergence of those that may be delivered; of equals, the first.
+        delivered: name of the plan with the least KL divergence of those that may be delivered; of
+            equals, the first.
         uniform: name of the best uniform plan.
         quality: of every candidate, and of the original.
         tuned: of the delivered plan after training; None where there was none.
@@ -28,11 +29,14 @@ class Guard:
 
     @classmethod
     def judge(cls, quality: Mapping[str, Quality], forbidden: Collection[str] = ()) -> "Guard":
-        """Return the finding for the qualities of `original` and of all candidates; names of uniform plans begin with `uniform`.
+        """Return the finding for the qualities of `original` and of all candidates.
+
+        Names of uniform plans begin with `uniform`.
 
         Args:
             quality: by name.
-            forbidden: candidates that are compared but break a demand of the user, and so are not delivered.
+            forbidden: candidates that are compared but break a demand of the user, and so are not
+                delivered.
         """
         candidates = [name for name in quality if name != "original"]
 
@@ -60,7 +64,9 @@ class Guard:
             "delivered": self.delivered,
             "uniform": self.uniform,
             "lead_over_uniform": self.lead,
-            "candidates": {name: found.to_json() for name, found in self.quality.items() if name != "original"},
+            "candidates": {
+                name: found.to_json() for name, found in self.quality.items() if name != "original"
+            },
             "tuned": self.tuned.to_json() if self.tuned is not None else None,
         }
 

@@ -1,4 +1,7 @@
-"""What a worker does between jobs: takes over, ends what nothing runs, removes what is kept no longer."""
+"""What a worker does between jobs.
+
+Takes over, ends what nothing runs, removes what is kept no longer.
+"""
 
 import logging
 import time
@@ -17,7 +20,10 @@ from service.settings import ServiceSettings
 from service.stage_names import request_place, result_place
 
 GONE_SECONDS = 10.0
-"""A worker counts as gone if its lock is free twice, so long apart: it may be about to take it again."""
+"""A worker counts as gone if its lock is free twice, so long apart.
+
+It may be about to take it again.
+"""
 
 _DAY_SECONDS = 86400.0
 _AT_ONCE = 500
@@ -38,7 +44,11 @@ class Housekeeper:
 
     def tidy(self) -> None:
         """Take over the jobs of workers that are gone, and end jobs that nothing runs any more."""
-        others = [workflow for workflow in self.client.held() if workflow.worker not in (None, self.settings.worker)]
+        others = [
+            workflow
+            for workflow in self.client.held()
+            if workflow.worker not in (None, self.settings.worker)
+        ]
         for worker in sorted({str(workflow.worker) for workflow in others}):
             self._take_over(worker, [workflow for workflow in others if workflow.worker == worker])
         self._end_lost()
@@ -49,15 +59,23 @@ class Housekeeper:
             if not absent:
                 self._missed.pop(worker, None)
             elif now - self._missed.setdefault(worker, now) >= GONE_SECONDS:
-                log.warning("worker %s is gone; %d of its jobs are queued again", worker, len(workflows))
+                log.warning(
+                    "worker %s is gone; %d of its jobs are queued again", worker, len(workflows)
+                )
                 for workflow in workflows:
                     self.client.release(workflow)
 
     def _end_lost(self) -> None:
-        """End jobs whose workflow has ended without putting that on record; this repairs what should not happen."""
+        """End jobs whose workflow has ended without putting that on record.
+
+        This repairs what should not happen.
+        """
         with self.store.engine.connect() as connection:
             query = (
-                sa.select(jobs).where(jobs.c.status.in_((Status.RUNNING, Status.CANCELLING))).order_by(jobs.c.id).limit(_AT_ONCE)
+                sa.select(jobs)
+                .where(jobs.c.status.in_((Status.RUNNING, Status.CANCELLING)))
+                .order_by(jobs.c.id)
+                .limit(_AT_ONCE)
             )
             active = [Job.of(row) for row in connection.execute(query)]
         known = self.client.workflows([workflow_id(job.id, job.attempt) for job in active])
@@ -65,7 +83,9 @@ class Housekeeper:
             workflow = known.get(workflow_id(job.id, job.attempt))
             if workflow is None or workflow.goes_on:
                 continue
-            error = problem_of(StageKilled("the engine ended the job without a result; the worker's log says more"))
+            error = problem_of(
+                StageKilled("the engine ended the job without a result; the worker's log says more")
+            )
             if self.store.end(job.id, job.attempt, Status.FAILED, error=error) is not None:
                 log.error("job %s had ended in the engine only", job.id)
 
@@ -73,7 +93,11 @@ class Housekeeper:
         """Remove jobs that ended longer ago than their tenant keeps them."""
         keep = sa.func.coalesce(tenants.c.keep_days, self.settings.keep_days)
         old = jobs.c.finished_at < time.time() - keep * _DAY_SECONDS
-        query = sa.select(jobs).outerjoin(tenants, tenants.c.name == jobs.c.tenant).where(jobs.c.status.not_in(ACTIVE), old)
+        query = (
+            sa.select(jobs)
+            .outerjoin(tenants, tenants.c.name == jobs.c.tenant)
+            .where(jobs.c.status.not_in(ACTIVE), old)
+        )
         with self.store.engine.connect() as connection:
             expired = [Job.of(row) for row in connection.execute(query.limit(_AT_ONCE))]
         for job in expired:
@@ -82,7 +106,9 @@ class Housekeeper:
 
 
 def remove_job(engine: sa.Engine, client: Client, artifacts: ArtifactStore, job: Job) -> bool:
-    """Remove a job that has ended with all that it made; profiles stay. Return False where it has not ended, or is gone.
+    """Remove a job that has ended with all that it made; profiles stay.
+
+    Return False where it has not ended, or is gone.
 
     The row goes last: what is interrupted is done again.
     """

@@ -13,5 +13,8 @@ def new_id(kind: str) -> str:
 
 
 def is_id(text: str) -> bool:
-    """Return whether a text could be an id. What could not is not even looked up: PostgreSQL takes no zero bytes."""
+    """Return whether a text could be an id.
+
+    What could not is not even looked up: PostgreSQL takes no zero bytes.
+    """
     return _ID.fullmatch(text) is not None

@@ -1,4 +1,7 @@
-"""Messages of the service: lines for people on a terminal, JSON elsewhere, each with its job, stage and request."""
+"""Messages of the service.
+
+Lines for people on a terminal, JSON elsewhere, each with its job, stage and request.
+"""
 
 import logging
 import sys
@@ -16,18 +19,28 @@ _SHARED: list[Any] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
-_FAULTS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+_FAULTS = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
 """Tracebacks without the values of variables, among which secrets may be."""
 
 
 def set_up_service_logging(*, as_json: bool | None = None) -> None:
-    """Send messages of the service and of the libraries below to standard error; as JSON unless that is a terminal."""
+    """Send messages of the service and of the libraries below to standard error.
+
+    As JSON unless that is a terminal.
+    """
     plain = sys.stderr.isatty() if as_json is None else not as_json
     last: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
     faults: list[Any] = [] if plain else [_FAULTS]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
-        processors=[_with_request, structlog.stdlib.ProcessorFormatter.remove_processors_meta, *faults, last],
+        processors=[
+            _with_request,
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            *faults,
+            last,
+        ],
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from service.database import deliveries, jobs, stage_runs
@@ -21,13 +26,23 @@ class Metrics:
         """Count from nothing; read the tables behind `engine` when asked."""
         self._registry = CollectorRegistry()
         self.requests = Counter(
-            "bitwright_http_requests", "Requests answered.", ("method", "route", "status"), registry=self._registry
+            "bitwright_http_requests",
+            "Requests answered.",
+            ("method", "route", "status"),
+            registry=self._registry,
         )
         self.request_seconds = Histogram(
-            "bitwright_http_request_seconds", "Time to answer.", ("method", "route"), buckets=_BUCKETS, registry=self._registry
+            "bitwright_http_request_seconds",
+            "Time to answer.",
+            ("method", "route"),
+            buckets=_BUCKETS,
+            registry=self._registry,
         )
         self.solve_seconds = Histogram(
-            "bitwright_solve_seconds", "Time to solve one call's what-ifs.", buckets=_BUCKETS, registry=self._registry
+            "bitwright_solve_seconds",
+            "Time to solve one call's what-ifs.",
+            buckets=_BUCKETS,
+            registry=self._registry,
         )
         self._registry.register(_Tables(engine))
 
@@ -49,7 +64,9 @@ class _Tables(Collector):
         with self._engine.connect() as connection:
             yield from _job_metrics(connection)
             yield _stage_seconds(connection)
-            sent = CounterMetricFamily("bitwright_webhook_deliveries", "Deliveries of webhooks.", labels=["status"])
+            sent = CounterMetricFamily(
+                "bitwright_webhook_deliveries", "Deliveries of webhooks.", labels=["status"]
+            )
             query = sa.select(deliveries.c.status, sa.func.count()).group_by(deliveries.c.status)
             for status, count in connection.execute(query):
                 sent.add_metric([status], count)
@@ -63,17 +80,27 @@ def _job_metrics(connection: sa.Connection) -> Iterator[Metric]:
     for status in Status:
         by_status.add_metric([status], counts.get(status, 0))
     yield by_status
-    oldest = connection.execute(sa.select(sa.func.min(jobs.c.created_at)).where(jobs.c.status == Status.QUEUED)).scalar()
+    oldest = connection.execute(
+        sa.select(sa.func.min(jobs.c.created_at)).where(jobs.c.status == Status.QUEUED)
+    ).scalar()
     age = 0.0 if oldest is None else max(0.0, time.time() - oldest)
-    yield GaugeMetricFamily("bitwright_queue_oldest_seconds", "Age of the job that has waited longest.", value=age)
+    yield GaugeMetricFamily(
+        "bitwright_queue_oldest_seconds", "Age of the job that has waited longest.", value=age
+    )
     stored = connection.execute(sa.select(sa.func.sum(jobs.c.stored_bytes))).scalar() or 0
-    yield GaugeMetricFamily("bitwright_artifact_bytes", "Bytes of the artifacts of all jobs.", value=stored)
+    yield GaugeMetricFamily(
+        "bitwright_artifact_bytes", "Bytes of the artifacts of all jobs.", value=stored
+    )
 
 
 def _stage_seconds(connection: sa.Connection) -> Metric:
-    spent = SummaryMetricFamily("bitwright_stage_seconds", "Wall time of finished stages.", labels=["stage"])
+    spent = SummaryMetricFamily(
+        "bitwright_stage_seconds", "Wall time of finished stages.", labels=["stage"]
+    )
     seconds = stage_runs.c.finished_at - stage_runs.c.started_at
-    query = sa.select(stage_runs.c.stage, sa.func.count(), sa.func.sum(seconds)).where(stage_runs.c.finished_at.is_not(None))
+    query = sa.select(stage_runs.c.stage, sa.func.count(), sa.func.sum(seconds)).where(
+        stage_runs.c.finished_at.is_not(None)
+    )
     for stage, count, total in connection.execute(query.group_by(stage_runs.c.stage)):
         spent.add_metric([stage], count, total)
     return spent

@@ -1,7 +1,8 @@
 """Sends webhooks: to checked addresses only, signed by the Standard Webhooks scheme, tried again for a day and more.
 
-What is checked is what is connected to: a name is resolved once, every address of it is checked, and the connection goes to one
-of these, so an answer that changes between check and connection (DNS rebinding) reaches nothing.
+What is checked is what is connected to: a name is resolved once, every address of it is checked,
+and the connection goes to one of these, so an answer that changes between check and connection (DNS
+rebinding) reaches nothing.
 """
 
 import base64
@@ -58,39 +59,54 @@ def check_target(url: str, allowed: Sequence[str] = ()) -> None:
     """Check that a webhook may be sent to a URL; nothing is connected to.
 
     Args:
-        url: https or http, on port 443, 80 or from 1024, without user name, its host in ASCII and public.
-        allowed: what may be private: networks such as "10.0.0.0/8", addresses, and exact host names.
+        url: https or http, on port 443, 80 or from 1024, without user name, its host in ASCII and
+            public.
+        allowed: what may be private: networks such as "10.0.0.0/8", addresses, and exact host
+            names.
 
     Raises:
-        TargetRefused: it may not. The message is the same for a host that is unknown and one that is private.
+        TargetRefused: it may not. The message is the same for a host that is unknown and one that
+            is private.
     """
     target = _parse(url)
     if not _checked(target.host, _port(target), allowed, _RESOLVE_SECONDS):
         raise _not_public(target.host)
 
 
-def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[str] = (), timeout_seconds: float = 10) -> int:
-    """Send one POST and return the status of the answer, whatever it is; redirects are not followed and proxies not used.
+def post(
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    allowed: Sequence[str] = (),
+    timeout_seconds: float = 10,
+) -> int:
+    """Send one POST and return the status of the answer, whatever it is.
 
-    At most 64 kB of the answer's body are read, and forgotten. A body that breaks off or comes too slowly changes nothing: the
-    status has been given by then.
+    Redirects are not followed and proxies not used.
+
+    At most 64 kB of the answer's body are read, and forgotten. A body that breaks off or comes too
+    slowly changes nothing: the status has been given by then.
 
     Args:
         url: see `check_target`.
         body: sent as it is.
         headers: sent as they are; `Host` is that of the URL.
         allowed: see `check_target`.
-        timeout_seconds: for everything together, from the name's resolution to the answer's last byte.
+        timeout_seconds: for everything together, from the name's resolution to the answer's last
+            byte.
 
     Raises:
         TargetRefused: nothing may be sent there.
-        DeliveryFailed: no status came in time. The message has nothing of the answer, and of the URL only the host.
+        DeliveryFailed: no status came in time. The message has nothing of the answer, and of the
+            URL only the host.
     """
     deadline = _Deadline(time.monotonic() + timeout_seconds)
     target = _parse(url)
     sent = httpx2.Headers(dict(headers))
     sent["host"] = target.netloc.decode("ascii")
-    to = httpcore2.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
+    to = httpcore2.URL(
+        scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
+    )
     try:
         with (
             httpcore2.ConnectionPool(network_backend=_CheckedBackend(allowed, deadline)) as pool,
@@ -99,13 +115,16 @@ def post(url: str, body: bytes, headers: Mapping[str, str], allowed: Sequence[st
             _drain(answer)
             return answer.status
     except _BROKEN as error:
-        raise DeliveryFailed(_reason(target.host, error, timeout_seconds)) from None  # h11 quotes the answer in its messages
+        raise DeliveryFailed(
+            _reason(target.host, error, timeout_seconds)
+        ) from None  # h11 quotes the answer in its messages
 
 
 def sign(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
     """Return the headers by which a receiver checks that a message is ours and new.
 
-    Source: Standard Webhooks specification, section "Verifying webhook authenticity"; the symmetric scheme v1.
+    Source: Standard Webhooks specification, section "Verifying webhook authenticity"; the symmetric
+    scheme v1.
 
     Args:
         secret: of `new_secret`.
@@ -115,7 +134,11 @@ def sign(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, s
     """
     moment = at.astimezone(UTC)  # the library takes any time for UTC
     signature = Webhook(secret).sign(message_id, moment, body.decode("utf-8"))
-    return {"webhook-id": message_id, "webhook-timestamp": str(int(moment.timestamp())), "webhook-signature": signature}
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": signature,
+    }
 
 
 def new_secret() -> str:
@@ -124,7 +147,9 @@ def new_secret() -> str:
 
 
 def delay_before(attempt: int, random: Callable[[], float]) -> float | None:
-    """Return the seconds to wait before an attempt, 20 % more or less; None when there are no more attempts.
+    """Return the seconds to wait before an attempt, 20 % more or less.
+
+    None when there are no more attempts.
 
     Args:
         attempt: how many were made before it; the first, 0, waits for nothing.
@@ -137,21 +162,42 @@ def delay_before(attempt: int, random: Callable[[], float]) -> float | None:
 
 
 def _parse(url: str) -> httpx2.URL:
-    """Return a URL whose syntax is allowed; the one parser decides what is checked and what is connected to."""
+    """Return a URL whose syntax is allowed.
+
+    The one parser decides what is checked and what is connected to.
+    """
     try:
-        parsed = httpx2.URL(url) if url.isascii() and url.isprintable() and not {" ", "\\"} & set(url) else None
+        parsed = (
+            httpx2.URL(url)
+            if url.isascii() and url.isprintable() and not {" ", "\\"} & set(url)
+            else None
+        )
     except httpx2.InvalidURL:
         parsed = None
     if parsed is None:
-        raise TargetRefused("the webhook's address cannot be read; give a URL in plain ASCII such as https://example.com/hooks")
+        raise TargetRefused(
+            "the webhook's address cannot be read; give a URL in plain ASCII such as "
+            "https://example.com/hooks"
+        )
     if parsed.scheme not in ("https", "http"):
-        raise TargetRefused(f"scheme {parsed.scheme[:20]!r} is not sent to; give an https or http address")
+        raise TargetRefused(
+            f"scheme {parsed.scheme[:20]!r} is not sent to; give an https or http address"
+        )
     if parsed.userinfo:
-        raise TargetRefused("the webhook's address holds a user name or password; leave it out, messages are signed instead")
+        raise TargetRefused(
+            "the webhook's address holds a user name or password; leave it out, messages are "
+            "signed instead"
+        )
     if not _is_plain(parsed.host):
-        raise TargetRefused(f"host {parsed.host[:100]!r} is neither a host name nor an IP address written out; give one of them")
+        raise TargetRefused(
+            f"host {parsed.host[:100]!r} is neither a host name nor an IP address written out; "
+            "give one of them"
+        )
     if (port := _port(parsed)) not in _WEB_PORTS and port not in _OPEN_PORTS:
-        raise TargetRefused(f"port {port} is not sent to; use 443, 80, or one of {_OPEN_PORTS.start} to {_OPEN_PORTS.stop - 1}")
+        raise TargetRefused(
+            f"port {port} is not sent to; use 443, 80, or one of {_OPEN_PORTS.start} to "
+            f"{_OPEN_PORTS.stop - 1}"
+        )
     return parsed
 
 
@@ -160,7 +206,10 @@ def _port(url: httpx2.URL) -> int:
 
 
 def _is_plain(host: str) -> bool:
-    """Return whether a host is written so that every resolver reads the same: not 127.1, 0x7f000001 or 0177.0.0.1."""
+    """Return whether a host is written so that every resolver reads the same.
+
+    Not 127.1, 0x7f000001 or 0177.0.0.1.
+    """
     if ":" in host or _NUMERIC.fullmatch(host):
         with suppress(ValueError):
             return bool(ip_address(host)) and "%" not in host
@@ -170,12 +219,15 @@ def _is_plain(host: str) -> bool:
 
 def _not_public(host: str) -> TargetRefused:
     return TargetRefused(
-        f"host {host[:100]!r} is unknown or not public; use a public one, or have the operator add it to BITWRIGHT_WEBHOOK_TARGETS"
+        f"host {host[:100]!r} is unknown or not public; use a public one, or have the operator "
+        "add it to BITWRIGHT_WEBHOOK_TARGETS"
     )
 
 
 def _checked(host: str, port: int, allowed: Sequence[str], seconds: float) -> list[_Endpoint]:
-    """Resolve a host once and return its addresses, all of which may be connected to; none where it is unknown.
+    """Resolve a host once and return its addresses, all of which may be connected to.
+
+    None where it is unknown.
 
     Raises:
         TargetRefused: one of them may not.
@@ -189,7 +241,9 @@ def _checked(host: str, port: int, allowed: Sequence[str], seconds: float) -> li
     for _, (literal, *_) in endpoints:
         address = ip_address(literal)
         ends = (address,) if _lies_in(address, networks) else _ends(address)
-        if not all(_lies_in(end, networks) or (_is_public(end) and not is_private_name) for end in ends):
+        if not all(
+            _lies_in(end, networks) or (_is_public(end) and not is_private_name) for end in ends
+        ):
             raise _not_public(host)
     return endpoints
 
@@ -201,7 +255,9 @@ def _resolve(host: str, port: int, seconds: float) -> list[_Endpoint]:
     def ask() -> None:
         found: list[_Endpoint] = []
         with suppress(OSError, UnicodeError):
-            answer = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+            answer = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )
             found = [(family, address) for family, _, _, _, address in answer]
         answers.put(found)
 
@@ -225,7 +281,10 @@ def _lies_in(address: _Address, networks: Iterable[IPv4Network | IPv6Network]) -
 
 
 def _ends(address: _Address) -> tuple[_Address, ...]:
-    """Return where packets to an address may go: to the IPv4 addresses that it carries, or else to itself."""
+    """Return where packets to an address may go.
+
+    To the IPv4 addresses that it carries, or else to itself.
+    """
     if isinstance(address, IPv4Address):
         return (address,)
     if address in _NAT64:
@@ -259,7 +318,10 @@ class _Deadline:
 
 
 class _CheckedBackend(httpcore2.NetworkBackend):
-    """Connects to addresses that were checked, and to no others; timeouts of single steps give way to the deadline."""
+    """Connects to addresses that were checked, and to no others.
+
+    Timeouts of single steps give way to the deadline.
+    """
 
     def __init__(self, allowed: Sequence[str], deadline: _Deadline) -> None:
         self._allowed, self._deadline = allowed, deadline
@@ -272,7 +334,9 @@ class _CheckedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,  # noqa: ARG002
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002
     ) -> httpcore2.NetworkStream:
-        """Resolve, check, connect. Several addresses are tried one by one, each for its share of the time.
+        """Resolve, check, connect.
+
+        Several addresses are tried one by one, each for its share of the time.
 
         Raises:
             TargetRefused: the host has an address that may not be connected to.
@@ -281,7 +345,9 @@ class _CheckedBackend(httpcore2.NetworkBackend):
         with _told_as(httpcore2.ConnectTimeout, httpcore2.ConnectError):
             endpoints = _checked(host, port, self._allowed, self._deadline.left())
             for index, (family, address) in enumerate(endpoints):
-                connected = _connect(family, address, self._deadline.left() / (len(endpoints) - index))
+                connected = _connect(
+                    family, address, self._deadline.left() / (len(endpoints) - index)
+                )
                 if connected is not None:
                     return _Stream(connected, self._deadline)
             self._deadline.left()
@@ -328,7 +394,10 @@ class _Stream(httpcore2.NetworkStream):
         try:
             with _told_as(httpcore2.ConnectTimeout, httpcore2.ConnectError):
                 self._socket.settimeout(self._deadline.left())
-                return _Stream(ssl_context.wrap_socket(self._socket, server_hostname=server_hostname), self._deadline)
+                return _Stream(
+                    ssl_context.wrap_socket(self._socket, server_hostname=server_hostname),
+                    self._deadline,
+                )
         except BaseException:
             self.close()
             raise
@@ -342,7 +411,10 @@ class _Stream(httpcore2.NetworkStream):
 
 @contextmanager
 def _told_as(late: type[Exception], broken: type[Exception]) -> Iterator[None]:
-    """Tell errors of sockets as those that httpcore2 expects of a backend; their argument is the error itself."""
+    """Tell errors of sockets as those that httpcore2 expects of a backend.
+
+    Their argument is the error itself.
+    """
     try:
         yield
     except TimeoutError as error:
@@ -366,7 +438,10 @@ def _reason(host: str, error: Exception, timeout_seconds: float) -> str:
         return f"host {host!r} gave no answer within {timeout_seconds:g} s"
     behind = error.args[0] if error.args else None  # the connection pool takes away the cause
     if isinstance(behind, ssl.SSLCertVerificationError):
-        return f"host {host!r} has no TLS certificate that is valid and trusted; renew it, or have its authority trusted"
+        return (
+            f"host {host!r} has no TLS certificate that is valid and trusted; renew it, or have "
+            "its authority trusted"
+        )
     if isinstance(behind, ssl.SSLError):
         return f"host {host!r} did not agree on TLS"
     if isinstance(error, httpcore2.ConnectError):

@@ -1,4 +1,7 @@
-"""Webhooks: who wants to be told of what, and the deliveries that are due. Sent at least once, in order for each job."""
+"""Webhooks: who wants to be told of what, and the deliveries that are due.
+
+Sent at least once, in order for each job.
+"""
 
 import json
 import random
@@ -17,7 +20,15 @@ from service.failpoint import failpoint
 from service.ids import is_id, new_id
 from service.outbound import check_target, delay_before, new_secret, post, sign
 
-TYPES = ("job.queued", "job.cancelling", "job.succeeded", "job.failed", "job.cancelled", "stage.started", "stage.finished")
+TYPES = (
+    "job.queued",
+    "job.cancelling",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+    "stage.started",
+    "stage.finished",
+)
 """Events that can be delivered; progress is not among them."""
 
 PENDING, DELIVERED, GIVEN_UP = "pending", "delivered", "given_up"
@@ -41,7 +52,13 @@ class Webhook:
 
 
 def leave_deliveries(
-    connection: sa.Connection, tenant: str, job_id: str | None, seq: int, event: str, data: Mapping[str, Any], at: float
+    connection: sa.Connection,
+    tenant: str,
+    job_id: str | None,
+    seq: int,
+    event: str,
+    data: Mapping[str, Any],
+    at: float,
 ) -> None:
     """Leave an event for every webhook of a tenant that wants it, in the transaction that makes the event."""
     if event not in TYPES:
@@ -52,12 +69,27 @@ def leave_deliveries(
 
 
 def _leave(
-    connection: sa.Connection, webhook_id: str, job_id: str | None, seq: int, event: str, data: Mapping[str, Any], at: float
+    connection: sa.Connection,
+    webhook_id: str,
+    job_id: str | None,
+    seq: int,
+    event: str,
+    data: Mapping[str, Any],
+    at: float,
 ) -> str:
     timestamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
     body = {"type": event, "timestamp": timestamp, "data": {"job": job_id, "seq": seq, **data}}
-    values = {"id": new_id("msg"), "webhook_id": webhook_id, "job_id": job_id, "seq": seq, "type": event, "body": json.dumps(body)}
-    connection.execute(sa.insert(deliveries).values(**values, status=PENDING, attempts=0, next_at=at))
+    values = {
+        "id": new_id("msg"),
+        "webhook_id": webhook_id,
+        "job_id": job_id,
+        "seq": seq,
+        "type": event,
+        "body": json.dumps(body),
+    }
+    connection.execute(
+        sa.insert(deliveries).values(**values, status=PENDING, attempts=0, next_at=at)
+    )
     return values["id"]  # type: ignore[return-value]
 
 
@@ -65,7 +97,10 @@ class Outbox:
     """Webhooks and their deliveries in the database."""
 
     def __init__(self, engine: sa.Engine, allowed: Sequence[str] = ()) -> None:
-        """Use the tables behind `engine`; `allowed` names private targets that may be reached, see `service.outbound`."""
+        """Use the tables behind `engine`.
+
+        `allowed` names private targets that may be reached, see `service.outbound`.
+        """
         self._engine, self._allowed = engine, tuple(allowed)
 
     def add(self, tenant: str, url: str, types: Sequence[str]) -> Webhook:
@@ -77,14 +112,22 @@ class Outbox:
         check_target(url, self._allowed)
         webhook = Webhook(new_id("wh"), tenant, url, new_secret(), tuple(types), time.time())
         with self._engine.begin() as connection:
-            values = {"id": webhook.id, "tenant": tenant, "url": url, "secret": webhook.secret, "created_at": webhook.created_at}
+            values = {
+                "id": webhook.id,
+                "tenant": tenant,
+                "url": url,
+                "secret": webhook.secret,
+                "created_at": webhook.created_at,
+            }
             connection.execute(sa.insert(webhooks).values(**values, events=list(types)))
         return webhook
 
     def all(self, tenant: str) -> list[Webhook]:
         """Return a tenant's webhooks, the oldest first."""
         with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(webhooks).where(webhooks.c.tenant == tenant).order_by(webhooks.c.id))
+            rows = connection.execute(
+                sa.select(webhooks).where(webhooks.c.tenant == tenant).order_by(webhooks.c.id)
+            )
             return [_webhook(row) for row in rows]
 
     def get(self, tenant: str, webhook_id: str) -> Webhook:
@@ -99,7 +142,9 @@ class Outbox:
                 mine = webhooks.c.tenant == tenant, webhooks.c.id == webhook_id
                 row = connection.execute(sa.select(webhooks).where(*mine)).one_or_none()
         if row is None:
-            raise WebhookUnknown(f"there is no webhook {webhook_id[:80]!r}; list them, or register one")
+            raise WebhookUnknown(
+                f"there is no webhook {webhook_id[:80]!r}; list them, or register one"
+            )
         return _webhook(row)
 
     def remove(self, tenant: str, webhook_id: str) -> None:
@@ -122,15 +167,20 @@ class Outbox:
     def deliveries(self, tenant: str, webhook_id: str, limit: int) -> list[dict[str, Any]]:
         """Return a webhook's newest deliveries."""
         self.get(tenant, webhook_id)
-        query = sa.select(deliveries).where(deliveries.c.webhook_id == webhook_id).order_by(deliveries.c.id.desc()).limit(limit)
+        query = (
+            sa.select(deliveries)
+            .where(deliveries.c.webhook_id == webhook_id)
+            .order_by(deliveries.c.id.desc())
+            .limit(limit)
+        )
         with self._engine.connect() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
 
     def send_due(self, now: float) -> int:
         """Send what is due, each delivery once now; return how many were tried.
 
-        A delivery waits for those of the same job and webhook before it. What fails is tried again after a growing delay, for a
-        day and more, and then given up.
+        A delivery waits for those of the same job and webhook before it. What fails is tried again
+        after a growing delay, for a day and more, and then given up.
         """
         earlier = deliveries.alias()
         waits = sa.exists().where(
@@ -139,12 +189,16 @@ class Outbox:
             earlier.c.seq < deliveries.c.seq,
             earlier.c.status == PENDING,
         )
-        due = sa.select(deliveries).where(deliveries.c.status == PENDING, deliveries.c.next_at <= now, ~waits)
+        due = sa.select(deliveries).where(
+            deliveries.c.status == PENDING, deliveries.c.next_at <= now, ~waits
+        )
         with self._engine.connect() as connection:
             rows = list(connection.execute(due.order_by(deliveries.c.next_at).limit(100)))
         if not rows:
             return 0
-        with ThreadPoolExecutor(AT_ONCE) as pool:  # one that answers slowly keeps none of the others waiting for long
+        with ThreadPoolExecutor(
+            AT_ONCE
+        ) as pool:  # one that answers slowly keeps none of the others waiting for long
             return sum(pool.map(self._send, rows))
 
     def forget(self, before: float) -> None:
@@ -155,17 +209,23 @@ class Outbox:
 
     def _send(self, row: Any) -> bool:
         """Claim one delivery and try it; False where another worker has it."""
-        claim = sa.update(deliveries).where(deliveries.c.id == row.id, deliveries.c.next_at == row.next_at)
+        claim = sa.update(deliveries).where(
+            deliveries.c.id == row.id, deliveries.c.next_at == row.next_at
+        )
         with self._engine.begin() as connection:
             if not connection.execute(claim.values(next_at=time.time() + LEASE_SECONDS)).rowcount:
                 return False
-            hook = connection.execute(sa.select(webhooks).where(webhooks.c.id == row.webhook_id)).one_or_none()
+            hook = connection.execute(
+                sa.select(webhooks).where(webhooks.c.id == row.webhook_id)
+            ).one_or_none()
         if hook is None:
             return False
         body = row.body.encode()
         failpoint("webhook-before")
         try:
-            headers = sign(hook.secret, row.id, datetime.now(UTC), body) | {"content-type": "application/json"}
+            headers = sign(hook.secret, row.id, datetime.now(UTC), body) | {
+                "content-type": "application/json"
+            }
             status = post(hook.url, body, headers, self._allowed)
             answer, sent = str(status), _OK <= status < _REDIRECTED
         except (DeliveryFailed, TargetRefused) as error:
@@ -176,7 +236,9 @@ class Outbox:
         values["status"] = DELIVERED if sent else PENDING if delay is not None else GIVEN_UP
         with self._engine.begin() as connection:
             connection.execute(
-                sa.update(deliveries).where(deliveries.c.id == row.id).values(**values, next_at=time.time() + (delay or 0))
+                sa.update(deliveries)
+                .where(deliveries.c.id == row.id)
+                .values(**values, next_at=time.time() + (delay or 0))
             )
         return True
 

@@ -24,11 +24,16 @@ def check_output(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"output folder {str(folder)!r} is not empty; name a new one, or empty it")
+        raise OutputError(
+            f"output folder {str(folder)!r} is not empty; name a new one, or empty it"
+        )
 
 
 def layer_table(report: Report) -> str:
-    """Return a report's layers as CSV: one row a layer, with fidelity, bytes, and the damage of each change from the context."""
+    """Return a report's layers as CSV.
+
+    One row a layer, with fidelity, bytes, and the damage of each change from the context.
+    """
     rows = [
         {
             "layer": name,
@@ -39,7 +44,10 @@ def layer_table(report: Report) -> str:
             "fidelity": row["fidelity"],
             "weight_bytes": row["weight_bytes"],
             "uniform_fidelity": report["uniform"][name],
-            **{f"damage_{fidelity}": value for fidelity, value in report["damage_nats_per_token"][name].items()},
+            **{
+                f"damage_{fidelity}": value
+                for fidelity, value in report["damage_nats_per_token"][name].items()
+            },
         }
         for name, row in report["plan"]["layers"].items()
     ]
@@ -64,7 +72,9 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
             for file in sorted(checkpoint.iterdir()):
                 link_or_copy(file, temporary / file.name)
             if report is not None:
-                (temporary / REPORT_JSON).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                (temporary / REPORT_JSON).write_text(
+                    json.dumps(report, indent=1) + "\n", encoding="utf-8"
+                )
                 (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
                 (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")
             if folder.is_dir():

@@ -9,7 +9,9 @@ from service.report import Report, summary_rows
 
 def render_page(report: Report) -> str:
     """Return the HTML page of a report."""
-    environment = Environment(loader=PackageLoader("service", "templates"), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("service", "templates"), autoescape=True, undefined=StrictUndefined
+    )
     charts = {
         "bits": pictures.bits_heat_map(report),
         "damage": pictures.damage_heat_map(report),

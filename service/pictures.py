@@ -35,7 +35,9 @@ def damage_heat_map(report: Report) -> str:
     kinds, blocks = _axes_of(layers)
     values = np.full((len(kinds), len(blocks)), np.nan)
     for name, row in layers.items():
-        values[kinds.index(row["kind"]), blocks.index(row["block"])] = next(iter(damage[name].values()))
+        values[kinds.index(row["kind"]), blocks.index(row["block"])] = next(
+            iter(damage[name].values())
+        )
     return _heat_map(values, kinds, blocks, "KL change [nats/token]", "magma_r")
 
 
@@ -48,10 +50,16 @@ def prediction_chart(report: Report) -> str:
         axes.bar(at - 0.2, row["predicted_kl_nats_per_token"], 0.38, color=color, alpha=0.45)
         error = row["measured_kl_stderr"]
         error = 0 if error is None or error != error else error  # noqa: PLR0124  NaN is not equal to itself
-        axes.bar(at + 0.2, row["measured_kl_nats_per_token"], 0.38, yerr=error, capsize=4, color=color)
+        axes.bar(
+            at + 0.2, row["measured_kl_nats_per_token"], 0.38, yerr=error, capsize=4, color=color
+        )
     axes.set_xticks([0, 1], [_NAMES["plan"], _NAMES["uniform"]])
     axes.set_ylabel("KL from the original [nats/token]")
-    axes.set_title("light: predicted on calibration text   dark: measured on held-out text", fontsize=8, color=_INK)
+    axes.set_title(
+        "light: predicted on calibration text   dark: measured on held-out text",
+        fontsize=8,
+        color=_INK,
+    )
     return _svg(figure)
 
 
@@ -79,7 +87,11 @@ def block_chart(report: Report) -> str:
         weights[row["block"]] += row["shape"][0] * row["shape"][1]
     figure, axes = _figure(7.2, 2.6)
     axes.bar(blocks, [8 * size[block] / weights[block] for block in blocks], color=_PLAN)
-    axes.axhline(report["bits_per_weight"] * report["uniform_bytes"] / report["plan_bytes"], color=_UNIFORM, linewidth=1.2)
+    axes.axhline(
+        report["bits_per_weight"] * report["uniform_bytes"] / report["plan_bytes"],
+        color=_UNIFORM,
+        linewidth=1.2,
+    )
     axes.set_xlabel("block")
     axes.set_ylabel("bits per weight")
     axes.set_title("bars: plan   line: uniform", fontsize=8, color=_INK)
@@ -108,9 +120,16 @@ def _frontier(rows: Sequence[dict[str, Any]]) -> "Figure":
         return [row["bits_per_weight"] for row in chosen], [row[name] for row in chosen]
 
     kl, knees = "predicted_kl_nats_per_token", [row for row in rows if row["knee"]]
-    axes.plot(*curve("bound_nats_per_token", rows), color=_UNIFORM, linewidth=1, label="proven bound")
+    axes.plot(
+        *curve("bound_nats_per_token", rows), color=_UNIFORM, linewidth=1, label="proven bound"
+    )
     axes.plot(*curve(kl, rows), color=_PLAN, linewidth=1.4, label="plan")
-    axes.scatter(*curve(kl, [row for row in rows if row["on_hull"]]), s=9, color=_PLAN, label="on the convex hull")
+    axes.scatter(
+        *curve(kl, [row for row in rows if row["on_hull"]]),
+        s=9,
+        color=_PLAN,
+        label="on the convex hull",
+    )
     axes.scatter(*curve(kl, knees), s=70, facecolors="none", edgecolors=_INK, label="knee")
     axes.set_xlabel("bits per weight")
     axes.set_ylabel("predicted KL [nats/token]")
@@ -153,6 +172,8 @@ def _svg(figure: "Figure") -> str:
     import matplotlib as mpl  # noqa: PLC0415
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "bitwright", "svg.fonttype": "none", "font.family": "sans-serif"}):
+    with mpl.rc_context(
+        {"svg.hashsalt": "bitwright", "svg.fonttype": "none", "font.family": "sans-serif"}
+    ):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)

@@ -1,4 +1,7 @@
-"""The main path: from a model and a budget to a checkpoint with its proof. Reads top to bottom as the stages."""
+"""The main path: from a model and a budget to a checkpoint with its proof.
+
+Reads top to bottom as the stages.
+"""
 
 import time
 from collections import deque
@@ -50,8 +53,8 @@ class Task:
         budget_bytes: the budget of the quantized layers.
         menu: fidelities that fit the budget.
         tables: embedding and head, where they join what is quantized.
-        shared_bytes: the budget of layers and such tables together; `budget_bytes` is what likely tables leave of it, until they
-            are chosen.
+        shared_bytes: the budget of layers and such tables together; `budget_bytes` is what likely
+            tables leave of it, until they are chosen.
     """
 
     model: ModelFolder
@@ -83,8 +86,16 @@ class Clock:
         return result
 
 
-def prepare(request: RunRequest, store: StageStore, given: Profile | None = None, *, read_weights: bool = True) -> Task:
-    """Find the model and settle the budget; without `read_weights` nothing but headers is read, which is enough for a dry run.
+def prepare(
+    request: RunRequest,
+    store: StageStore,
+    given: Profile | None = None,
+    *,
+    read_weights: bool = True,
+) -> Task:
+    """Find the model and settle the budget.
+
+    Without `read_weights` nothing but headers is read, which is enough for a dry run.
 
     Raises:
         ModelError: the model cannot be used.
@@ -97,10 +108,16 @@ def prepare(request: RunRequest, store: StageStore, given: Profile | None = None
     skeleton = stages.skeleton(model)
     layers = find_layers(skeleton)
     sizes = measure_sizes(model, skeleton, layers)
-    if given is not None and (given.layers != layers or (read_weights and given.model_sha256 != model.sha256)):
-        raise ProfileError(f"the given profile was measured on another model than {model.name!r}; measure this one")
+    if given is not None and (
+        given.layers != layers or (read_weights and given.model_sha256 != model.sha256)
+    ):
+        raise ProfileError(
+            f"the given profile was measured on another model than {model.name!r}; measure this one"
+        )
     tables = find_tables(skeleton) if request.whole_file and request.embeddings != KEEP else ()
-    attempts: list[tuple[tuple[LayerSpec, ...], int]] = [((), 0)] if not tables or request.embeddings == AUTO else []
+    attempts: list[tuple[tuple[LayerSpec, ...], int]] = (
+        [((), 0)] if not tables or request.embeddings == AUTO else []
+    )
     attempts += [(tables, taken) for taken in likely_bytes(tables)] if tables else []
     *others, last = attempts
     for joining, taken in others:
@@ -118,19 +135,28 @@ def settle(
     table_bytes: int,
     given: Profile | None,
 ) -> Task:
-    """Settle budget and menu, with tables that join the layers and may take so many bytes; raises as `prepare` does."""
+    """Settle budget and menu, with tables that join the layers and may take so many bytes.
+
+    Raises as `prepare` does.
+    """
     shared_bytes = request.budget.weight_bytes(layers)
     if request.whole_file:
         shared_bytes = rest_of_file(request.budget, shared_bytes, sizes, layers, tables)
     budget_bytes = shared_bytes - table_bytes
     if budget_bytes <= 0:
         raise BudgetInfeasible(
-            f"budget {request.budget.text} for the whole file leaves {shared_bytes} bytes for the layers, embedding and head, "
+            f"budget {request.budget.text} for the whole file leaves {shared_bytes} bytes for the "
+            "layers, embedding and head, "
             f"which take {table_bytes} bytes alone; give more"
         )
     check_budget(layers, budget_bytes, sizes.layer_bytes)
     menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
-    check_feasible(layers, menu.fidelities if given is None else given.fidelities, budget_bytes, request.constraints)
+    check_feasible(
+        layers,
+        menu.fidelities if given is None else given.fidelities,
+        budget_bytes,
+        request.constraints,
+    )
     return Task(model, layers, sizes, budget_bytes, menu, tables, shared_bytes)
 
 
@@ -157,7 +183,9 @@ class Made:
     report: Report | None = None
 
 
-def run(request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None) -> tuple[Report, Path]:
+def run(
+    request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None
+) -> tuple[Report, Path]:
     """Do the whole job; return the report and the folder of the checkpoint. See `walk`."""
     (made,) = deque(walk(request, store, reporter, given), maxlen=1)
     if made.report is None or made.checkpoint is None:
@@ -165,11 +193,14 @@ def run(request: RunRequest, store: StageStore, reporter: Reporter, given: Profi
     return made.report, made.checkpoint
 
 
-def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None) -> Iterator[Made]:
+def walk(
+    request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None
+) -> Iterator[Made]:
     """Do the job stage by stage, and yield what was made after each of `service.stage_names.PIPELINE`.
 
-    Every stage is kept under the hash of its inputs: a job that was killed goes on where it stopped, another budget near by uses
-    the same profile, and walking again to a later stage only reads what the stages before it made.
+    Every stage is kept under the hash of its inputs: a job that was killed goes on where it
+    stopped, another budget near by uses the same profile, and walking again to a later stage only
+    reads what the stages before it made.
 
     Args:
         request: what is wanted.
@@ -185,14 +216,18 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     clock, machine, amounts = Clock(), stages.Machine.choose(request.device), request.amounts
     task = clock.time("prepare", lambda: prepare(request, store, given))
     guard_windows = stages.windows_of(store, task.model, amounts.guard)
-    calibration = stages.quantizing_windows(store, task.model, amounts.calibration, guard_windows, request.effort)
+    calibration = stages.quantizing_windows(
+        store, task.model, amounts.calibration, guard_windows, request.effort
+    )
     held_out = stages.windows_of(store, task.model, amounts.evaluation)
 
     profiling = profile_task(request, task, store)
     profile = given or clock.time("profile", lambda: stages.profile(store, profiling, reporter))
     yield (made := Made("profile", profile))
 
-    task, tables = clock.time("embedding and head", lambda: with_tables(request, task, profile, store, reporter))
+    task, tables = clock.time(
+        "embedding and head", lambda: with_tables(request, task, profile, store, reporter)
+    )
     allocations = clock.time("plan", lambda: plans_of(profile, request, task.budget_bytes, store))
     rivals = likely_uniform_plans(profile, task.budget_bytes)[: request.effort.rivals]
     uniforms = {label_of(plan): plan for plan in rivals}
@@ -200,11 +235,28 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
 
     def quantize(name: str, plan: Plan) -> Path:
         label, whole, batch = f"quantize: {name}", plan.with_tables(tables), amounts.batch
-        return clock.time(label, lambda: stages.checkpoint(store, task.model, whole, calibration, batch, machine, reporter, label))
+        return clock.time(
+            label,
+            lambda: stages.checkpoint(
+                store, task.model, whole, calibration, batch, machine, reporter, label
+            ),
+        )
 
-    def score(label: str, checkpoints: dict[str, Path], windows: stages.Windows, *, fast: bool = True) -> dict[str, Quality]:
+    def score(
+        label: str, checkpoints: dict[str, Path], windows: stages.Windows, *, fast: bool = True
+    ) -> dict[str, Quality]:
         def work() -> dict[str, Quality]:
-            return stages.evaluation(store, task.model, checkpoints, windows, amounts.batch, machine, reporter, label, fast=fast)
+            return stages.evaluation(
+                store,
+                task.model,
+                checkpoints,
+                windows,
+                amounts.batch,
+                machine,
+                reporter,
+                label,
+                fast=fast,
+            )
 
         return clock.time(label, work)
 
@@ -212,27 +264,54 @@ def walk(request: RunRequest, store: StageStore, reporter: Reporter, given: Prof
     candidates |= {name: quantize(name, plan) for name, plan in uniforms.items()}
     yield (made := replace(made, stage="quantize", candidates=candidates))
 
-    guard = Guard.judge(score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms))
+    guard = Guard.judge(
+        score("guard", candidates, guard_windows), forbidden(profile, request.constraints, uniforms)
+    )
     untuned = candidates[guard.delivered]
-    delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(uniforms[guard.delivered], profile)
-    wanted = TuneRequest(USUAL_RECIPE, request.effort, amounts.calibration, guard_windows, amounts.batch, request.seed)
-    tuning = tune_task(store, task.model, delivered.plan.with_tables(tables), untuned, wanted, machine)
+    delivered = allocations.get(guard.delivered) or allocations["plan"].replaced_by(
+        uniforms[guard.delivered], profile
+    )
+    wanted = TuneRequest(
+        USUAL_RECIPE,
+        request.effort,
+        amounts.calibration,
+        guard_windows,
+        amounts.batch,
+        request.seed,
+    )
+    tuning = tune_task(
+        store, task.model, delivered.plan.with_tables(tables), untuned, wanted, machine
+    )
     tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
     if tuning.phases:
-        guard = replace(guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"])
-    compared = {"plan": tuned if guard.keeps_tuned else untuned, "uniform": candidates[guard.uniform]}
+        guard = replace(
+            guard, tuned=score("guard: tuned", {"tuned": tuned}, guard_windows)["tuned"]
+        )
+    compared = {
+        "plan": tuned if guard.keeps_tuned else untuned,
+        "uniform": candidates[guard.uniform],
+    }
     compared |= {"untuned": untuned} if guard.keeps_tuned else {}
-    yield (made := replace(made, stage="tune", checkpoint=compared["plan"], trained=guard.keeps_tuned))
+    yield (
+        made := replace(made, stage="tune", checkpoint=compared["plan"], trained=guard.keeps_tuned)
+    )
 
     quality = score("evaluate", compared, held_out, fast=False)
     found = checks_of(request, task, profiling, profile, guard_windows, store, reporter)
-    comparison = Comparison(profile, delivered, uniforms[guard.uniform], tables, guard, tuning, quality, found)
-    report = build_report(request, task.model, task.sizes, comparison, compared["plan"], clock.seconds)
+    comparison = Comparison(
+        profile, delivered, uniforms[guard.uniform], tables, guard, tuning, quality, found
+    )
+    report = build_report(
+        request, task.model, task.sizes, comparison, compared["plan"], clock.seconds
+    )
     yield replace(made, stage="evaluate", report=report)
 
 
 def label_of(uniform: Plan) -> str:
-    """Return a name for a uniform plan: its code widths, group size and, where they are not the usual ones, bits of its scales."""
+    """Return a name for a uniform plan.
+
+    Its code widths, group size and, where they are not the usual ones, bits of its scales.
+    """
     widest = max(uniform.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
     scales = f"s{widest.scale_bits}" if widest.scale_bits < SCALE_BITS[0] else ""
     lowest = min(fidelity.bits_lo for fidelity in uniform.fidelities)
@@ -255,9 +334,13 @@ def with_tables(
         batch=amounts.batch,
         machine=stages.Machine.choose(request.device),
     )
-    found = choose_tables(profile, request.constraints, ways_of(store, measuring, reporter), task.shared_bytes)
+    found = choose_tables(
+        profile, request.constraints, ways_of(store, measuring, reporter), task.shared_bytes
+    )
     left = task.shared_bytes - sum(way.weight_bytes for way in found)
-    return replace(task, budget_bytes=left), {way.table: way.fidelity for way in found if way.fidelity is not None}
+    return replace(task, budget_bytes=left), {
+        way.table: way.fidelity for way in found if way.fidelity is not None
+    }
 
 
 def profile_task(request: RunRequest, task: Task, store: StageStore) -> stages.ProfileTask:
@@ -288,14 +371,22 @@ def checks_of(
 ) -> list[Check]:
     """Return the random plans that were measured, as many as the request wants."""
     count = request.amounts.check_plans
-    return stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter) if count else []
+    return (
+        stages.checks(store, profiling, profile, task.budget_bytes, count, windows, reporter)
+        if count
+        else []
+    )
 
 
-def plans_of(profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore) -> dict[str, Allocation]:
+def plans_of(
+    profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore
+) -> dict[str, Allocation]:
     """Return the plan with the coupling that was asked for and, where it differs, the additive plan."""
 
     def solve(coupling: str) -> Allocation:
-        return stages.plan(store, profile.with_coupling(coupling), budget_bytes, request.constraints)
+        return stages.plan(
+            store, profile.with_coupling(coupling), budget_bytes, request.constraints
+        )
 
     found, additive = {"plan": solve(request.method.coupling)}, solve("none")
     return found if additive.plan == found["plan"].plan else found | {"additive": additive}
@@ -308,6 +399,8 @@ def forbidden(profile: Profile, constraints: Constraints, uniforms: Mapping[str,
         try:
             if not price_plan(whatif, plan).sound:
                 found.add(name)
-        except RuleError:  # the table of times does not know a fidelity that only the uniform plan has
+        except (
+            RuleError
+        ):  # the table of times does not know a fidelity that only the uniform plan has
             found.add(name)
     return found

@@ -1,7 +1,10 @@
-"""Which workers live. A worker holds a lock under its name; the lock is let go when its process ends, however it ends.
+"""Which workers live. A worker holds a lock under its name.
 
-In PostgreSQL it is an advisory lock of a connection, in SQLite a lock on a file beside the database. So whoever can take the lock
-of a worker knows that the worker is gone, without clocks and heartbeats.
+The lock is let go when its process ends, however it ends.
+
+In PostgreSQL it is an advisory lock of a connection, in SQLite a lock on a file beside the
+database. So whoever can take the lock of a worker knows that the worker is gone, without clocks and
+heartbeats.
 """
 
 import hashlib
@@ -34,7 +37,10 @@ class Presence:
             RequestError: another process has it.
         """
         if not self._take(worker):
-            raise RequestError(f"a worker named {worker!r} runs already; give this one another name (BITWRIGHT_WORKER)")
+            raise RequestError(
+                f"a worker named {worker!r} runs already; give this one another name "
+                "(BITWRIGHT_WORKER)"
+            )
 
     def _take(self, worker: str) -> bool:
         if self._engine.dialect.name == "sqlite":
@@ -45,7 +51,9 @@ class Presence:
                 return False
             return True
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        taken = bool(connection.execute(sa.select(sa.func.pg_try_advisory_lock(_number(worker)))).scalar())
+        taken = bool(
+            connection.execute(sa.select(sa.func.pg_try_advisory_lock(_number(worker)))).scalar()
+        )
         if taken:
             self._held = connection
         else:
@@ -100,7 +108,11 @@ class Presence:
                 lock.release()
             return
         with self._engine.connect() as connection, connection.begin():
-            yield bool(connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(_number(worker)))).scalar())
+            yield bool(
+                connection.execute(
+                    sa.select(sa.func.pg_try_advisory_xact_lock(_number(worker)))
+                ).scalar()
+            )
 
     def _file_lock(self, worker: str) -> FileLock:
         folder = Path(str(self._engine.url.database)).parent / "workers"
@@ -109,4 +121,6 @@ class Presence:
 
 
 def _number(worker: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"bitwright worker {worker}".encode()).digest()[:8], signed=True)
+    return int.from_bytes(
+        hashlib.sha256(f"bitwright worker {worker}".encode()).digest()[:8], signed=True
+    )

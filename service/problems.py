@@ -1,4 +1,7 @@
-"""Errors as RFC 9457 problem documents: a stable type, one sentence, and what a program needs to go on."""
+"""Errors as RFC 9457 problem documents.
+
+A stable type, one sentence, and what a program needs to go on.
+"""
 
 from typing import Any
 
@@ -32,10 +35,15 @@ _BAD_REQUEST, _UNPROCESSABLE = 400, 422
 def problem_of(error: Exception) -> dict[str, Any]:
     """Return the problem document of an error of ours.
 
-    Its type is the error's name in kebab case. A budget that cannot be met says what binds and the nearest one that can.
+    Its type is the error's name in kebab case. A budget that cannot be met says what binds and the
+    nearest one that can.
     """
-    name = "".join(f"-{letter.lower()}" if letter.isupper() else letter for letter in type(error).__name__).strip("-")
-    status = _STATUS.get(type(error), _UNPROCESSABLE if isinstance(error, _INFEASIBLE) else _BAD_REQUEST)
+    name = "".join(
+        f"-{letter.lower()}" if letter.isupper() else letter for letter in type(error).__name__
+    ).strip("-")
+    status = _STATUS.get(
+        type(error), _UNPROCESSABLE if isinstance(error, _INFEASIBLE) else _BAD_REQUEST
+    )
     document: dict[str, Any] = {
         "type": f"urn:bitwright:problem:{name}",
         "title": name.replace("-", " "),
@@ -54,4 +62,9 @@ def problem_of(error: Exception) -> dict[str, Any]:
 
 def plain(slug: str, status: int, detail: str) -> dict[str, Any]:
     """Return a problem document that no error of ours stands behind."""
-    return {"type": f"urn:bitwright:problem:{slug}", "title": slug.replace("-", " "), "status": status, "detail": detail}
+    return {
+        "type": f"urn:bitwright:problem:{slug}",
+        "title": slug.replace("-", " "),
+        "status": status,
+        "detail": detail,
+    }

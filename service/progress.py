@@ -6,7 +6,10 @@ from quantizer.durable import Progress
 
 
 class Reporter(Protocol):
-    """Shows the steps of a job. Everything that takes long gets a step, told of each finished part."""
+    """Shows the steps of a job.
+
+    Everything that takes long gets a step, told of each finished part.
+    """
 
     def step(self, label: str) -> Progress:
         """Return what is to be called with (parts done, parts in all) of the step called `label`."""

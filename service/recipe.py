@@ -1,4 +1,7 @@
-"""Named ways to make the checkpoint of a plan: the usual one, and the source methods each by itself."""
+"""Named ways to make the checkpoint of a plan.
+
+The usual one, and the source methods each by itself.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +17,9 @@ BLOCKS, MODEL = "blocks", "model"
 
 SCALES: Mapping[str, Any] = {"trained": "scales", "scale_rate": 3e-2}
 CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
-"""Changes of `quantizer.training.TrainingSpec` that train scales alone, and ranges: there codes follow, and turn over in masses
+"""Changes of `quantizer.training.TrainingSpec` that train scales alone, and ranges.
+
+There codes follow, and turn over in masses
 where scales move as far as they may alone."""
 
 
@@ -25,9 +30,10 @@ class Recipe:
     Attributes:
         name: what the user calls it.
         rounding: how codes are found.
-        requantized: whether the plan's outliers are the weights that the post-quantization integral ranks highest, see
-            `service.requantizing`.
-        kind: what is trained, one of `BLOCKS` and `MODEL`; None leaves that to the effort and the machine.
+        requantized: whether the plan's outliers are the weights that the post-quantization integral
+            ranks highest, see `service.requantizing`.
+        kind: what is trained, one of `BLOCKS` and `MODEL`; None leaves that to the effort and the
+            machine.
         changes: fields of `quantizer.training.TrainingSpec` that are not the usual ones.
     """
 
@@ -45,7 +51,8 @@ class Recipe:
         """
         if self.kind is not None and not effort.steps:
             raise RequestError(
-                f"recipe {self.name!r} is a way of training, effort {effort.name!r} trains nothing: use balanced or best"
+                f"recipe {self.name!r} is a way of training, effort {effort.name!r} trains "
+                "nothing: use balanced or best"
             )
 
 

@@ -12,7 +12,10 @@ _SHOWN = {"untuned": "plan, before training"}
 
 
 def summary_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
-    """Return the table that people look at first: model, bits per weight, layer bytes, perplexity, KL."""
+    """Return the table that people look at first.
+
+    Model, bits per weight, layer bytes, perplexity, KL.
+    """
     evaluation = report["evaluation"]
     sizes = {"original": report["original_layer_bytes"], "uniform": report["uniform_bytes"]}
     sizes |= {name: report["plan_bytes"] for name in ("untuned", "plan") if name in evaluation}

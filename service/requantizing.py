@@ -1,4 +1,7 @@
-"""The stage that keeps single weights in 16 bits: those that the post-quantization integral ranks highest."""
+"""The stage that keeps single weights in 16 bits.
+
+Those that the post-quantization integral ranks highest.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +33,10 @@ class RequantTask:
 
     Attributes:
         model: the original.
-        checkpoint: folder of the plan's checkpoint without outliers, against which weights are ranked.
-        plan: a plan with outliers; how many weights stay in all is what counts, not how they are spread over layers.
+        checkpoint: folder of the plan's checkpoint without outliers, against which weights are
+            ranked.
+        plan: a plan with outliers; how many weights stay in all is what counts, not how they are
+            spread over layers.
         calibration: windows that layers are quantized on.
         batch: windows that are run at once.
         machine: where.
@@ -53,7 +58,10 @@ class RequantTask:
     def share(self) -> float:
         """Share of all weights that stay."""
         pairs = list(zip(self.plan.in_blocks.layers, self.plan.in_blocks.fidelities, strict=True))
-        kept = sum(fidelity.outlier_count(layer.out_features, layer.in_features) for layer, fidelity in pairs)
+        kept = sum(
+            fidelity.outlier_count(layer.out_features, layer.in_features)
+            for layer, fidelity in pairs
+        )
         return kept / sum(layer.weights for layer, _ in pairs)
 
     @property
@@ -85,21 +93,31 @@ def quantize_by(
 ) -> tuple[Plan, Path]:
     """Quantize the model by a recipe, and return the plan that was carried out and the folder of the checkpoint.
 
-    Only a recipe that ranks single weights changes the plan: it spreads the same number of outliers over layers anew.
+    Only a recipe that ranks single weights changes the plan: it spreads the same number of outliers
+    over layers anew.
 
     Raises:
         PlanError: weights are to be ranked, and the plan keeps none.
     """
 
     def plain(chosen: Plan) -> Path:
-        return stages.checkpoint(store, model, chosen, calibration, batch, machine, reporter, label, recipe.rounding)
+        return stages.checkpoint(
+            store, model, chosen, calibration, batch, machine, reporter, label, recipe.rounding
+        )
 
     if not recipe.requantized:
         return plan, plain(plan)
     if not any(fidelity.outlier_share for fidelity in plan.fidelities):
-        raise PlanError(f"recipe {recipe.name!r} chooses outliers, the plan has none: give fidelities such as int2+3r0.1g64o0.005")
-    bare = Plan(plan.layers, tuple(replace(fidelity, outlier_share=0.0) for fidelity in plan.fidelities))
-    folder = requantize(store, RequantTask(model, plain(bare), plan, calibration, batch, machine), reporter)
+        raise PlanError(
+            f"recipe {recipe.name!r} chooses outliers, the plan has none: give fidelities such as "
+            "int2+3r0.1g64o0.005"
+        )
+    bare = Plan(
+        plan.layers, tuple(replace(fidelity, outlier_share=0.0) for fidelity in plan.fidelities)
+    )
+    folder = requantize(
+        store, RequantTask(model, plain(bare), plan, calibration, batch, machine), reporter
+    )
     return Plan.loads((folder / "plan.json").read_text(encoding="utf-8")), folder
 
 
@@ -113,15 +131,26 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
     def make(folder: Path, parts: PartStore) -> None:
         kept = _rank(task, reporter)
         layers, stored = task.plan.in_blocks, read_weights(task.checkpoint, task.bare)
-        spread = Plan(layers.layers, tuple(kept.fidelity(name, base) for name, base in layers.by_name.items()))
-        plan, forms = spread.with_tables(task.plan.tables), {table.name: stored[table.name] for table in task.plan.tables}
+        spread = Plan(
+            layers.layers, tuple(kept.fidelity(name, base) for name, base in layers.by_name.items())
+        )
+        plan, forms = (
+            spread.with_tables(task.plan.tables),
+            {table.name: stored[table.name] for table in task.plan.tables},
+        )
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
         scores = {name: Scores(weights=each) for name, each in kept.scores.items()}
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
         install_tables(loaded, forms)
         quantize_blocks(
-            task.machine.runner(loaded), spread.layers, choices, calibration, parts, reporter.step("requantize"), scores=scores
+            task.machine.runner(loaded),
+            spread.layers,
+            choices,
+            calibration,
+            parts,
+            reporter.step("requantize"),
+            scores=scores,
         )
         pack_model(loaded, plan, stored_weights(plan, parts) | forms)
         save_checkpoint(loaded, task.model, plan, folder / "model")
@@ -132,10 +161,22 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
 def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     device, told = task.machine.device, reporter.step("rank weights")
     loaded = load_model(task.model, task.machine.dtype, device)
-    originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in task.plan.in_blocks.layers}
+    originals = {
+        layer.name: get_linear(loaded, layer.name).weight.data.clone()
+        for layer in task.plan.in_blocks.layers
+    }
     forms = read_weights(task.checkpoint, task.bare)
-    quantized = {name: forms[name].to(device).dequantize(weight.dtype) for name, weight in originals.items()}
+    quantized = {
+        name: forms[name].to(device).dequantize(weight.dtype) for name, weight in originals.items()
+    }
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
-    kept = keep_weights(task.machine.runner(loaded), originals, quantized, windows, task.share, task.machine.precision)
+    kept = keep_weights(
+        task.machine.runner(loaded),
+        originals,
+        quantized,
+        windows,
+        task.share,
+        task.machine.precision,
+    )
     told(1, 1)
     return kept

@@ -18,9 +18,18 @@ BATCH = 4
 
 AUTO, KEEP, JOIN = "auto", "keep", "join"
 EMBEDDINGS = (AUTO, KEEP, JOIN)
-"""Embedding and head join what is quantized: where the budget for the whole file cannot be met otherwise; never; always."""
+"""Embedding and head join what is quantized.
 
-PROBES = {"integral": (16, 512), "output": (8, 128), "gradient": (32, 128), "noise": (8, 128), "hessian": (8, 512)}
+Where the budget for the whole file cannot be met otherwise; never; always.
+"""
+
+PROBES = {
+    "integral": (16, 512),
+    "output": (8, 128),
+    "gradient": (32, 128),
+    "noise": (8, 128),
+    "hessian": (8, 512),
+}
 """Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
 
@@ -31,10 +40,12 @@ class Amounts:
     Attributes:
         calibration: text that layers are quantized on.
         evaluation: text that results are scored on; not the calibration text.
-        probe_windows: windows that the effects of layers are measured on: further windows of the calibration text.
+        probe_windows: windows that the effects of layers are measured on: further windows of the
+            calibration text.
         probe_tokens: tokens that are used of each such window, from its start.
         check_plans: random plans that are measured to check the profile's predictions.
-        guard_windows: still further windows of the calibration text, on which finished plans are compared.
+        guard_windows: still further windows of the calibration text, on which finished plans are
+            compared.
         batch: calibration windows that are run at once.
     """
 
@@ -65,21 +76,36 @@ class Amounts:
             if count < 1:
                 raise RequestError(f"{name} {count}: give a larger number")
         if self.check_plans and self.check_plans < FEWEST_CHECKS:
-            raise RequestError(f"{self.check_plans} plans to check: give 0, or at least {FEWEST_CHECKS}")
+            raise RequestError(
+                f"{self.check_plans} plans to check: give 0, or at least {FEWEST_CHECKS}"
+            )
         if self.evaluation.windows < 0:
-            raise RequestError(f"evaluation windows {self.evaluation.windows}: give a number, or 0 for the whole text")
+            raise RequestError(
+                f"evaluation windows {self.evaluation.windows}: give a number, or 0 for the whole "
+                "text"
+            )
         if self.probe_tokens > self.calibration.tokens:
-            raise RequestError(f"{self.probe_tokens} probe tokens of windows of {self.calibration.tokens}: probe fewer")
+            raise RequestError(
+                f"{self.probe_tokens} probe tokens of windows of {self.calibration.tokens}: probe "
+                "fewer"
+            )
 
     @property
     def probes(self) -> TextSpec:
-        """The windows that effects are measured on: drawn after the calibration windows, so none is in both."""
+        """The windows that effects are measured on.
+
+        Drawn after the calibration windows, so none is in both.
+        """
         return replace(self.calibration, windows=self.probe_windows, skip=self.calibration.windows)
 
     @property
     def guard(self) -> TextSpec:
         """The windows that finished plans are compared on: no plan was fitted to them."""
-        return replace(self.calibration, windows=self.guard_windows, skip=self.calibration.windows + self.probe_windows)
+        return replace(
+            self.calibration,
+            windows=self.guard_windows,
+            skip=self.calibration.windows + self.probe_windows,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +115,8 @@ class Method:
     Attributes:
         signal: see `allocator.signals.SIGNALS`.
         coupling: one of `allocator.profile.COUPLINGS`.
-        in_original: whether the `output` signal measures in the original model instead of in a uniform context.
+        in_original: whether the `output` signal measures in the original model instead of in a
+            uniform context.
 
     Raises:
         RequestError: a field is out of range, or the signal has no such choice.
@@ -102,11 +129,17 @@ class Method:
     def __post_init__(self) -> None:
         """Refuse what no signal could do."""
         if self.signal not in PROBES:
-            raise RequestError(f"signal {self.signal!r} does not exist; use one of {', '.join(PROBES)}")
+            raise RequestError(
+                f"signal {self.signal!r} does not exist; use one of {', '.join(PROBES)}"
+            )
         if self.coupling not in COUPLINGS:
-            raise RequestError(f"coupling {self.coupling!r} does not exist; use one of {', '.join(COUPLINGS)}")
+            raise RequestError(
+                f"coupling {self.coupling!r} does not exist; use one of {', '.join(COUPLINGS)}"
+            )
         if self.in_original and self.signal != "output":
-            raise RequestError(f"signal {self.signal!r} cannot be measured in the original model; use output")
+            raise RequestError(
+                f"signal {self.signal!r} cannot be measured in the original model; use output"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +149,11 @@ class RunRequest:
     Attributes:
         model: a folder, a GGUF file, or a Hugging Face id.
         budget: size of the quantized layers, or of the whole checkpoint.
-        whole_file: whether the budget includes what is not quantized: embeddings, norms, head, biases.
+        whole_file: whether the budget includes what is not quantized: embeddings, norms, head,
+            biases.
         embeddings: whether embedding and head are quantized too, one of `EMBEDDINGS`.
-        group_size: columns that share a scale, in all fidelities; None leaves the choice to the menu.
+        group_size: columns that share a scale, in all fidelities; None leaves the choice to the
+            menu.
         amounts: how much is measured.
         method: how it is measured and modelled.
         effort: how much work goes into the layers that are delivered.
@@ -145,15 +180,25 @@ class RunRequest:
     def __post_init__(self) -> None:
         """Refuse what no stage could use."""
         if self.group_size is not None and (self.group_size <= 0 or self.group_size % COLUMN_STEP):
-            raise RequestError(f"group size {self.group_size}: use a multiple of {COLUMN_STEP}, such as 64 or 128")
+            raise RequestError(
+                f"group size {self.group_size}: use a multiple of {COLUMN_STEP}, such as 64 or 128"
+            )
         if self.device not in ("auto", "cpu", "cuda"):
             raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")
         if self.whole_file and self.budget.unit == "bpw":
-            raise RequestError(f"budget {self.budget.text!r} counts quantized weights only; give bytes for the whole file")
+            raise RequestError(
+                f"budget {self.budget.text!r} counts quantized weights only; give bytes for the "
+                "whole file"
+            )
         if self.embeddings not in EMBEDDINGS:
-            raise RequestError(f"embeddings {self.embeddings!r}: use one of {', '.join(EMBEDDINGS)}")
+            raise RequestError(
+                f"embeddings {self.embeddings!r}: use one of {', '.join(EMBEDDINGS)}"
+            )
         if self.embeddings == JOIN and not self.whole_file:
-            raise RequestError("embeddings join under a budget for the whole file only: give it in bytes, with --whole-file")
+            raise RequestError(
+                "embeddings join under a budget for the whole file only: give it in bytes, with "
+                "--whole-file"
+            )
 
 
 def make_request(
@@ -180,7 +225,9 @@ def make_request(
     embeddings: str = AUTO,
     constraints: Constraints = FREE,
 ) -> RunRequest:
-    """Return a request from the options that the command line and the job service both have; theirs mean the same.
+    """Return a request from the options that the command line and the job service both have.
+
+    Theirs mean the same.
 
     Raises:
         RequestError: an option is out of range.
@@ -200,4 +247,16 @@ def make_request(
         batch=BATCH,
     )
     parsed, chosen = Budget.parse(budget), find_effort(effort)
-    return RunRequest(model, parsed, whole_file, embeddings, group_size, amounts, method, chosen, seed, device, constraints)
+    return RunRequest(
+        model,
+        parsed,
+        whole_file,
+        embeddings,
+        group_size,
+        amounts,
+        method,
+        chosen,
+        seed,
+        device,
+        constraints,
+    )

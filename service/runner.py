@@ -1,4 +1,7 @@
-"""How the command of a stage is run: `LocalRunner` on this machine; another engine may run the very same command elsewhere."""
+"""How the command of a stage is run: `LocalRunner` on this machine.
+
+Another engine may run the very same command elsewhere.
+"""
 
 import json
 import logging
@@ -51,8 +54,9 @@ class StageCall:
 class StageRunner(Protocol):
     """Runs commands of stages.
 
-    A command tells of itself in JSON, one document a line of its standard output: `{"progress": {...}}` as it goes on, and at last
-    `{"outcome": {...}}` or `{"problem": {...}}`. Its standard error is for people.
+    A command tells of itself in JSON, one document a line of its standard output: `{"progress":
+    {...}}` as it goes on, and at last `{"outcome": {...}}` or `{"problem": {...}}`. Its standard
+    error is for people.
     """
 
     def run(
@@ -74,7 +78,8 @@ class StageRunner(Protocol):
 class LocalRunner:
     """Runs each command as a process group of its own on this machine, which dies with this process.
 
-    Commands of stages are forked from a process that has their libraries imported, see `ForkClient`.
+    Commands of stages are forked from a process that has their libraries imported, see
+    `ForkClient`.
     """
 
     def __init__(self) -> None:
@@ -116,12 +121,18 @@ class LocalRunner:
             raise StageKilled(f"the stage could not be started: {error}") from error
 
     def _park_if_halted(self) -> None:
-        """Keep a thread from telling of a stage that ended because the whole process does: the stage is to go on another time."""
+        """Keep a thread from telling of a stage that ended because the whole process does.
+
+        The stage is to go on another time.
+        """
         while self._halted:
             time.sleep(_TICK_SECONDS)
 
     def halt(self) -> None:
-        """End everything that runs, and start nothing more; calls of `run` do not return. Then end the process."""
+        """End everything that runs, and start nothing more; calls of `run` do not return.
+
+        Then end the process.
+        """
         self._halted = True
         with self._lock:
             running = list(self._running)
@@ -169,7 +180,11 @@ class _Lines:
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines, self._rest = [*lines, self._rest[:_LONGEST_LINE]], b""
-        return [line.decode("utf-8", "replace").replace("\0", "\ufffd") for line in lines if line.strip()]
+        return [
+            line.decode("utf-8", "replace").replace("\0", "\ufffd")
+            for line in lines
+            if line.strip()
+        ]
 
 
 class _Ears:
@@ -178,7 +193,9 @@ class _Ears:
     def __init__(self, process: Process) -> None:
         self._process = process
         self._selector = selectors.DefaultSelector()
-        self._lines = {stream: _Lines() for stream in (process.stdout, process.stderr) if stream is not None}
+        self._lines = {
+            stream: _Lines() for stream in (process.stdout, process.stderr) if stream is not None
+        }
         for stream in self._lines:
             self._selector.register(stream, selectors.EVENT_READ)
 
@@ -195,8 +212,13 @@ class _Ears:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come; what the process itself started may still hold the streams."""
-        return not self._selector.get_map() or (self._process.poll() is not None and not self._selector.select(_TICK_SECONDS))
+        """Whether nothing more will come.
+
+        What the process itself started may still hold the streams.
+        """
+        return not self._selector.get_map() or (
+            self._process.poll() is not None and not self._selector.select(_TICK_SECONDS)
+        )
 
 
 def _follow(
@@ -216,7 +238,10 @@ def _follow(
             on_log(messages)
         now = time.monotonic()
         if now > deadline:
-            raise StageKilled(f"the stage took more than {most_seconds:.0f} s and was stopped; allow more, or ask for less")
+            raise StageKilled(
+                f"the stage took more than {most_seconds:.0f} s and was stopped; allow more, or "
+                "ask for less"
+            )
         if now - looked >= 2 * _TICK_SECONDS:
             looked = now
             if is_to_stop():
@@ -245,7 +270,10 @@ def _hear(lines: list[str], on_progress: Callable[[dict[str, Any]], None]) -> di
 
 def _why(code: int) -> str:
     if code == -signal.SIGKILL:
-        return "the stage was killed, most likely because memory ran out; use a smaller batch, fewer windows, or more memory"
+        return (
+            "the stage was killed, most likely because memory ran out; use a smaller batch, "
+            "fewer windows, or more memory"
+        )
     if code < 0:
         return f"the stage was ended by signal {-code}; its log may say more"
     return f"the stage ended with exit code {code} and without a result; its log says more"

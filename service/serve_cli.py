@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _DEFAULT_DATA, _DEFAULT_CACHE = default_data(), default_cache()
 
-Data = Annotated[Path, typer.Option(help="Folder of the service: database, artifacts.", envvar=DATA_VARIABLE)]
+Data = Annotated[
+    Path, typer.Option(help="Folder of the service: database, artifacts.", envvar=DATA_VARIABLE)
+]
 Cache = Annotated[Path, typer.Option(help="Folder of finished stages.", envvar=CACHE_VARIABLE)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
@@ -30,7 +32,10 @@ def serve(
     data: Data = _DEFAULT_DATA,
     cache: Cache = _DEFAULT_CACHE,
     worker: Annotated[bool, typer.Option(help="Run a worker, too.")] = True,
-    needs_key: Annotated[bool, typer.Option("--keys", help="Ask for API keys; needed where others can reach the host.")] = False,
+    needs_key: Annotated[
+        bool,
+        typer.Option("--keys", help="Ask for API keys; needed where others can reach the host."),
+    ] = False,
 ) -> None:
     """Take jobs and answer what-ifs over REST; documentation at /docs."""
     with told_errors(as_json=False):
@@ -38,7 +43,9 @@ def serve(
         from service.settings import ServiceSettings  # noqa: PLC0415
 
         err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
-        run_server(host, port, ServiceSettings.read(data, cache), worker=worker, needs_key=needs_key)
+        run_server(
+            host, port, ServiceSettings.read(data, cache), worker=worker, needs_key=needs_key
+        )
 
 
 def worker(data: Data = _DEFAULT_DATA, cache: Cache = _DEFAULT_CACHE) -> None:
@@ -53,7 +60,10 @@ def worker(data: Data = _DEFAULT_DATA, cache: Cache = _DEFAULT_CACHE) -> None:
 
 
 def migrate(data: Data = _DEFAULT_DATA, as_json: AsJson = False) -> None:
-    """Bring the database up to date. `worker`, and `serve` with a worker or on SQLite, do so themselves."""
+    """Bring the database up to date.
+
+    `worker`, and `serve` with a worker or on SQLite, do so themselves.
+    """
     with told_errors(as_json=as_json):
         from service.database import connect, is_current  # noqa: PLC0415
         from service.settings import ServiceSettings  # noqa: PLC0415
@@ -61,15 +71,21 @@ def migrate(data: Data = _DEFAULT_DATA, as_json: AsJson = False) -> None:
 
         engine = connect(ServiceSettings.read(data, default_cache()).database_url)
         bring_up_to_date(engine)
-        print_pairs({"database": engine.dialect.name, "up_to_date": is_current(engine)}, as_json=as_json)
+        print_pairs(
+            {"database": engine.dialect.name, "up_to_date": is_current(engine)}, as_json=as_json
+        )
 
 
 @keys.command("create")
 def create_key(
     tenant: Annotated[str, typer.Argument(help="Whose jobs and profiles the key opens.")],
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
-    scope: Annotated[list[str] | None, typer.Option("--scope", help="What it may do; default: everything.")] = None,
-    days: Annotated[float | None, typer.Option(help="Days until it expires; default: never.")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option("--scope", help="What it may do; default: everything.")
+    ] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Days until it expires; default: never.")
+    ] = None,
     data: Data = _DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +94,10 @@ def create_key(
         from service.identity import SCOPES  # noqa: PLC0415
 
         info, key = _keys(data).create(tenant, name, scope or list(SCOPES), days)
-        print_pairs({"id": info.id, "tenant": tenant, "scopes": list(info.scopes), "key": key}, as_json=as_json)
+        print_pairs(
+            {"id": info.id, "tenant": tenant, "scopes": list(info.scopes), "key": key},
+            as_json=as_json,
+        )
 
 
 @keys.command("list")
@@ -86,17 +105,31 @@ def list_keys(data: Data = _DEFAULT_DATA, as_json: AsJson = False) -> None:
     """List keys; only their hashes are stored, so they are not shown."""
     with told_errors(as_json=as_json):
         found, now = _keys(data).all(), time.time()
-        over = {info.id for info in found if info.revoked_at is not None or (info.expires_at or now) < now}
+        over = {
+            info.id
+            for info in found
+            if info.revoked_at is not None or (info.expires_at or now) < now
+        }
         if as_json:
             print_json([asdict(info) | {"in_use": info.id not in over} for info in found])
             return
         for info in found:
             state = "over" if info.id in over else "in use"
-            out.print(info.id, info.tenant, info.name, " ".join(info.scopes), state, markup=False, highlight=False)
+            out.print(
+                info.id,
+                info.tenant,
+                info.name,
+                " ".join(info.scopes),
+                state,
+                markup=False,
+                highlight=False,
+            )
 
 
 @keys.command("revoke")
-def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key.")], data: Data = _DEFAULT_DATA) -> None:
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="Id of the key.")], data: Data = _DEFAULT_DATA
+) -> None:
     """Take a key out of use, for good."""
     with told_errors(as_json=False):
         _keys(data).revoke(key)
@@ -104,9 +137,13 @@ def revoke_key(key: Annotated[str, typer.Argument(help="Id of the key.")], data:
 
 def quota(
     tenant: Annotated[str, typer.Argument(help="Whose quota.")],
-    active_jobs: Annotated[int | None, typer.Option(help="Jobs that have not ended, at most.")] = None,
+    active_jobs: Annotated[
+        int | None, typer.Option(help="Jobs that have not ended, at most.")
+    ] = None,
     stored_bytes: Annotated[int | None, typer.Option(help="Bytes of artifacts, at most.")] = None,
-    keep_days: Annotated[float | None, typer.Option(help="Days that jobs are kept after they ended.")] = None,
+    keep_days: Annotated[
+        float | None, typer.Option(help="Days that jobs are kept after they ended.")
+    ] = None,
     data: Data = _DEFAULT_DATA,
     as_json: AsJson = False,
 ) -> None:

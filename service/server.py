@@ -14,7 +14,13 @@ from service.api.app import create_app
 from service.api.backend import Backend
 from service.errors import RequestError
 from service.logs import set_up_service_logging
-from service.settings import CACHE_VARIABLE, DATA_VARIABLE, PARENT_VARIABLE, ServiceSettings, live_and_die_with_parent
+from service.settings import (
+    CACHE_VARIABLE,
+    DATA_VARIABLE,
+    PARENT_VARIABLE,
+    ServiceSettings,
+    live_and_die_with_parent,
+)
 from service.tracing import set_up_tracing
 from service.worker import bring_up_to_date
 
@@ -26,14 +32,20 @@ _WORKER_STOP_SECONDS = 15
 log = logging.getLogger("bitwright.server")
 
 
-def serve(host: str, port: int, settings: ServiceSettings, *, worker: bool, needs_key: bool) -> None:
+def serve(
+    host: str, port: int, settings: ServiceSettings, *, worker: bool, needs_key: bool
+) -> None:
     """Serve until told to end.
 
     Raises:
-        RequestError: others can reach the host, and no key is asked for; or a setting cannot be used.
+        RequestError: others can reach the host, and no key is asked for; or a setting cannot be
+            used.
     """
     if not needs_key and not _is_loopback(host):
-        raise RequestError(f"host {host!r} can be reached by others, who would need no key; add --keys, or use 127.0.0.1")
+        raise RequestError(
+            f"host {host!r} can be reached by others, who would need no key; add --keys, or use "
+            "127.0.0.1"
+        )
     live_and_die_with_parent()
     set_up_service_logging()
     backend = Backend.of(settings, needs_key=needs_key)
@@ -50,7 +62,9 @@ def serve(host: str, port: int, settings: ServiceSettings, *, worker: bool, need
     backend.is_stopping = lambda: server.should_exit
     keeper = _WorkerKeeper(settings) if worker else None
     for how in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(how, lambda *_: setattr(server, "should_exit", True))  # before it listens to signals itself, and after
+        signal.signal(
+            how, lambda *_: setattr(server, "should_exit", True)
+        )  # before it listens to signals itself, and after
     try:
         server.run()
     finally:
@@ -69,7 +83,10 @@ class _WorkerKeeper:
     """Runs a worker as a process of its own, and starts it again when it dies."""
 
     def __init__(self, settings: ServiceSettings) -> None:
-        folders = {DATA_VARIABLE: str(settings.data.absolute()), CACHE_VARIABLE: str(settings.cache.absolute())}
+        folders = {
+            DATA_VARIABLE: str(settings.data.absolute()),
+            CACHE_VARIABLE: str(settings.cache.absolute()),
+        }
         self._variables = {**os.environ, **folders, PARENT_VARIABLE: str(os.getpid())}
         self._stopping = threading.Event()
         self._process = self._start()
@@ -86,7 +103,8 @@ class _WorkerKeeper:
             if code is not None:
                 log.warning("the worker ended with code %d; it is started again", code)
                 self._process = self._start()
-        self._process.terminate()  # in this thread: a worker dies at once with the thread that started it
+        # in this thread: a worker dies at once with the thread that started it
+        self._process.terminate()
         try:
             self._process.wait(_WORKER_STOP_SECONDS)
         except subprocess.TimeoutExpired:

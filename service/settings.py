@@ -50,8 +50,10 @@ class ServiceSettings:
         slots: jobs that a worker runs at once.
         stage_seconds: longest time of one stage.
         webhook_targets: private networks and hosts that webhooks may reach.
-        active_jobs, stored_bytes, keep_days: quota of a tenant without one of its own; None is no limit.
-        oidc_issuer, oidc_audience: whose tokens are taken beside API keys, and for whom they must be; None takes none.
+        active_jobs, stored_bytes, keep_days: quota of a tenant without one of its own; None is no
+            limit.
+        oidc_issuer, oidc_audience: whose tokens are taken beside API keys, and for whom they must
+            be; None takes none.
     """
 
     data: Path
@@ -71,10 +73,13 @@ class ServiceSettings:
     oidc_audience: str | None = None
 
     @classmethod
-    def read(cls, data: Path, cache: Path, environment: Mapping[str, str] | None = None) -> "ServiceSettings":
+    def read(
+        cls, data: Path, cache: Path, environment: Mapping[str, str] | None = None
+    ) -> "ServiceSettings":
         """Return the settings of an environment, by default this process's.
 
-        Every variable may instead be given as a file that holds its value, under the variable's name with `_FILE`.
+        Every variable may instead be given as a file that holds its value, under the variable's
+        name with `_FILE`.
 
         Raises:
             RequestError: a value cannot be understood.
@@ -87,12 +92,18 @@ class ServiceSettings:
             cache=cache,
             database_url=url,
             artifacts=found.text("ARTIFACTS") or str(data / "artifacts"),
-            models=tuple(Path(part) for part in (found.text("MODELS") or str(Path.cwd())).split(os.pathsep) if part),
+            models=tuple(
+                Path(part)
+                for part in (found.text("MODELS") or str(Path.cwd())).split(os.pathsep)
+                if part
+            ),
             hub=found.text("HUB") not in ("0", "no", "false", "off"),
             worker=found.text("WORKER") or ("local" if local else socket.gethostname()),
             slots=int(found.number("SLOTS", 1) or 1),
             stage_seconds=found.number("STAGE_SECONDS", 86400.0) or 86400.0,
-            webhook_targets=tuple(part for part in (found.text("WEBHOOK_TARGETS") or "").split(",") if part),
+            webhook_targets=tuple(
+                part for part in (found.text("WEBHOOK_TARGETS") or "").split(",") if part
+            ),
             active_jobs=_whole(found.number("ACTIVE_JOBS", None)),
             stored_bytes=_whole(found.number("STORED_BYTES", None)),
             keep_days=found.number("KEEP_DAYS", None),
@@ -108,7 +119,10 @@ class _Environment:
         self._variables = variables
 
     def text(self, name: str) -> str | None:
-        """Return a value, or the content of the file that is named instead; None where neither is."""
+        """Return a value, or the content of the file that is named instead.
+
+        None where neither is.
+        """
         variable = f"BITWRIGHT_{name}"
         file = self._variables.get(f"{variable}_FILE")
         if not file:
@@ -116,7 +130,9 @@ class _Environment:
         try:
             return Path(file).read_text(encoding="utf-8").strip() or None
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"{variable}_FILE names {file!r}, which cannot be read: {error}") from error
+            raise RequestError(
+                f"{variable}_FILE names {file!r}, which cannot be read: {error}"
+            ) from error
 
     def number(self, name: str, default: float | None) -> float | None:
         """Return a positive number."""
@@ -137,9 +153,34 @@ def _whole(number: float | None) -> int | None:
 
 
 PASSED_ON = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH", "COVERAGE_PROCESS_START"),
-    *("COVERAGE_PROCESS_CONFIG", "COVERAGE_FILE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
-    *("CUDA_VISIBLE_DEVICES", "TRITON_CACHE_DIR", "XDG_CACHE_HOME", FAILPOINT_VARIABLE, "TRACEPARENT"),
+    *(
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "VIRTUAL_ENV",
+        "PYTHONPATH",
+        "COVERAGE_PROCESS_START",
+    ),
+    *(
+        "COVERAGE_PROCESS_CONFIG",
+        "COVERAGE_FILE",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "NO_PROXY",
+    ),
+    *(
+        "CUDA_VISIBLE_DEVICES",
+        "TRITON_CACHE_DIR",
+        "XDG_CACHE_HOME",
+        FAILPOINT_VARIABLE,
+        "TRACEPARENT",
+    ),
 )
 """Variables that a stage's process gets of the worker's, beside those that begin with `PASSED_ON_PREFIXES`; nothing else."""
 
@@ -147,8 +188,15 @@ PASSED_ON_PREFIXES = ("AWS_", "HF_", "OMP_", "MKL_", "NVIDIA_", "CUDA_", "TORCH_
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the variables that a stage's process gets: an allow-list, so that the database's password is not among them."""
-    return {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)}
+    """Return the variables that a stage's process gets.
+
+    An allow-list, so that the database's password is not among them.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
 
 
 def live_and_die_with_parent() -> None:
@@ -162,7 +210,10 @@ def live_and_die_with_parent() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars and advice of the libraries below off stderr; must run before they are imported."""
+    """Keep progress bars and advice of the libraries below off stderr.
+
+    Must run before they are imported.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -170,9 +221,12 @@ def quiet_libraries() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensor, where it is glibc; for processes that end with their work.
+    """Have the C library keep freed memory for the next tensor, where it is glibc.
 
-    Else every large tensor is given back and comes anew, page by page, which takes longer than what is computed in it.
+    For processes that end with their work.
+
+    Else every large tensor is given back and comes anew, page by page, which takes longer than what
+    is computed in it.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

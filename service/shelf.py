@@ -23,7 +23,10 @@ HEAD, ARRAYS = "profile.json", "profile.npz"
 
 @dataclass(slots=True)
 class _Ready:
-    """A what-if, or the place where one thread makes it; the solver inside serves one question at a time."""
+    """A what-if, or the place where one thread makes it.
+
+    The solver inside serves one question at a time.
+    """
 
     lock: Lock = field(default_factory=Lock)
     whatif: WhatIf | None = None
@@ -61,7 +64,9 @@ class Shelf:
         try:
             return _place(digest), self._artifacts.find(_place(digest), name)
         except ArtifactUnknown as error:
-            raise ProfileUnknown(f"there is no profile {digest[:80]!r} with a file {name[:80]!r}; list them") from error
+            raise ProfileUnknown(
+                f"there is no profile {digest[:80]!r} with a file {name[:80]!r}; list them"
+            ) from error
 
     def profile(self, digest: str) -> Profile:
         """Return a profile.
@@ -71,7 +76,9 @@ class Shelf:
             ProfileError, ArtifactDamaged: it was damaged since.
         """
         self.find(digest, HEAD)
-        return Profile.loads(*(self._artifacts.read(_place(digest), name) for name in (HEAD, ARRAYS)))
+        return Profile.loads(
+            *(self._artifacts.read(_place(digest), name) for name in (HEAD, ARRAYS))
+        )
 
     def remove(self, digest: str) -> None:
         """Take a profile off the shelf; one that is not there is none to take."""

@@ -14,7 +14,10 @@ from quantizer.source import ModelFolder
 
 _TENSORS_PER_LAYER = 7
 _HEADER_BYTES_PER_TENSOR = 120
-"""More than a safetensors header says of a tensor besides the layer's name: tensor name, dtype, shape, offsets."""
+"""More than a safetensors header says of a tensor besides the layer's name.
+
+Tensor name, dtype, shape, offsets.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,30 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
         layers: its layers.
     """
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    weights, item_bytes = sum(layer.weights for layer in layers), getattr(torch, model.dtype).itemsize
-    total, layer_bytes = checkpoint_bytes(model.path) or parameters * item_bytes, weights * item_bytes
-    return ModelSizes(total, layer_bytes, total - layer_bytes, weights, skeleton.config.get_text_config().vocab_size, item_bytes)
+    weights, item_bytes = (
+        sum(layer.weights for layer in layers),
+        getattr(torch, model.dtype).itemsize,
+    )
+    total, layer_bytes = (
+        checkpoint_bytes(model.path) or parameters * item_bytes,
+        weights * item_bytes,
+    )
+    return ModelSizes(
+        total,
+        layer_bytes,
+        total - layer_bytes,
+        weights,
+        skeleton.config.get_text_config().vocab_size,
+        item_bytes,
+    )
 
 
 def rest_of_file(
-    budget: Budget, file_bytes: int, sizes: ModelSizes, layers: Sequence[LayerSpec], tables: Sequence[LayerSpec] = ()
+    budget: Budget,
+    file_bytes: int,
+    sizes: ModelSizes,
+    layers: Sequence[LayerSpec],
+    tables: Sequence[LayerSpec] = (),
 ) -> int:
     """Return what a budget for the whole file leaves for the quantized layers, and tables where some join them, in bytes.
 
@@ -64,12 +84,16 @@ def rest_of_file(
     Raises:
         BudgetInfeasible: it leaves nothing.
     """
-    headers = sum(_TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR) for layer in (*layers, *tables))
+    headers = sum(
+        _TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR)
+        for layer in (*layers, *tables)
+    )
     others = sizes.unquantized_bytes - sizes.item_bytes * sum(table.weights for table in tables)
     left = file_bytes - others - headers
     if left <= 0:
         raise BudgetInfeasible(
-            f"budget {budget.text} for the whole file: {others + headers} bytes of it are not quantized "
+            f"budget {budget.text} for the whole file: {others + headers} bytes of it are not "
+            "quantized "
             "(embeddings, head, norms, headers), which leaves nothing for the layers; give more"
         )
     return left

@@ -1,7 +1,8 @@
 """The command of one stage of a job, in a process of its own: `python -m service.stage STAGE --job ID --artifacts URL ...`.
 
-It reads the job's options from the artifact store, walks the pipeline up to its stage (the stages before are kept, so they are only
-read), and puts what it made into the store. Standard output: one JSON document a line, see `service.runner.StageRunner`.
+It reads the job's options from the artifact store, walks the pipeline up to its stage (the stages
+before are kept, so they are only read), and puts what it made into the store. Standard output: one
+JSON document a line, see `service.runner.StageRunner`.
 """
 
 import argparse
@@ -59,7 +60,13 @@ class Told:
                 return
             last, told = now, done
             left = (now - start) * (total - done) / max(done, 1)
-            progress = {"stage": self._stage, "step": label, "done": done, "total": total, "seconds_left": round(left, 1)}
+            progress = {
+                "stage": self._stage,
+                "step": label,
+                "done": done,
+                "total": total,
+                "seconds_left": round(left, 1),
+            }
             write(self._sink, {"progress": progress})
 
         return update
@@ -101,24 +108,47 @@ def main(given: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  a bug is told in the log, and as a problem
         traceback.print_exc()
         detail = f"{type(error).__name__} in stage {arguments.stage}; the job's log says more"
-        write(sink, {"problem": {"type": "urn:bitwright:problem:bug", "title": "bug", "status": 500, "detail": detail}})
+        write(
+            sink,
+            {
+                "problem": {
+                    "type": "urn:bitwright:problem:bug",
+                    "title": "bug",
+                    "status": 500,
+                    "detail": detail,
+                }
+            },
+        )
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
     """Return what the command line says."""
-    parser = argparse.ArgumentParser(prog="python -m service.stage", description="Run one stage of a job.")
+    parser = argparse.ArgumentParser(
+        prog="python -m service.stage", description="Run one stage of a job."
+    )
     parser.add_argument("stage")
     parser.add_argument("--job", required=True, help="id of the job")
     parser.add_argument("--artifacts", required=True, help="store of options and results")
     parser.add_argument("--cache", required=True, type=Path, help="folder of finished stages")
     parser.add_argument("--profile", help="digest of the profile to use instead of measuring one")
-    parser.add_argument("--models", action="append", default=[], type=Path, help="folder whose models and texts may be used")
-    parser.add_argument("--hub", action="store_true", help="whether models and texts of the hub may be used")
+    parser.add_argument(
+        "--models",
+        action="append",
+        default=[],
+        type=Path,
+        help="folder whose models and texts may be used",
+    )
+    parser.add_argument(
+        "--hub", action="store_true", help="whether models and texts of the hub may be used"
+    )
     return parser.parse_args(given)
 
 
 def do(arguments: argparse.Namespace, sink: TextIO, names: dict[str, str]) -> dict[str, Any]:
-    """Do what the command line says; return the outcome. `names` comes to hold what the job calls each path."""
+    """Do what the command line says; return the outcome.
+
+    `names` comes to hold what the job calls each path.
+    """
     artifacts = ArtifactStore(arguments.artifacts)
     request = read_request(artifacts, arguments, names)
     from service import pipeline  # noqa: PLC0415  torch takes seconds to import; bad input is told before
@@ -129,45 +159,68 @@ def do(arguments: argparse.Namespace, sink: TextIO, names: dict[str, str]) -> di
     if arguments.stage == ESTIMATE:
         from service.estimate import dry_run  # noqa: PLC0415
 
-        return dict(as_called(dry_run(request, pipeline.prepare(request, store, given, read_weights=False)), names))
+        return dict(
+            as_called(
+                dry_run(request, pipeline.prepare(request, store, given, read_weights=False)), names
+            )
+        )
     last = PIPELINE[-1] if arguments.stage == DELIVER else arguments.stage
     for made in pipeline.walk(request, store, Told(arguments.stage, sink), given):
         if made.stage == last and arguments.stage == DELIVER:
             return deliver(artifacts, arguments, made, as_called(made.report, names))
         if made.stage == last:
             return tell(artifacts, made)
-    raise RequestError(f"stage {arguments.stage!r} does not exist; use one of {', '.join(PIPELINE)}")
+    raise RequestError(
+        f"stage {arguments.stage!r} does not exist; use one of {', '.join(PIPELINE)}"
+    )
 
 
-def read_request(artifacts: ArtifactStore, arguments: argparse.Namespace, names: dict[str, str]) -> "RunRequest":
-    """Return the job's options, with its names confined to what this machine opens; note what each path is called.
+def read_request(
+    artifacts: ArtifactStore, arguments: argparse.Namespace, names: dict[str, str]
+) -> "RunRequest":
+    """Return the job's options, with its names confined to what this machine opens.
+
+    Note what each path is called.
 
     Raises:
         RequestError: they are not what was stored at submission.
         PathRefused: a name leads elsewhere.
     """
     try:
-        options = JobOptions.model_validate_json(artifacts.read(request_place(arguments.job), REQUEST))
+        options = JobOptions.model_validate_json(
+            artifacts.read(request_place(arguments.job), REQUEST)
+        )
     except ValidationError as error:
-        raise RequestError(f"the options of job {arguments.job} are not understood by this version: {error}") from error
+        raise RequestError(
+            f"the options of job {arguments.job} are not understood by this version: {error}"
+        ) from error
 
     def confined(confine: Callable[..., str], named: str) -> str:
         path = confine(named, arguments.models, hub=arguments.hub)
         names[path] = named
         return path
 
-    return options.request(lambda named: confined(confine_model, named), lambda named: confined(confine_text, named))
+    return options.request(
+        lambda named: confined(confine_model, named), lambda named: confined(confine_text, named)
+    )
 
 
 def as_called(document: Any, names: Mapping[str, str]) -> Any:
-    """Return a document with paths of this machine replaced by what the job calls them: they are nobody else's business."""
+    """Return a document with paths of this machine replaced by what the job calls them.
+
+    They are nobody else's business.
+    """
     if isinstance(document, str):
         for path, named in names.items():
             document = document.replace(path, named)
         return document
     if isinstance(document, Mapping):
         return {key: as_called(value, names) for key, value in document.items()}
-    return [as_called(value, names) for value in document] if isinstance(document, list | tuple) else document
+    return (
+        [as_called(value, names) for value in document]
+        if isinstance(document, list | tuple)
+        else document
+    )
 
 
 def tell(artifacts: ArtifactStore, made: "Made") -> dict[str, Any]:
@@ -175,7 +228,11 @@ def tell(artifacts: ArtifactStore, made: "Made") -> dict[str, Any]:
     if made.stage == "profile":
         head, arrays = made.profile.dumps()
         digest, _ = Shelf(artifacts).add(head, arrays)
-        return {"profile": digest, "signal": made.profile.signal, "layers": len(made.profile.layers)}
+        return {
+            "profile": digest,
+            "signal": made.profile.signal,
+            "layers": len(made.profile.layers),
+        }
     if made.stage == "plan":
         chosen = made.allocations["plan"]
         return {
@@ -192,16 +249,31 @@ def tell(artifacts: ArtifactStore, made: "Made") -> dict[str, Any]:
     return {"delivered": (made.report or {})["guard"]["delivered"]}
 
 
-def deliver(artifacts: ArtifactStore, arguments: argparse.Namespace, made: "Made", report: dict[str, Any]) -> dict[str, Any]:
-    """Put the checkpoint and its report into the store; return the figures that people look at first."""
+def deliver(
+    artifacts: ArtifactStore, arguments: argparse.Namespace, made: "Made", report: dict[str, Any]
+) -> dict[str, Any]:
+    """Put the checkpoint and its report into the store.
+
+    Return the figures that people look at first.
+    """
     from service.output import deliver as put_together  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory(dir=arguments.cache, prefix="deliver-") as folder:
         out = Path(folder) / "out"
         put_together(out, made.checkpoint or out, report)
-        files = {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
+        files = {
+            str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()
+        }
         kept = artifacts.put(result_place(arguments.job), files)
-    figures = ("budget_bytes", "plan_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes", "uniform_bytes", "notes")
+    figures = (
+        "budget_bytes",
+        "plan_bytes",
+        "bits_per_weight",
+        "checkpoint_bytes",
+        "original_bytes",
+        "uniform_bytes",
+        "notes",
+    )
     return {
         "result": {name: report[name] for name in figures} | {"evaluation": report["evaluation"]},
         "delivered": report["guard"]["delivered"],

@@ -48,7 +48,10 @@ from service.progress import Reporter
 from service.store import StageKey, StageStore, link_or_copy
 
 PROBE_BATCH = 2
-"""Probe windows that are run at once; a backward pass keeps what all blocks compute on them in memory."""
+"""Probe windows that are run at once.
+
+A backward pass keeps what all blocks compute on them in memory.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,10 @@ class Machine:
 
     @property
     def precision(self) -> torch.dtype:
-        """The dtype of matrix products while layers are measured, quantized and trained; results are scored in `dtype`."""
+        """The dtype of matrix products while layers are measured, quantized and trained.
+
+        Results are scored in `dtype`.
+        """
         return fast_precision(self.device)
 
     def runner(self, model: Any) -> BlockRunner:
@@ -90,42 +96,66 @@ class Machine:
     @classmethod
     def choose(cls, wanted: str) -> "Machine":
         """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
-        device = "cuda" if wanted == "auto" and torch.cuda.is_available() else wanted.replace("auto", "cpu")
+        device = (
+            "cuda"
+            if wanted == "auto" and torch.cuda.is_available()
+            else wanted.replace("auto", "cpu")
+        )
         return cls(device, torch.bfloat16 if device == "cuda" else torch.float32)
 
     def inputs(self) -> dict[str, str]:
         """Return what of the machine decides results, for the hash of a stage."""
-        return {"device": self.device, "dtype": str(self.dtype), "products": str(self.precision), "torch": version("torch")}
+        return {
+            "device": self.device,
+            "dtype": str(self.dtype),
+            "products": str(self.precision),
+            "torch": version("torch"),
+        }
 
 
-def windows_of(store: StageStore, model: ModelFolder, spec: TextSpec, used_tokens: int | None = None) -> Windows:
+def windows_of(
+    store: StageStore, model: ModelFolder, spec: TextSpec, used_tokens: int | None = None
+) -> Windows:
     """Cut a text into token windows, of which the first `used_tokens` tokens are taken if it is given.
 
     Raises:
         TextError: the text cannot be used.
     """
     text = read_text(spec.source)
-    inputs = {"model": model.sha256, "text": text_sha256(text), **{k: v for k, v in asdict(spec).items() if k != "source"}}
+    inputs = {
+        "model": model.sha256,
+        "text": text_sha256(text),
+        **{k: v for k, v in asdict(spec).items() if k != "source"},
+    }
 
     def make(folder: Path, _: PartStore) -> None:
-        save_file({"windows": make_windows(text, spec, load_tokenizer(model))}, folder / "windows.safetensors")
+        save_file(
+            {"windows": make_windows(text, spec, load_tokenizer(model))},
+            folder / "windows.safetensors",
+        )
 
     folder = store.get(StageKey("calibration", inputs), make)
     tokens = load_file(folder / "windows.safetensors")["windows"][:, :used_tokens].contiguous()
     return Windows.of(tokens, spec.source)
 
 
-def windows_without(store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, count: int) -> Windows:
+def windows_without(
+    store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, count: int
+) -> Windows:
     """Return at most `count` windows of a text, at random by the seed, in the text's order, but none of those that are held out."""
     every = windows_of(store, model, TextSpec(spec.source, 0, spec.tokens, None))
     avoided = {row.numpy().tobytes() for row in held_out.tokens}
-    rows = torch.tensor([at for at, row in enumerate(every.tokens) if row.numpy().tobytes() not in avoided])
+    rows = torch.tensor(
+        [at for at, row in enumerate(every.tokens) if row.numpy().tobytes() not in avoided]
+    )
     generator = torch.Generator().manual_seed(spec.seed or 0)
     chosen = rows[torch.randperm(len(rows), generator=generator)[:count]].sort().values
     return Windows.of(every.tokens[chosen], spec.source)
 
 
-def quantizing_windows(store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, effort: Effort) -> Windows:
+def quantizing_windows(
+    store: StageStore, model: ModelFolder, spec: TextSpec, held_out: Windows, effort: Effort
+) -> Windows:
     """Return the windows that the layers of a plan are quantized on."""
     if effort.calibration == 1:
         return windows_of(store, model, spec)
@@ -147,11 +177,13 @@ class ProfileTask:
 
     Attributes:
         model: what is measured.
-        menu: fidelities and context; the budget enters through it only, so near budgets share a profile.
+        menu: fidelities and context; the budget enters through it only, so near budgets share a
+            profile.
         calibration: windows that layers are quantized on.
         probes: windows that effects are measured on.
         signal: how they are measured.
-        in_original: whether they are measured in the original model, see `allocator.scene.ProfileSpec`.
+        in_original: whether they are measured in the original model, see
+            `allocator.scene.ProfileSpec`.
         keep_all: whether all quantized forms are kept, so that any plan can be assembled from them.
         batch: windows that are run at once.
         seed: of everything random.
@@ -199,14 +231,23 @@ class ProfileTask:
 
 
 def forms(store: StageStore, task: ProfileTask, reporter: Reporter) -> Path:
-    """Quantize every layer at every fidelity of the menu, or go on where it was left; return the folder of the parts."""
+    """Quantize every layer at every fidelity of the menu, or go on where it was left.
+
+    Return the folder of the parts.
+    """
 
     def make(folder: Path, parts: PartStore) -> None:
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
         told = reporter.step("profile: quantize")
         profiler.make_forms(
-            task.machine.runner(loaded), find_layers(loaded), task.menu, calibration, parts, told, keep_all=task.keep_all
+            task.machine.runner(loaded),
+            find_layers(loaded),
+            task.menu,
+            calibration,
+            parts,
+            told,
+            keep_all=task.keep_all,
         )
         for part in parts.paths():
             link_or_copy(part, folder / part.name)
@@ -226,9 +267,17 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
             find_layers(loaded),
             task.menu,
             Calibration(task.calibration.tokens.to(machine.device), task.batch),
-            ProfileSpec(task.signal, task.probes.tokens.to(machine.device), PROBE_BATCH, task.seed, task.in_original),
+            ProfileSpec(
+                task.signal,
+                task.probes.tokens.to(machine.device),
+                PROBE_BATCH,
+                task.seed,
+                task.in_original,
+            ),
             parts,
-            ProfileProgress(reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")),
+            ProfileProgress(
+                reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")
+            ),
             model_sha256=task.model.sha256,
             calibration_sha256=task.calibration.sha256,
             forms=made,
@@ -241,24 +290,47 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
 
 
 def checks(
-    store: StageStore, task: ProfileTask, measured: Profile, budget_bytes: int, count: int, windows: Windows, reporter: Reporter
+    store: StageStore,
+    task: ProfileTask,
+    measured: Profile,
+    budget_bytes: int,
+    count: int,
+    windows: Windows,
+    reporter: Reporter,
 ) -> list[Check]:
     """Measure random plans that the profile never saw; `task` must keep all forms."""
-    inputs = {"profile": task.key.digest, "budget_bytes": budget_bytes, "count": count, "windows": windows.sha256}
+    inputs = {
+        "profile": task.key.digest,
+        "budget_bytes": budget_bytes,
+        "count": count,
+        "windows": windows.sha256,
+    }
 
     def make(folder: Path, parts: PartStore) -> None:
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-        tokens, made = windows.tokens.to(task.machine.device), PartStore(forms(store, task, reporter))
+        tokens, made = (
+            windows.tokens.to(task.machine.device),
+            PartStore(forms(store, task, reporter)),
+        )
         told = reporter.step("check")
-        found = check_plans(task.machine.runner(loaded), measured, budget_bytes, count, tokens, made, parts, told)
+        found = check_plans(
+            task.machine.runner(loaded), measured, budget_bytes, count, tokens, made, parts, told
+        )
         _write(folder / "checks.json", json.dumps([asdict(check) for check in found]))
 
     folder = store.get(StageKey("checks", inputs), make)
-    return [Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))]
+    return [
+        Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))
+    ]
 
 
-def plan(store: StageStore, measured: Profile, budget_bytes: int, constraints: Constraints) -> Allocation:
-    """Solve for the plan of a budget. Solving takes less time than looking it up; the plan is kept as a record of the run."""
+def plan(
+    store: StageStore, measured: Profile, budget_bytes: int, constraints: Constraints
+) -> Allocation:
+    """Solve for the plan of a budget.
+
+    Solving takes less time than looking it up; the plan is kept as a record of the run.
+    """
     allocation = solver.allocate(measured, budget_bytes, constraints)
     head, arrays = measured.dumps()
     inputs = {
@@ -267,7 +339,9 @@ def plan(store: StageStore, measured: Profile, budget_bytes: int, constraints: C
         "constraints": asdict(constraints),
         "method": solver.METHOD,
     }
-    store.get(StageKey("plan", inputs), lambda folder, _: _write(folder / "plan.json", allocation.dumps()))
+    store.get(
+        StageKey("plan", inputs), lambda folder, _: _write(folder / "plan.json", allocation.dumps())
+    )
     return allocation
 
 
@@ -281,7 +355,10 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
     tables = [table for table in find_tables(bare) if table in chosen.tables]
     for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
         if planned != found:
-            raise PlanError(f"the plan has layer {planned}, the model {model.name!r} has {found} in its place; make a plan for it")
+            raise PlanError(
+                f"the plan has layer {planned}, the model {model.name!r} has {found} in its "
+                "place; make a plan for it"
+            )
 
 
 def checkpoint(
@@ -313,9 +390,13 @@ def checkpoint(
         choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
         calibration = Calibration(windows.tokens.to(machine.device), batch)
         told, runner = reporter.step(label), machine.runner(loaded)
-        tables = quantize_tables(runner, {each.name: how for each, how in chosen.tables.items()}, calibration.batches())
+        tables = quantize_tables(
+            runner, {each.name: how for each, how in chosen.tables.items()}, calibration.batches()
+        )
         install_tables(loaded, tables)
-        quantize_blocks(runner, chosen.in_blocks.layers, choices, calibration, parts, told, rounding=rounding)
+        quantize_blocks(
+            runner, chosen.in_blocks.layers, choices, calibration, parts, told, rounding=rounding
+        )
         pack_model(loaded, chosen, stored_weights(chosen, parts) | tables)
         save_checkpoint(loaded, model, chosen, folder / "model")
 
@@ -329,7 +410,9 @@ def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]
     names = chosen.by_name
     for index in sorted({layer.block for layer in chosen.layers}):
         members = [layer for layer in chosen.layers if layer.block == index]
-        block = read_block(parts, members, {layer.name: (names[layer.name],) for layer in members}, index)
+        block = read_block(
+            parts, members, {layer.name: (names[layer.name],) for layer in members}, index
+        )
         if block is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
         weights |= {name: forms[names[name].name] for name, forms in block.weights.items()}
@@ -348,7 +431,10 @@ def evaluation(
     *,
     fast: bool = False,
 ) -> dict[str, Quality]:
-    """Score the original and the saved checkpoints on the same windows, side by side; `fast` is enough to tell which is best."""
+    """Score the original and the saved checkpoints on the same windows, side by side.
+
+    `fast` is enough to tell which is best.
+    """
     precision = machine.precision if fast else torch.float32
     inputs = {
         "model": model.sha256,
@@ -364,8 +450,13 @@ def evaluation(
         models = {"original": load_model(model, machine.dtype, machine.device)}
         models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
         with products_in(precision, torch.device(machine.device)):
-            scores = evaluate_models(models, "original", windows.tokens, batch, parts, reporter.step(label))
-        _write(folder / "evaluation.json", json.dumps({name: score.to_json() for name, score in scores.items()}))
+            scores = evaluate_models(
+                models, "original", windows.tokens, batch, parts, reporter.step(label)
+            )
+        _write(
+            folder / "evaluation.json",
+            json.dumps({name: score.to_json() for name, score in scores.items()}),
+        )
         models.clear()
         gc.collect()
 
@@ -385,7 +476,11 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
 
     check_checkpoint(path)
     loaded = AutoModelForCausalLM.from_pretrained(
-        path, dtype=machine.dtype, trust_remote_code=False, use_safetensors=True, local_files_only=True
+        path,
+        dtype=machine.dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=True,
     )
     return place(loaded, machine.device).eval()
 
@@ -393,7 +488,9 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
 def checkpoint_digest(folder: Path) -> str:
     """Return a digest of a checkpoint's weights and configuration."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
-    return hashlib.sha256("\n".join(f"{file.name}:{file_sha256(file)}" for file in files).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{file.name}:{file_sha256(file)}" for file in files).encode()
+    ).hexdigest()
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,8 +4,8 @@
     <root>/<stage>/<key>.work/       finished parts of a stage that was interrupted
     <root>/<stage>/<key>.lock        held while a process works on the stage
 
-A stage folder is made under another name, flushed, and renamed, so one that exists is whole. Its checksums are compared whenever
-it is used; if one differs, the stage is made anew.
+A stage folder is made under another name, flushed, and renamed, so one that exists is whole. Its
+checksums are compared whenever it is used; if one differs, the stage is made anew.
 """
 
 import errno
@@ -46,7 +46,9 @@ class StageKey:
     @property
     def digest(self) -> str:
         """Hash of stage and inputs, the name of the folder."""
-        text = json.dumps({"stage": self.stage, "inputs": self.inputs}, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(
+            {"stage": self.stage, "inputs": self.inputs}, sort_keys=True, separators=(",", ":")
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -68,7 +70,8 @@ class StageStore:
 
         Args:
             key: the stage and its inputs.
-            make: fills an empty folder, given a store for finished parts that survive if it is interrupted.
+            make: fills an empty folder, given a store for finished parts that survive if it is
+                interrupted.
 
         Raises:
             StorageError: the disk is full, or the root cannot be written.
@@ -89,8 +92,12 @@ class StageStore:
         if not folder.is_dir():
             return False
         try:
-            sums: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-            damaged = [name for name, digest in sums.items() if file_sha256(folder / name) != digest]
+            sums: dict[str, str] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))[
+                "sha256"
+            ]
+            damaged = [
+                name for name, digest in sums.items() if file_sha256(folder / name) != digest
+            ]
         except (OSError, ValueError, KeyError, AttributeError):
             damaged = [MANIFEST]
         if damaged:
@@ -98,7 +105,10 @@ class StageStore:
         return not damaged
 
     def _make(self, folder: Path, key: StageKey, make: Callable[[Path, PartStore], None]) -> None:
-        temporary, work = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".work")
+        temporary, work = (
+            folder.with_name(folder.name + ".new"),
+            folder.with_name(folder.name + ".work"),
+        )
         for stale in (temporary, folder):
             if stale.exists():
                 shutil.rmtree(stale)
@@ -108,7 +118,10 @@ class StageStore:
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             sums = {str(path.relative_to(temporary)): file_sha256(path) for path in files}
             manifest = {"stage": key.stage, "inputs": dict(key.inputs), "sha256": sums}
-            write_whole(temporary / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+            write_whole(
+                temporary / MANIFEST,
+                (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
+            )
             temporary.rename(folder)
             sync_folder(folder.parent)
         except BaseException:
@@ -129,10 +142,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as err:
         if err.errno in _FULL:
             raise StorageError(
-                f"no space left for {str(path)!r}; finished work is kept: make room and run the same command again"
+                f"no space left for {str(path)!r}; finished work is kept: make room and run the "
+                "same command again"
             ) from err
         if isinstance(err, PermissionError) or err.errno == errno.EROFS:
-            raise StorageError(f"{str(path)!r} cannot be written: {err.strerror}; choose another place") from err
+            raise StorageError(
+                f"{str(path)!r} cannot be written: {err.strerror}; choose another place"
+            ) from err
         raise
 
 

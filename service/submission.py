@@ -24,7 +24,14 @@ PRIORITIES = {"high": 10, "normal": 20, "low": 30}
 class Enqueue(Protocol):
     """How a job is handed to the engine, in the transaction that makes its row."""
 
-    def __call__(self, connection: sa.Connection, job_id: str, attempt: int, first_stage: str | None, priority: int) -> None:
+    def __call__(
+        self,
+        connection: sa.Connection,
+        job_id: str,
+        attempt: int,
+        first_stage: str | None,
+        priority: int,
+    ) -> None:
         """Have the job's stages run from `first_stage` on; None is the first of all."""
         ...
 
@@ -58,8 +65,17 @@ class Submission:
     @property
     def body_sha256(self) -> str:
         """Hash of all that decides the job."""
-        body: dict[str, Any] = {"request": dict(self.request), "name": self.name, "labels": dict(self.labels or {})}
-        body |= {"priority": self.priority, "profile": self.profile, "parent": self.parent, "first_stage": self.first_stage}
+        body: dict[str, Any] = {
+            "request": dict(self.request),
+            "name": self.name,
+            "labels": dict(self.labels or {}),
+        }
+        body |= {
+            "priority": self.priority,
+            "profile": self.profile,
+            "parent": self.parent,
+            "first_stage": self.first_stage,
+        }
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -82,8 +98,16 @@ class Desk:
     """Takes what tenants ask for."""
 
     def __init__(self, store: JobStore, enqueue: Enqueue, default: Quota) -> None:
-        """Keep jobs in `store`, hand them to `enqueue`; `default` is the quota of tenants without one of their own."""
-        self._store, self._engine, self._enqueue, self._default = store, store.engine, enqueue, default
+        """Keep jobs in `store`, hand them to `enqueue`.
+
+        `default` is the quota of tenants without one of their own.
+        """
+        self._store, self._engine, self._enqueue, self._default = (
+            store,
+            store.engine,
+            enqueue,
+            default,
+        )
 
     def submit(self, asked: Submission) -> tuple[Job, bool]:
         """Make a job and queue it; return it and whether it is new.
@@ -101,9 +125,14 @@ class Desk:
         }  # fmt: skip
         try:
             with self._engine.begin() as connection:
-                job = Job.of(connection.execute(sa.insert(jobs).values(**values).returning(*jobs.c)).one())
+                job = Job.of(
+                    connection.execute(sa.insert(jobs).values(**values).returning(*jobs.c)).one()
+                )
                 self._check_quota(connection, asked.tenant)
-                rows = [{"job_id": job.id, "name": name, "value": value} for name, value in (asked.labels or {}).items()]
+                rows = [
+                    {"job_id": job.id, "name": name, "value": value}
+                    for name, value in (asked.labels or {}).items()
+                ]
                 if rows:
                     connection.execute(sa.insert(labels), rows)
                 keep_event(connection, job, "job.queued", {"attempt": 1})
@@ -121,12 +150,19 @@ class Desk:
             mine = jobs.c.tenant == asked.tenant, jobs.c.idempotency_key == asked.key
             job = Job.of(connection.execute(sa.select(jobs).where(*mine)).one())
         if job.body_sha256 != asked.body_sha256:
-            raise KeyReused(f"idempotency key {asked.key!r} was used for job {job.id} with another body; use a new key")
+            raise KeyReused(
+                f"idempotency key {asked.key!r} was used for job {job.id} with another body; use "
+                "a new key"
+            )
         return job
 
     def _quota(self, connection: sa.Connection, tenant: str) -> Quota:
         row = connection.execute(sa.select(tenants).where(tenants.c.name == tenant)).one_or_none()
-        own = Quota() if row is None else Quota(row.most_active_jobs, row.most_stored_bytes, row.keep_days)
+        own = (
+            Quota()
+            if row is None
+            else Quota(row.most_active_jobs, row.most_stored_bytes, row.keep_days)
+        )
         return Quota(
             self._default.active_jobs if own.active_jobs is None else own.active_jobs,
             self._default.stored_bytes if own.stored_bytes is None else own.stored_bytes,
@@ -138,18 +174,29 @@ class Desk:
         quota = self._quota(connection, tenant)
         mine = jobs.c.tenant == tenant
         if quota.active_jobs is not None:
-            active = connection.execute(sa.select(sa.func.count()).where(mine, jobs.c.status.in_(ACTIVE))).scalar_one()
+            active = connection.execute(
+                sa.select(sa.func.count()).where(mine, jobs.c.status.in_(ACTIVE))
+            ).scalar_one()
             if active > quota.active_jobs:
-                raise QuotaExceeded(f"tenant {tenant!r} has {quota.active_jobs} jobs that have not ended, its most; wait for one")
+                raise QuotaExceeded(
+                    f"tenant {tenant!r} has {quota.active_jobs} jobs that have not ended, its "
+                    "most; wait for one"
+                )
         if quota.stored_bytes is not None:
-            stored = connection.execute(sa.select(sa.func.sum(jobs.c.stored_bytes)).where(mine)).scalar() or 0
+            stored = (
+                connection.execute(sa.select(sa.func.sum(jobs.c.stored_bytes)).where(mine)).scalar()
+                or 0
+            )
             if stored >= quota.stored_bytes:
                 raise QuotaExceeded(
-                    f"tenant {tenant!r} stores {stored:,} bytes of {quota.stored_bytes:,} that it may; delete jobs that ended"
+                    f"tenant {tenant!r} stores {stored:,} bytes of {quota.stored_bytes:,} that it "
+                    "may; delete jobs that ended"
                 )
 
     def cancel(self, tenant: str, job_id: str) -> Job:
-        """Cancel a job: at once if it is queued, else as soon as its stage is stopped. Cancelling again is harmless.
+        """Cancel a job: at once if it is queued, else as soon as its stage is stopped.
+
+        Cancelling again is harmless.
 
         Raises:
             JobUnknown: it is not there.
@@ -179,16 +226,35 @@ class Desk:
         before = self._store.get(job_id, tenant)
         with self._engine.begin() as connection:
             over = (jobs.c.status.in_((Status.FAILED, Status.CANCELLED)),)
-            anew = {"status": Status.QUEUED, "attempt": jobs.c.attempt + 1, "error": None, "finished_at": None, "progress": None}
-            job = change(connection, job_id, "job.queued", {"attempt": before.attempt + 1}, over, anew)
+            anew = {
+                "status": Status.QUEUED,
+                "attempt": jobs.c.attempt + 1,
+                "error": None,
+                "finished_at": None,
+                "progress": None,
+            }
+            job = change(
+                connection, job_id, "job.queued", {"attempt": before.attempt + 1}, over, anew
+            )
             if job is None:
                 status = self._store.get(job_id, tenant).status
-                raise JobActive(f"job {job_id} is {status}; only jobs that failed or were cancelled can be tried again")
+                raise JobActive(
+                    f"job {job_id} is {status}; only jobs that failed or were cancelled can be "
+                    "tried again"
+                )
             self._check_quota(connection, tenant)
             self._enqueue(connection, job_id, job.attempt, job.stage, job.priority)
         return job
 
-    def page(self, tenant: str, *, status: str | None, label: tuple[str, str] | None, after: str | None, limit: int) -> Page[Job]:
+    def page(
+        self,
+        tenant: str,
+        *,
+        status: str | None,
+        label: tuple[str, str] | None,
+        after: str | None,
+        limit: int,
+    ) -> Page[Job]:
         """Return jobs, the newest first: at most `limit`, those older than job `after`."""
         query = sa.select(jobs).where(jobs.c.tenant == tenant)
         if status is not None:
@@ -196,7 +262,9 @@ class Desk:
         if after is not None:
             query = query.where(jobs.c.id < after)
         if label is not None:
-            found = sa.exists().where(labels.c.job_id == jobs.c.id, labels.c.name == label[0], labels.c.value == label[1])
+            found = sa.exists().where(
+                labels.c.job_id == jobs.c.id, labels.c.name == label[0], labels.c.value == label[1]
+            )
             query = query.where(found)
         with self._engine.connect() as connection:
             rows = connection.execute(query.order_by(jobs.c.id.desc()).limit(limit + 1))
@@ -213,7 +281,13 @@ class Desk:
 
 def set_quota(engine: sa.Engine, tenant: str, quota: Quota) -> None:
     """Give a tenant a quota of its own; what is None in it is as for all."""
-    values = {"most_active_jobs": quota.active_jobs, "most_stored_bytes": quota.stored_bytes, "keep_days": quota.keep_days}
+    values = {
+        "most_active_jobs": quota.active_jobs,
+        "most_stored_bytes": quota.stored_bytes,
+        "keep_days": quota.keep_days,
+    }
     with engine.begin() as connection:
-        if not connection.execute(sa.update(tenants).where(tenants.c.name == tenant).values(**values)).rowcount:
+        if not connection.execute(
+            sa.update(tenants).where(tenants.c.name == tenant).values(**values)
+        ).rowcount:
             connection.execute(sa.insert(tenants).values(name=tenant, **values))

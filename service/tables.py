@@ -61,17 +61,26 @@ class TableTask:
 
 
 def ways_of(store: StageStore, task: TableTask, reporter: Reporter) -> list[list[TableChoice]]:
-    """Return for each table the ways to store it: as it is, and at each of `quantizer.tables.OPTIONS`."""
+    """Return for each table the ways to store it.
+
+    As it is, and at each of `quantizer.tables.OPTIONS`.
+    """
     losses = _losses(store, task, reporter)
     return [
         [TableChoice(table, None, table.weights * task.item_bytes, 0.0)]
-        + [TableChoice(table, each, uniform_bytes((table,), each), losses[table.name][each.name]) for each in OPTIONS]
+        + [
+            TableChoice(table, each, uniform_bytes((table,), each), losses[table.name][each.name])
+            for each in OPTIONS
+        ]
         for table in task.tables
     ]
 
 
 def likely_bytes(tables: Sequence[LayerSpec]) -> tuple[int, int]:
-    """Return what tables may take before it is known how they are stored: at the middle one of the ways, and at the smallest."""
+    """Return what tables may take before it is known how they are stored.
+
+    At the middle one of the ways, and at the smallest.
+    """
     return uniform_bytes(tables, OPTIONS[len(OPTIONS) // 2]), uniform_bytes(tables, OPTIONS[-1])
 
 
@@ -80,16 +89,29 @@ def _losses(store: StageStore, task: TableTask, reporter: Reporter) -> dict[str,
     machine = task.machine
 
     def make(folder: Path, _: PartStore) -> None:
-        loaded, told = load_model(task.model, machine.dtype, machine.device), reporter.step("embedding and head")
-        runner, batches = machine.runner(loaded), torch.split(task.calibration.tokens.to(machine.device), task.batch)
+        loaded, told = (
+            load_model(task.model, machine.dtype, machine.device),
+            reporter.step("embedding and head"),
+        )
+        runner, batches = (
+            machine.runner(loaded),
+            torch.split(task.calibration.tokens.to(machine.device), task.batch),
+        )
         probes, found = task.probes.tokens[:PROBES].to(machine.device), {}
         for at, table in enumerate(task.tables):
-            forms = [quantize_tables(runner, {table.name: option}, batches)[table.name] for option in OPTIONS]
+            forms = [
+                quantize_tables(runner, {table.name: option}, batches)[table.name]
+                for option in OPTIONS
+            ]
             changed = [{table.name: form.dequantize(machine.dtype)} for form in forms]
             losses = table_losses(loaded, changed, probes, machine.precision)
-            found[table.name] = {option.name: loss for option, loss in zip(OPTIONS, losses, strict=True)}
+            found[table.name] = {
+                option.name: loss for option, loss in zip(OPTIONS, losses, strict=True)
+            }
             told(at + 1, len(task.tables))
         (folder / "tables.json").write_text(json.dumps(found), encoding="utf-8")
 
-    losses: dict[str, dict[str, float]] = json.loads((store.get(task.key, make) / "tables.json").read_text(encoding="utf-8"))
+    losses: dict[str, dict[str, float]] = json.loads(
+        (store.get(task.key, make) / "tables.json").read_text(encoding="utf-8")
+    )
     return losses

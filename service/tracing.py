@@ -39,7 +39,10 @@ def set_up_tracing(app: FastAPI | None = None) -> None:
 
 @contextmanager
 def traced(name: str, **attributes: str | int) -> Iterator[dict[str, str]]:
-    """Trace what is done within; yield the variables that make a child process's traces part of it."""
+    """Trace what is done within.
+
+    Yield the variables that make a child process's traces part of it.
+    """
     if not is_traced():
         yield {}
         return

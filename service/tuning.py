@@ -31,7 +31,10 @@ from service.store import StageKey, StageStore
 TRAINING_BYTES = 16
 """Latent code, gradient and two moments of each weight whose code is trained, in float32."""
 MEMORY_SHARE = 0.5
-"""How much of the machine's memory training may take beside the model itself; the rest is for what a backward pass keeps."""
+"""How much of the machine's memory training may take beside the model itself.
+
+The rest is for what a backward pass keeps.
+"""
 
 SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
 """Windows that salient groups, and weights that matter, are found on."""
@@ -115,15 +118,28 @@ class TuneTask:
 
 
 def choose_phases(
-    effort: Effort, layer_weights: int, memory_bytes: int, batch: int, precision: torch.dtype, seed: int
+    effort: Effort,
+    layer_weights: int,
+    memory_bytes: int,
+    batch: int,
+    precision: torch.dtype,
+    seed: int,
 ) -> tuple[Phase, ...]:
     """Return how an effort trains a model of this size on a machine of this memory.
 
-    Codes and scales are trained end to end where memory allows; else block by block, and scales alone end to end.
+    Codes and scales are trained end to end where memory allows; else block by block, and scales
+    alone end to end.
     """
     if not effort.steps:
         return ()
-    usual = partial(TrainingSpec, batch=batch, code_rate=CODE_RATE, adapter_rate=ADAPTER_RATE, precision=precision, seed=seed)
+    usual = partial(
+        TrainingSpec,
+        batch=batch,
+        code_rate=CODE_RATE,
+        adapter_rate=ADAPTER_RATE,
+        precision=precision,
+        seed=seed,
+    )
     whole = usual(effort.steps, trained="codes", scale_rate=SCALE_RATE)
     if TRAINING_BYTES * layer_weights <= MEMORY_SHARE * memory_bytes:
         return (Phase(MODEL, whole),)
@@ -133,12 +149,21 @@ def choose_phases(
 
 
 def phases_for(
-    effort: Effort, layers: Sequence[LayerSpec], machine: Machine, batch: int, seed: int, recipe: Recipe = USUAL
+    effort: Effort,
+    layers: Sequence[LayerSpec],
+    machine: Machine,
+    batch: int,
+    seed: int,
+    recipe: Recipe = USUAL,
 ) -> tuple[Phase, ...]:
     """Return how a model's layers are trained on this machine."""
     weights = sum(layer.weights for layer in layers)
     on_card = machine.device.startswith("cuda")
-    memory_bytes = torch.cuda.get_device_properties(machine.device).total_memory if on_card else psutil.virtual_memory().total
+    memory_bytes = (
+        torch.cuda.get_device_properties(machine.device).total_memory
+        if on_card
+        else psutil.virtual_memory().total
+    )
     phases = choose_phases(effort, weights, memory_bytes, batch, machine.precision, seed)
     if not phases or recipe.kind is None:
         return phases
@@ -147,21 +172,45 @@ def phases_for(
 
 
 def tune_task(
-    store: StageStore, model: ModelFolder, plan: Plan, checkpoint: Path, request: TuneRequest, machine: Machine
+    store: StageStore,
+    model: ModelFolder,
+    plan: Plan,
+    checkpoint: Path,
+    request: TuneRequest,
+    machine: Machine,
 ) -> TuneTask:
-    """Return all that decides how a plan's checkpoint is trained on this machine; no phases if it is not."""
-    phases = phases_for(request.effort, plan.in_blocks.layers, machine, request.batch, request.seed, request.recipe)
-    windows = training_windows(store, model, request.text, phases, request.guard) if phases else request.guard
+    """Return all that decides how a plan's checkpoint is trained on this machine.
+
+    No phases if it is not.
+    """
+    phases = phases_for(
+        request.effort, plan.in_blocks.layers, machine, request.batch, request.seed, request.recipe
+    )
+    windows = (
+        training_windows(store, model, request.text, phases, request.guard)
+        if phases
+        else request.guard
+    )
     return TuneTask(model, checkpoint, plan, windows, phases, machine)
 
 
-def training_windows(store: StageStore, model: ModelFolder, text: TextSpec, phases: tuple[Phase, ...], guard: Windows) -> Windows:
-    """Return windows to train on: of all windows of the calibration text but those of the guard, as many as are seen at all."""
-    return windows_without(store, model, text, guard, max(phase.spec.steps * phase.spec.batch for phase in phases))
+def training_windows(
+    store: StageStore, model: ModelFolder, text: TextSpec, phases: tuple[Phase, ...], guard: Windows
+) -> Windows:
+    """Return windows to train on.
+
+    Of all windows of the calibration text but those of the guard, as many as are seen at all.
+    """
+    return windows_without(
+        store, model, text, guard, max(phase.spec.steps * phase.spec.batch for phase in phases)
+    )
 
 
 def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
-    """Train the layers of a checkpoint, or go on where it was left; return the folder of the trained one, of the same bytes."""
+    """Train the layers of a checkpoint, or go on where it was left.
+
+    Return the folder of the trained one, of the same bytes.
+    """
 
     def make(folder: Path, parts: PartStore) -> None:
         stored = read_weights(task.checkpoint, task.plan)
@@ -178,19 +227,27 @@ def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
 def better(store: StageStore, task: TuneTask, guard: Windows, reporter: Reporter) -> Path:
     """Return the folder of the trained checkpoint, or of the untrained one where that is nearer to the original on the guard."""
     folders = {"untrained": task.checkpoint, "trained": tune(store, task, reporter)}
-    found = evaluation(store, task.model, folders, guard, GUARD_BATCH, task.machine, reporter, "guard", fast=True)
+    found = evaluation(
+        store, task.model, folders, guard, GUARD_BATCH, task.machine, reporter, "guard", fast=True
+    )
     return folders["trained" if nearer(found["trained"], found["untrained"]) else "untrained"]
 
 
 def _train(
-    task: TuneTask, phase: Phase, forms: dict[str, QuantizedWeight], parts: PartStore, reporter: Reporter
+    task: TuneTask,
+    phase: Phase,
+    forms: dict[str, QuantizedWeight],
+    parts: PartStore,
+    reporter: Reporter,
 ) -> dict[str, QuantizedWeight]:
     loaded = load_model(task.model, task.machine.dtype, task.machine.device)
     runner, windows = task.machine.runner(loaded), task.windows.tokens.to(task.machine.device)
     told = reporter.step(f"tune: {phase.kind}")
     if phase.kind == MODEL:
         calibration = Calibration(windows[:SALIENCY_WINDOWS], phase.spec.batch)
-        chosen = salient(runner, find_layers(loaded), forms, calibration, phase.spec.salient, phase.spec.seed)
+        chosen = salient(
+            runner, find_layers(loaded), forms, calibration, phase.spec.salient, phase.spec.seed
+        )
         return distill.distill(runner, forms, windows, phase.spec, parts, told, salient=chosen)
     layers, price = find_layers(loaded), None
     if phase.spec.penalty:

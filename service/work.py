@@ -1,4 +1,7 @@
-"""What a worker does for a job: start its stages, listen to them, and put on record how they ended."""
+"""What a worker does for a job.
+
+Start its stages, listen to them, and put on record how they ended.
+"""
 
 import json
 import logging
@@ -47,7 +50,9 @@ class Work:
     stages: tuple[str, ...] = STAGES
 
     def stage(self, job_id: str, attempt: int, stage: str) -> Mapping[str, Any]:
-        """Do one stage; return what goes on record: whether the job goes on, and what was found or went wrong.
+        """Do one stage; return what goes on record.
+
+        Whether the job goes on, and what was found or went wrong.
 
         Raises:
             Unavailable: something outside did not answer; the stage may be tried again.
@@ -59,7 +64,9 @@ class Work:
         log.info("stage begins", extra={"job_id": job_id, "stage": stage, "tenant": job.tenant})
         try:
             self._store_request(job)
-            with traced(f"stage {stage}", job_id=job_id, attempt=attempt, tenant=job.tenant) as variables:
+            with traced(
+                f"stage {stage}", job_id=job_id, attempt=attempt, tenant=job.tenant
+            ) as variables:
                 last = self.runner.run(
                     self._call(stage, job, variables),
                     lambda progress: patiently(lambda: store.progress(job_id, attempt, progress)),
@@ -73,7 +80,11 @@ class Work:
                 raise
             last = {"problem": problem_of(error)}
         if "problem" in last:
-            log.warning("stage failed: %s", last["problem"].get("detail"), extra={"job_id": job_id, "stage": stage})
+            log.warning(
+                "stage failed: %s",
+                last["problem"].get("detail"),
+                extra={"job_id": job_id, "stage": stage},
+            )
             return {"goes_on": False, "error": last["problem"]}
         failpoint(f"{stage}-unrecorded")
         patiently(lambda: store.end_stage(job_id, attempt, stage, last["outcome"]))
@@ -89,7 +100,11 @@ class Work:
         if outcome is not None:
             stored = int(outcome["stored_bytes"])
             result = outcome["result"] | {"delivered": outcome["delivered"]}
-            done = patiently(lambda: self.store.end(job_id, attempt, Status.SUCCEEDED, result=result, stored_bytes=stored))
+            done = patiently(
+                lambda: self.store.end(
+                    job_id, attempt, Status.SUCCEEDED, result=result, stored_bytes=stored
+                )
+            )
         elif error is not None:
             done = patiently(lambda: self.store.end(job_id, attempt, Status.FAILED, error=error))
         else:
@@ -103,7 +118,9 @@ class Work:
             return {"problem": problem_of(StageKilled(f"this worker cannot do {what!r}"))}
         name, said = new_id("dry"), list[str]()
         try:
-            self.artifacts.put(request_place(name), {REQUEST: json.dumps(document["request"]).encode()})
+            self.artifacts.put(
+                request_place(name), {REQUEST: json.dumps(document["request"]).encode()}
+            )
             command = self.command(ESTIMATE, name, document.get("profile"))
             call = StageCall(command, stage_environment(), ESTIMATE_SECONDS)
             return self.runner.run(call, lambda _: None, said.extend, lambda: False)
@@ -116,11 +133,24 @@ class Work:
     def command(self, stage: str, job_id: str, profile: str | None) -> list[str]:
         """Return the command line of a stage, as any machine with the same settings could run it."""
         settings = self.settings
-        command = [sys.executable, "-m", "service.stage", stage, "--job", job_id, "--artifacts", settings.artifacts]
+        command = [
+            sys.executable,
+            "-m",
+            "service.stage",
+            stage,
+            "--job",
+            job_id,
+            "--artifacts",
+            settings.artifacts,
+        ]
         command += ["--cache", str(settings.cache)]
         for root in settings.models:
             command += ["--models", str(root)]
-        return [*command, *(["--hub"] if settings.hub else []), *(["--profile", profile] if profile else [])]
+        return [
+            *command,
+            *(["--hub"] if settings.hub else []),
+            *(["--profile", profile] if profile else []),
+        ]
 
     def _call(self, stage: str, job: Job, variables: dict[str, str]) -> StageCall:
         command = self.command(stage, job.id, job.profile)

@@ -38,7 +38,9 @@ log = logging.getLogger("bitwright.worker")
 
 
 def run_worker(settings: ServiceSettings) -> None:
-    """Work until the process is told to end; then end what runs, for this worker or another to take up again.
+    """Work until the process is told to end.
+
+    Then end what runs, for this worker or another to take up again.
 
     Raises:
         RequestError: a worker of this name runs already.
@@ -51,7 +53,9 @@ def run_worker(settings: ServiceSettings) -> None:
     presence.hold(settings.worker)
     runner, store = LocalRunner(), JobStore(database)
     artifacts = ArtifactStore(settings.artifacts)
-    durable.launch(database, settings.worker, Work(store, artifacts, runner, settings), settings.slots)
+    durable.launch(
+        database, settings.worker, Work(store, artifacts, runner, settings), settings.slots
+    )
     log.info("worker begins", extra={"worker": settings.worker})
     client = durable.Client(database)
     keeper = Housekeeper(store, client, presence, artifacts, settings)
@@ -74,7 +78,9 @@ def run_worker(settings: ServiceSettings) -> None:
         runner.halt()
         presence.let_go()
         logging.shutdown()
-        os._exit(0 if stop.is_set() else 1)  # stages were cut off: to the journal it must look like a crash
+        os._exit(
+            0 if stop.is_set() else 1
+        )  # stages were cut off: to the journal it must look like a crash
 
 
 def bring_up_to_date(database: sa.Engine) -> None:
@@ -88,7 +94,9 @@ def bring_up_to_date(database: sa.Engine) -> None:
         durable.prepare(database)
     except (InterfaceError, OperationalError) as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
-        raise Unavailable(f"the database does not answer: {reason}; see BITWRIGHT_DATABASE_URL") from error
+        raise Unavailable(
+            f"the database does not answer: {reason}; see BITWRIGHT_DATABASE_URL"
+        ) from error
 
 
 def _stay(presence: Presence, worker: str, stop: threading.Event) -> None:
@@ -100,7 +108,10 @@ def _stay(presence: Presence, worker: str, stop: threading.Event) -> None:
             heard = time.monotonic()
         except Unavailable:
             if time.monotonic() - heard > LOST_SECONDS:
-                log.exception("the database is away; the worker gives up, its jobs go on once it is started again")
+                log.exception(
+                    "the database is away; the worker gives up, its jobs go on once it is started "
+                    "again"
+                )
                 return
         except RequestError:
             log.exception("another process has taken this worker's name; it ends")

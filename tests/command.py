@@ -1,4 +1,7 @@
-"""Run the command line as a user would: in this process, or in one of its own where it is to be killed."""
+"""Run the command line as a user would.
+
+In this process, or in one of its own where it is to be killed.
+"""
 
 import json
 import os
@@ -27,7 +30,10 @@ PROGRAM = [sys.executable, "-c", "from service.cli import entry; entry()"]
 
 
 def bitwright(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run `bitwright` with the arguments and return its exit code, stdout and stderr; errors that it does not tell are raised."""
+    """Run `bitwright` with the arguments and return its exit code, stdout and stderr.
+
+    Errors that it does not tell are raised.
+    """
     result = CliRunner().invoke(app, [*map(str, arguments)])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -44,7 +50,18 @@ def bitwright_json(*arguments: str | Path) -> Any:
 def run_options(model: Path, cache: Path, out: Path, budget: str = "4bpw") -> list[str]:
     """Return the arguments of a small `bitwright run`."""
     folders = ["--out", str(out), "--cache", str(cache)]
-    return ["run", str(model), "--budget", budget, *folders, "--effort", "fast", "--evaluation-windows", "3", *SMALL]
+    return [
+        "run",
+        str(model),
+        "--budget",
+        budget,
+        *folders,
+        "--effort",
+        "fast",
+        "--evaluation-windows",
+        "3",
+        *SMALL,
+    ]
 
 
 def heed_interrupts() -> None:
@@ -52,7 +69,9 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.Signals) -> subprocess.CompletedProcess[str]:
+def stop_when(
+    arguments: list[str], condition: Callable[[], bool], how: signal.Signals
+) -> subprocess.CompletedProcess[str]:
     """Start `bitwright`, send it a signal as soon as the condition holds, and return how it ended.
 
     Raises:
@@ -67,7 +86,9 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
         preexec_fn=heed_interrupts,  # noqa: PLW1509  no thread runs yet
     )
     while not condition():
-        assert process.poll() is None, f"ended before it could be stopped: {process.communicate()[1]}"
+        assert process.poll() is None, (
+            f"ended before it could be stopped: {process.communicate()[1]}"
+        )
         time.sleep(0.002)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)
@@ -75,5 +96,8 @@ def stop_when(arguments: list[str], condition: Callable[[], bool], how: signal.S
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a process that runs a tiny model: off the network, on one thread."""
+    """Return the environment of a process that runs a tiny model.
+
+    Off the network, on one thread.
+    """
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

@@ -3,7 +3,8 @@
     python -m tests.compiled_kernels [TARGET ...]
     python -m tests.compiled_kernels --store
 
-One row a line for each target, format and kernel; the second command stores them, in place of those before.
+One row a line for each target, format and kernel; the second command stores them, in place of those
+before.
 """
 
 import json
@@ -42,16 +43,33 @@ def compiled(kernel: str, target: str, constants: dict[str, int]) -> Any:
 
     function = getattr(gpu_kernels, kernel)
     scales = "*fp16" if constants["SCALE_BITS"] == 16 else "*i32"
-    types = {"x": "*fp16", "out": "*fp32", "tile": "*fp16", "columns": "*u16", "row_scales": "*fp16"}
+    types = {
+        "x": "*fp16",
+        "out": "*fp32",
+        "tile": "*fp16",
+        "columns": "*u16",
+        "row_scales": "*fp16",
+    }
     types |= dict.fromkeys(("high_scales", "low_scales"), scales)
-    types |= dict.fromkeys(("high_codes", "high_zeros", "low_codes", "low_zeros", "words"), "*i32") | {"values": "*fp32"}
+    types |= dict.fromkeys(
+        ("high_codes", "high_zeros", "low_codes", "low_zeros", "words"), "*i32"
+    ) | {"values": "*fp32"}
     if kernel == "pack_kernel":
         types["columns"] = "i32"  # how many
     constants = {name: value for name, value in constants.items() if name in function.arg_names}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in function.arg_names}
-    aligned = {(at,): [["tt.divisibility", 16]] for at, kind in enumerate(signature.values()) if kind.startswith("*")}
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32")
+        for name in function.arg_names
+    }
+    aligned = {
+        (at,): [["tt.divisibility", 16]]
+        for at, kind in enumerate(signature.values())
+        if kind.startswith("*")
+    }
     source = ASTSource(function, signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options={"num_warps": 4, "num_stages": 1})
+    return triton.compile(
+        source, target=GPUTarget(*TARGETS[target]), options={"num_warps": 4, "num_stages": 1}
+    )
 
 
 def resources(kernel: Any) -> dict[str, int]:
@@ -61,15 +79,21 @@ def resources(kernel: Any) -> dict[str, int]:
     shared = kernel.metadata.shared
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
-        registers, spilled = (int(re.findall(rf"\.vgpr_{what}: +(\d+)", text)[0]) for what in ("count", "spill_count"))
+        registers, spilled = (
+            int(re.findall(rf"\.vgpr_{what}: +(\d+)", text)[0]) for what in ("count", "spill_count")
+        )
         stack = 4 * spilled
     else:
         tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"
             cubin.write_bytes(kernel.asm["cubin"])
-            listed = subprocess.run([tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True)
-        registers, stack = (int(re.findall(rf"{what}:(\d+)", listed.stdout)[0]) for what in ("REG", "STACK"))
+            listed = subprocess.run(
+                [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
+            )
+        registers, stack = (
+            int(re.findall(rf"{what}:(\d+)", listed.stdout)[0]) for what in ("REG", "STACK")
+        )
     return {"registers": registers, "shared_bytes": shared, "stack_bytes": stack}
 
 
@@ -77,9 +101,17 @@ def rows(target: str) -> Iterator[dict[str, Any]]:
     """Yield what each kernel takes on a target, for each format."""
     for name, (high, low, scale_bits) in FORMATS.items():
         for kernel, (function, constants) in KERNELS.items():
-            fixed = {"HIGH_BITS": high, "LOW_BITS": low, "GROUP_UNITS": 2, "SCALE_BITS": scale_bits, "BITS": high}
+            fixed = {
+                "HIGH_BITS": high,
+                "LOW_BITS": low,
+                "GROUP_UNITS": 2,
+                "SCALE_BITS": scale_bits,
+                "BITS": high,
+            }
             fixed |= {"UNITS": 16, "OUTPUTS": 32, "SPLIT": 1} | constants
-            yield {"target": target, "kernel": kernel, "format": name} | resources(compiled(function, target, fixed))
+            yield {"target": target, "kernel": kernel, "format": name} | resources(
+                compiled(function, target, fixed)
+            )
 
 
 def main() -> None:
@@ -92,7 +124,9 @@ def main() -> None:
     from triton import __version__
 
     said = {"triton": __version__, "circumstances": circumstances()}
-    RESULTS.write_text("".join(json.dumps(row | said) + "\n" for target in TARGETS for row in rows(target)))
+    RESULTS.write_text(
+        "".join(json.dumps(row | said) + "\n" for target in TARGETS for row in rows(target))
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,15 @@ import torch
 from service.settings import quiet_libraries
 from tests.tiny import save_tiny
 
-os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"  # Triton reads this once, when it is imported
+os.environ["TRITON_INTERPRET"] = (
+    "0" if torch.cuda.is_available() else "1"
+)  # Triton reads this once, when it is imported
 quiet_libraries()
-torch.set_num_threads(1)  # tiny models gain nothing from more, and a killed run must compute in the same order as one that was not
+torch.set_num_threads(
+    1
+    # tiny models gain nothing from more, and a killed run must compute in the same order as one
+    # that was not
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -61,15 +61,27 @@ def submit_all(server: Served, count: int) -> list[str]:
     """Submit jobs with different budgets and texts, each under a key of its own, as a client does that repeats what failed."""
     ids = []
     for number in range(count):
-        body = {**SMALL_JOB, "model": "llama", "budget": BUDGETS[number % len(BUDGETS)], "seed": number // len(BUDGETS)}
-        answer = server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": f"job {number}"})
+        body = {
+            **SMALL_JOB,
+            "model": "llama",
+            "budget": BUDGETS[number % len(BUDGETS)],
+            "seed": number // len(BUDGETS),
+        }
+        answer = server.client.post(
+            "/v1/jobs", json=body, headers={"Idempotency-Key": f"job {number}"}
+        )
         assert answer.status_code == 202, answer.text
         ids.append(str(answer.json()["id"]))
     return ids
 
 
-def disturb(server: Served, kills: int, pause_seconds: float, seed: int, postgres: Postgres | None) -> Counter[str]:
-    """Kill workers and servers at random times; in the middle, stop the database at once and start it again."""
+def disturb(
+    server: Served, kills: int, pause_seconds: float, seed: int, postgres: Postgres | None
+) -> Counter[str]:
+    """Kill workers and servers at random times.
+
+    In the middle, stop the database at once and start it again.
+    """
     chance, done = random.Random(seed), Counter[str]()  # noqa: S311
     for number in range(kills):
         time.sleep(chance.uniform(0.2, 2 * pause_seconds))
@@ -102,11 +114,17 @@ def finish(server: Served, ids: list[str], seconds: float) -> list[dict[str, Any
         if all(job.get("status") in ENDED for job in jobs):
             return jobs
         time.sleep(1)
-    raise AssertionError(f"not ended after {seconds} s: {Counter(job.get('status') for job in jobs)}\n{server.log[-8000:]}")
+    raise AssertionError(
+        f"not ended after {seconds} s: "
+        f"{Counter(job.get('status') for job in jobs)}\n{server.log[-8000:]}"
+    )
 
 
 def results_of(server: Served, job: dict[str, Any]) -> dict[str, str]:
-    """Return the checksums of what a job made, after comparing them with the bytes; without what tells times."""
+    """Return the checksums of what a job made, after comparing them with the bytes.
+
+    Without what tells times.
+    """
     found = {}
     for row in server.client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]:
         content = server.client.get(row["url"]).content
@@ -129,7 +147,9 @@ def calm_results(folder: Path, models: Path, jobs: int) -> list[dict[str, str]]:
     """Return the checksums of what jobs make that nobody disturbs, in a service of their own."""
     server = Served(folder, models, variables=TWO_SLOTS)
     try:
-        return [results_of(server, job) for job in finish(server, submit_all(server, jobs), 120 * jobs)]
+        return [
+            results_of(server, job) for job in finish(server, submit_all(server, jobs), 120 * jobs)
+        ]
     finally:
         server.stop()
 
@@ -144,10 +164,16 @@ def soak(
     seed: int = 0,
     pause_seconds: float = 3.0,
 ) -> Count:
-    """Run jobs under kills, check that they make what is expected and all else that must hold; return the figures."""
+    """Run jobs under kills, check that they make what is expected and all else that must hold.
+
+    Return the figures.
+    """
     start, jobs, variables = time.monotonic(), len(expected), dict(TWO_SLOTS)
     if postgres is not None:
-        variables |= {"BITWRIGHT_DATABASE_URL": postgres.fresh(f"soak_{seed}_{int(time.time())}"), "BITWRIGHT_WORKER": "soaked"}
+        variables |= {
+            "BITWRIGHT_DATABASE_URL": postgres.fresh(f"soak_{seed}_{int(time.time())}"),
+            "BITWRIGHT_WORKER": "soaked",
+        }
     server = Served(folder, models, variables=variables)
     watch = Watch(str(folder))
     try:
@@ -156,7 +182,9 @@ def soak(
         done = disturb(server, kills, pause_seconds, seed, postgres)
         assert submit_all(server, jobs) == ids, "the same keys must give the same jobs"
         ended = finish(server, ids, 120 * jobs)
-        assert Counter(job["status"] for job in ended) == {"succeeded": jobs}, [job["error"] for job in ended]
+        assert Counter(job["status"] for job in ended) == {"succeeded": jobs}, [
+            job["error"] for job in ended
+        ]
         assert [results_of(server, job) for job in ended] == expected
         nothing_half_written(folder / "data" / "artifacts")
         starts = sum(stage["starts"] for job in ended for stage in job["stages"])

@@ -1,4 +1,7 @@
-"""A real PostgreSQL server for tests, out of a package; it listens at a socket in a folder of its own only."""
+"""A real PostgreSQL server for tests, out of a package.
+
+It listens at a socket in a folder of its own only.
+"""
 
 import os
 import shutil
@@ -14,7 +17,10 @@ _USER = "nobody"
 
 
 class Postgres:
-    """A server with an empty database. PostgreSQL refuses to run as root, so it runs as nobody then."""
+    """A server with an empty database.
+
+    PostgreSQL refuses to run as root, so it runs as nobody then.
+    """
 
     def __init__(self) -> None:
         """Make the folder and start."""
@@ -22,7 +28,13 @@ class Postgres:
         self._user = _USER if os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(self._folder, self._user)
-        self._run("initdb", "--username=postgres", "--auth=trust", "--no-sync", f"--pgdata={self._folder / 'data'}")
+        self._run(
+            "initdb",
+            "--username=postgres",
+            "--auth=trust",
+            "--no-sync",
+            f"--pgdata={self._folder / 'data'}",
+        )
         self.start()
 
     @property
@@ -32,7 +44,17 @@ class Postgres:
 
     def start(self) -> None:
         """Start, and wait until it answers."""
-        command = [_BIN / "postgres", "-D", self._folder / "data", "-k", self._folder, "-h", "", "-c", "max_connections=200"]
+        command = [
+            _BIN / "postgres",
+            "-D",
+            self._folder / "data",
+            "-k",
+            self._folder,
+            "-h",
+            "",
+            "-c",
+            "max_connections=200",
+        ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, user=self._user, stdout=log, stderr=log)
         for _ in range(400):
@@ -43,7 +65,10 @@ class Postgres:
         raise RuntimeError((self._folder / "log").read_text())
 
     def stop_at_once(self) -> None:
-        """Stop as `pg_ctl -m immediate` does: connections are cut, and the next start recovers from the journal."""
+        """Stop as `pg_ctl -m immediate` does.
+
+        Connections are cut, and the next start recovers from the journal.
+        """
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait(30)
 
@@ -59,4 +84,6 @@ class Postgres:
         return f"postgresql://postgres@/{name}?host={self._folder}"
 
     def _run(self, command: str, *arguments: str) -> None:
-        subprocess.run([_BIN / command, *arguments], user=self._user, check=True, capture_output=True)
+        subprocess.run(
+            [_BIN / command, *arguments], user=self._user, check=True, capture_output=True
+        )

@@ -1,7 +1,10 @@
-"""A GPU that is only pretended: where there is none, it shows where tensors of two devices would meet.
+"""A GPU that is only pretended.
 
-All tensors lie in the processor's memory; which storages were put on the GPU is remembered, and what torch refuses to do with
-tensors of both is refused. What happens inside a backward pass is not looked at.
+Where there is none, it shows where tensors of two devices would meet.
+
+All tensors lie in the processor's memory; which storages were put on the GPU is remembered, and
+what torch refuses to do with tensors of both is refused. What happens inside a backward pass is not
+looked at.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,9 +33,13 @@ class PretendedGpu(TorchFunctionMode):
     def __init__(self) -> None:
         """Begin with an empty GPU."""
         super().__init__()
-        self._there: dict[int, StorageWeakRef] = {}  # by address, which a weak reference keeps from being taken anew
+        self._there: dict[
+            int, StorageWeakRef
+        ] = {}  # by address, which a weak reference keeps from being taken anew
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Do what torch does, and keep account of devices."""
         with torch._C.DisableTorchFunction():
             return self._special(function)(function, args, dict(kwargs or {}))
@@ -42,9 +49,14 @@ class PretendedGpu(TorchFunctionMode):
         return _address(tensor) in self._there
 
     def _special(self, function: Any) -> Callable[..., Any]:
-        name, owner = getattr(function, "__name__", ""), getattr(getattr(function, "__self__", None), "__name__", "")
+        name, owner = (
+            getattr(function, "__name__", ""),
+            getattr(getattr(function, "__self__", None), "__name__", ""),
+        )
         if name == "__get__":
-            return {"device": self._device, "is_cuda": self._is_cuda, "grad": self._gradient}.get(owner, self._usual)
+            return {"device": self._device, "is_cuda": self._is_cuda, "grad": self._gradient}.get(
+                owner, self._usual
+            )
         return {
             "to": self._to, "cpu": self._cpu, "numpy": self._numpy, "__getitem__": self._index, "__setitem__": self._index,
             "index_put_": self._index, **dict.fromkeys(_ACROSS, self._across),
@@ -55,16 +67,30 @@ class PretendedGpu(TorchFunctionMode):
         if kwargs.get("device") is None:
             there = self._side(function, given)
         else:
-            there, kwargs["device"] = torch.device(kwargs["device"]).type == "cuda", _real(kwargs["device"])
+            there, kwargs["device"] = (
+                torch.device(kwargs["device"]).type == "cuda",
+                _real(kwargs["device"]),
+            )
         if there and kwargs.get("generator") is not None:
-            raise DevicesMixedError(f"{function.__name__}: a generator of the processor for numbers on the GPU")
+            raise DevicesMixedError(
+                f"{function.__name__}: a generator of the processor for numbers on the GPU"
+            )
         return self._note(function(*args, **kwargs), given, there=there)
 
     def _side(self, function: Any, given: list[Tensor]) -> bool:
-        """Return whether an operation runs on the GPU; single numbers of the processor may be anywhere."""
-        whole, single = ({self.holds(each) for each in given if bool(each.ndim) == wanted} for wanted in (True, False))
+        """Return whether an operation runs on the GPU.
+
+        Single numbers of the processor may be anywhere.
+        """
+        whole, single = (
+            {self.holds(each) for each in given if bool(each.ndim) == wanted}
+            for wanted in (True, False)
+        )
         if len(whole) > 1 or (whole == {False} and True in single):
-            shapes = ", ".join(f"{tuple(each.shape)} on the {'GPU' if self.holds(each) else 'processor'}" for each in given)
+            shapes = ", ".join(
+                f"{tuple(each.shape)} on the {'GPU' if self.holds(each) else 'processor'}"
+                for each in given
+            )
             raise DevicesMixedError(f"{function.__name__}: {shapes}")
         return True in (whole or single)
 
@@ -104,7 +130,9 @@ class PretendedGpu(TorchFunctionMode):
             elif isinstance(each, torch.dtype):
                 dtype = each
         there = self.holds(tensor) if where is None else torch.device(where).type == "cuda"
-        moved: Tensor = tensor.to(dtype=dtype or tensor.dtype, device=tensor.device if where is None else _real(where))
+        moved: Tensor = tensor.to(
+            dtype=dtype or tensor.dtype, device=tensor.device if where is None else _real(where)
+        )
         if _address(moved) != _address(tensor):
             self._put(moved, there=there)
         elif there != self.holds(tensor):
@@ -135,11 +163,17 @@ class PretendedGpu(TorchFunctionMode):
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
     """A GPU for the time of a test."""
     precision, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
-    monkeypatch.setattr(torch, "autocast", lambda device, **options: precision(_real(device).type, **options))
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": enabled(_real(device).type))
+    monkeypatch.setattr(
+        torch, "autocast", lambda device, **options: precision(_real(device).type, **options)
+    )
+    monkeypatch.setattr(
+        torch, "is_autocast_enabled", lambda device="cpu": enabled(_real(device).type)
+    )
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: dtype(_real(device).type))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (MEMORY_BYTES, MEMORY_BYTES))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY_BYTES))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY_BYTES)
+    )
     with PretendedGpu() as gpu:
         yield gpu
 

@@ -8,7 +8,14 @@ from allocator.profile import Profile
 from tests.command import bitwright, bitwright_json
 
 BUDGET = "3.1bpw"
-KINDS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
+KINDS = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+)
 
 
 def store(profile: Profile, folder: Path) -> Path:
@@ -33,10 +40,15 @@ def refused(*arguments: str | Path, code: int = 2) -> str:
     """Return the message of a command that must fail, with --json and without."""
     plain, told = bitwright(*arguments), bitwright(*arguments, "--json")
     document = json.loads(told.stdout)
-    assert (plain.returncode, told.returncode, document["exit_code"]) == (code, code, code), plain.stderr
+    assert (plain.returncode, told.returncode, document["exit_code"]) == (code, code, code), (
+        plain.stderr
+    )
     assert plain.stdout == ""
     assert f"error {document['error']}: " in plain.stderr
-    assert document["message"] in plain.stderr.replace("\n", " ") or document["message"] in plain.stderr
+    assert (
+        document["message"] in plain.stderr.replace("\n", " ")
+        or document["message"] in plain.stderr
+    )
     return str(document["message"])
 
 

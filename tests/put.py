@@ -37,11 +37,18 @@ def set_variables(patch: pytest.MonkeyPatch, endpoint: str) -> None:
         patch.setenv(name, value)
 
 
-def put_in_process(url: str, many: list[dict[str, bytes]], rounds: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """Start a process that puts each of `many` in turn; an empty one stands for deleting the place."""
+def put_in_process(
+    url: str, many: list[dict[str, bytes]], rounds: int = 1, **environment: str
+) -> subprocess.Popen[str]:
+    """Start a process that puts each of `many` in turn.
+
+    An empty one stands for deleting the place.
+    """
     text = json.dumps([{name: data.decode() for name, data in files.items()} for files in many])
     command = [sys.executable, "-c", PUT, url, PLACE, str(rounds), text]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
 
 
 def put_killed(url: str, files: dict[str, bytes], point: str, marker: Path) -> None:

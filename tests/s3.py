@@ -1,4 +1,7 @@
-"""A real S3-compatible server for tests, in a process of its own; it forgets everything when it ends."""
+"""A real S3-compatible server for tests, in a process of its own.
+
+It forgets everything when it ends.
+"""
 
 import os
 import secrets

@@ -1,4 +1,7 @@
-"""A real server process of the job service, with its worker, for tests: started, killed, started again."""
+"""A real server process of the job service, with its worker, for tests.
+
+Started, killed, started again.
+"""
 
 import os
 import signal
@@ -39,7 +42,9 @@ def free_port() -> int:
 class Served:
     """One `bitwright serve`."""
 
-    def __init__(self, data: Path, models: Path, *options: str, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data: Path, models: Path, *options: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         """Start it, keeping everything under `data`, with jobs on what is in `models`."""
         data.mkdir(parents=True, exist_ok=True)
         self.data, self.port, self._options = data, free_port(), options
@@ -66,10 +71,20 @@ class Served:
 
     def start(self, variables: Mapping[str, str] | None = None) -> None:
         """Start the process, and wait until it is ready."""
-        command = [sys.executable, "-m", "service.cli", "serve", "--port", str(self.port), *self._options]
+        command = [
+            sys.executable,
+            "-m",
+            "service.cli",
+            "serve",
+            "--port",
+            str(self.port),
+            *self._options,
+        ]
         with (self.data / "server.log").open("ab") as log:
             settings = {**self.variables, **(variables or {})}
-            self.process = subprocess.Popen(command, env=settings, stdout=log, stderr=log, cwd=self.data)
+            self.process = subprocess.Popen(
+                command, env=settings, stdout=log, stderr=log, cwd=self.data
+            )
         if self.client is not None:
             self.client.close()
         self.client = httpx2.Client(base_url=self.url, timeout=60)
@@ -89,7 +104,9 @@ class Served:
 
     def stages(self) -> list[psutil.Process]:
         """Return the processes of stages below the server."""
-        return [each for each in descendants(self.process.pid) if "service.stage" in command_line(each)]
+        return [
+            each for each in descendants(self.process.pid) if "service.stage" in command_line(each)
+        ]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the process, and return its exit code."""
@@ -100,11 +117,15 @@ class Served:
 
     def submit(self, **options: Any) -> dict[str, Any]:
         """Submit a small job and return it."""
-        answer = self.client.post("/v1/jobs", json={**SMALL_JOB, "model": "llama", "budget": "4bpw", **options})
+        answer = self.client.post(
+            "/v1/jobs", json={**SMALL_JOB, "model": "llama", "budget": "4bpw", **options}
+        )
         assert answer.status_code == 202, answer.text
         return dict(answer.json())
 
-    def wait(self, job_id: str, seconds: float = 300, statuses: tuple[str, ...] = ENDED) -> dict[str, Any]:
+    def wait(
+        self, job_id: str, seconds: float = 300, statuses: tuple[str, ...] = ENDED
+    ) -> dict[str, Any]:
         """Wait until a job has one of the statuses, and return it."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -112,11 +133,16 @@ class Served:
             if job["status"] in statuses:
                 return dict(job)
             time.sleep(0.1)
-        raise AssertionError(f"job {job_id} is {job['status']} in stage {job['stage']} after {seconds} s: {self.log[-5000:]}")
+        raise AssertionError(
+            f"job {job_id} is {job['status']} in stage {job['stage']} after {seconds} s: "
+            f"{self.log[-5000:]}"
+        )
 
 
 @contextmanager
-def served(data: Path, models: Path, *options: str, variables: Mapping[str, str] | None = None) -> Iterator[Served]:
+def served(
+    data: Path, models: Path, *options: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Served]:
     """Serve within the context."""
     server = Served(data, models, *options, variables=variables)
     try:
@@ -132,7 +158,9 @@ def backend_in(folder: Path, *, needs_key: bool = False, **settings: Any) -> Bac
         "artifacts": str(folder / "artifacts"),
         "models": (folder,),
     }
-    backend = Backend.of(ServiceSettings(folder, folder / "cache", **{**values, **settings}), needs_key=needs_key)
+    backend = Backend.of(
+        ServiceSettings(folder, folder / "cache", **{**values, **settings}), needs_key=needs_key
+    )
     bring_up_to_date(backend.database)
     return backend
 

@@ -19,7 +19,9 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 def run_python(code: str) -> str:
     """Run code in a fresh interpreter and return what it prints."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,12 @@ def test_no_other_distribution_provides_our_package_names(package: str) -> None:
 
 
 def test_readme_tree_equals_the_disk() -> None:
-    tree = (ROOT / "README.md").read_text().split("<!-- tree: begin -->")[1].split("<!-- tree: end -->")[0]
+    tree = (
+        (ROOT / "README.md")
+        .read_text()
+        .split("<!-- tree: begin -->")[1]
+        .split("<!-- tree: end -->")[0]
+    )
     folder, listed = "", set()
     for line in tree.splitlines():
         match = re.match(r"^(?P<indent> *)(?P<name>[\w./]+) {2,}\S", line)
@@ -73,9 +80,17 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_error_belongs_to_the_tree_of_its_package(package: str) -> None:
-    base = {"allocator": "AllocatorError", "quantizer": "QuantizerError", "service": "ServiceError"}[package]
+    base = {
+        "allocator": "AllocatorError",
+        "quantizer": "QuantizerError",
+        "service": "ServiceError",
+    }[package]
     module = importlib.import_module(f"{package}.errors")
-    errors = [value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__]
+    errors = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    ]
     assert len(errors) > 1
     assert all(issubclass(error, getattr(module, base)) for error in errors)
 

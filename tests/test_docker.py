@@ -1,4 +1,7 @@
-"""Promises about the images that can be kept without building them; `docker/verify.sh` builds them and proves the rest."""
+"""Promises about the images that can be kept without building them.
+
+`docker/verify.sh` builds them and proves the rest.
+"""
 
 import importlib.metadata
 import importlib.util
@@ -29,7 +32,16 @@ ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
 TOOLS = Path(sys.executable).parent
 TARGETS = ("api", "worker")
-MODEL_LIBRARIES = {"torch", "transformers", "triton", "accelerate", "safetensors", "gguf", "huggingface-hub", "cvxpy"}
+MODEL_LIBRARIES = {
+    "torch",
+    "transformers",
+    "triton",
+    "accelerate",
+    "safetensors",
+    "gguf",
+    "huggingface-hub",
+    "cvxpy",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,11 @@ class Instruction:
 
 def instructions() -> list[Instruction]:
     found, stage = [], None
-    lines = [line for line in (DOCKER / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in (DOCKER / "Dockerfile").read_text().splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         keyword, _, value = line.strip().partition(" ")
         if keyword == "FROM":
@@ -54,20 +70,29 @@ def instructions() -> list[Instruction]:
 
 
 def base_of(stage: str) -> str:
-    return next(each.value.split()[0] for each in instructions() if each.keyword == "FROM" and each.stage == stage)
+    return next(
+        each.value.split()[0]
+        for each in instructions()
+        if each.keyword == "FROM" and each.stage == stage
+    )
 
 
 def last(stage: str, keyword: str) -> str | None:
     """Return what an image has of an instruction, its base's if it has none of its own."""
     stages = {each.stage for each in instructions()}
-    values = [each.value for each in instructions() if each.stage == stage and each.keyword == keyword]
+    values = [
+        each.value for each in instructions() if each.stage == stage and each.keyword == keyword
+    ]
     if values:
         return values[-1]
     return last(base_of(stage), keyword) if base_of(stage) in stages else None
 
 
 def requirements() -> list[str]:
-    lines = (line.partition("#")[0].strip() for line in (DOCKER / "api-requirements.txt").read_text().splitlines())
+    lines = (
+        line.partition("#")[0].strip()
+        for line in (DOCKER / "api-requirements.txt").read_text().splitlines()
+    )
     return [line for line in lines if line]
 
 
@@ -76,25 +101,38 @@ def compose() -> dict[str, Any]:
 
 
 def test_dockerfile_passes_hadolint() -> None:
-    done = subprocess.run([TOOLS / "hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [TOOLS / "hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_compose_file_passes_its_schema() -> None:
-    command = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml"]
+    command = [
+        TOOLS / "check-jsonschema",
+        "--builtin-schema",
+        "vendor.compose-spec",
+        DOCKER / "compose.yaml",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 def test_bases_are_stages_or_pinned_arguments() -> None:
-    defaults = dict(each.value.split("=", 1) for each in instructions() if each.keyword == "ARG" and each.stage is None)
+    defaults = dict(
+        each.value.split("=", 1)
+        for each in instructions()
+        if each.keyword == "ARG" and each.stage is None
+    )
     stages = {each.stage for each in instructions()}
     assert {*TARGETS} <= stages
     for each in instructions():
         if each.keyword == "FROM":
             base = each.value.split()[0]
             image = defaults[base[2:-1]] if base.startswith("${") else base
-            assert image in stages or re.fullmatch(r"\S+:(?!latest$)[\w.-]+(@sha256:[0-9a-f]{64})?", image), image
+            assert image in stages or re.fullmatch(
+                r"\S+:(?!latest$)[\w.-]+(@sha256:[0-9a-f]{64})?", image
+            ), image
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -115,16 +153,29 @@ def test_images_start_programs_without_a_shell(target: str, keyword: str) -> Non
 @pytest.mark.parametrize("target", TARGETS)
 def test_images_write_to_data_only(target: str) -> None:
     environment = dict(pair.split("=", 1) for pair in (last("base", "ENV") or "").split())
-    for name in ("HOME", "HF_HOME", "TRITON_CACHE_DIR", "BITWRIGHT_DATA", "BITWRIGHT_CACHE", "BITWRIGHT_ARTIFACTS"):
+    for name in (
+        "HOME",
+        "HF_HOME",
+        "TRITON_CACHE_DIR",
+        "BITWRIGHT_DATA",
+        "BITWRIGHT_CACHE",
+        "BITWRIGHT_ARTIFACTS",
+    ):
         assert environment[name].startswith("/data/"), name
     assert last(target, "WORKDIR") == "/data"
     assert last(target, "STOPSIGNAL") == "SIGTERM"
 
 
 def test_what_is_copied_is_let_through_to_the_builder() -> None:
-    let_through = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    let_through = {
+        line[1:]
+        for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     copies = [each.value.split() for each in instructions() if each.keyword == "COPY"]
-    sources = {source for words in copies if not words[0].startswith("--from") for source in words[:-1]}
+    sources = {
+        source for words in copies if not words[0].startswith("--from") for source in words[:-1]
+    }
     assert sources == let_through
     assert all((ROOT / source).exists() for source in sources)
 
@@ -173,7 +224,11 @@ def import_with_only(lines: list[str]) -> subprocess.CompletedProcess[str]:
         for package, distributions in importlib.metadata.packages_distributions().items()
         if not installed & {canonicalize_name(name) for name in distributions}
     ]
-    modules = ["service.cli", "service.server", *(f"service.api.{path.stem}" for path in (ROOT / "service/api").glob("[!_]*.py"))]
+    modules = [
+        "service.cli",
+        "service.server",
+        *(f"service.api.{path.stem}" for path in (ROOT / "service/api").glob("[!_]*.py")),
+    ]
     command = [sys.executable, "-c", IMPORT_WITHOUT, json.dumps([absent, modules])]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
@@ -214,12 +269,16 @@ def test_secrets_are_files(name: str) -> None:
 
 def test_secrets_are_random_agree_and_are_never_replaced(tmp_path: Path) -> None:
     def make(folder: Path) -> tuple[int, dict[str, str]]:
-        done = subprocess.run([DOCKER / "make-secrets.sh", folder], capture_output=True, check=False)
+        done = subprocess.run(
+            [DOCKER / "make-secrets.sh", folder], capture_output=True, check=False
+        )
         return done.returncode, {path.name: path.read_text() for path in folder.iterdir()}
 
     code, first = make(tmp_path / "a")
     assert code == 0
-    assert {f"secrets/{name}" for name in first} == {secret["file"] for secret in compose()["secrets"].values()}
+    assert {f"secrets/{name}" for name in first} == {
+        secret["file"] for secret in compose()["secrets"].values()
+    }
     assert f":{first['postgres_password']}@postgres:5432/" in first["database_url"]
     credentials = json.loads(first["s3_identities.json"])["identities"][0]["credentials"][0]
     assert f"= {credentials['accessKey']}\n" in first["s3_credentials"]
@@ -236,7 +295,8 @@ def test_pip_inside_a_build_is_told_what_the_host_tells_it(tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "ca.crt").touch()
     (tmp_path / "host.conf").write_text(
-        f"[global]\ncert = {tmp_path}/ca.crt\nextra-index-url =\n  file://{tmp_path}/simple\n  http://127.0.0.1/a\nretries = 3\n"
+        f"[global]\ncert = {tmp_path}/ca.crt\nextra-index-url =\n  file://{tmp_path}/simple\n  "
+        "http://127.0.0.1/a\nretries = 3\n"
     )
     environment = {
         "PATH": os.environ["PATH"],
@@ -244,8 +304,12 @@ def test_pip_inside_a_build_is_told_what_the_host_tells_it(tmp_path: Path) -> No
         "PIP_CONFIG_FILE": str(tmp_path / "host.conf"),
         "PIP_RETRIES": "7",
     }
-    subprocess.run([sys.executable, DOCKER / "verify_pip.py", tmp_path / "out"], env=environment, check=True)
-    written = dict(line.split(" = ") for line in (tmp_path / "out" / "pip.conf").read_text().splitlines()[1:])
+    subprocess.run(
+        [sys.executable, DOCKER / "verify_pip.py", tmp_path / "out"], env=environment, check=True
+    )
+    written = dict(
+        line.split(" = ") for line in (tmp_path / "out" / "pip.conf").read_text().splitlines()[1:]
+    )
     assert written["extra-index-url"] == f"file://{tmp_path}/simple http://127.0.0.1/a"
     assert written["cert"] == "/run/secrets/ca.crt"
     assert written["retries"] == "7"
@@ -261,19 +325,40 @@ def test_scripts_are_bash_and_name_no_host() -> None:
         assert set(hosts) <= {"127.0.0.1", "bitwright"}, script
 
 
-def test_the_bucket_is_made_with_the_secrets_and_the_environment_of_the_compose_file(tmp_path: Path) -> None:
-    subprocess.run([DOCKER / "make-secrets.sh", tmp_path / "secrets"], capture_output=True, check=True)
+def test_the_bucket_is_made_with_the_secrets_and_the_environment_of_the_compose_file(
+    tmp_path: Path,
+) -> None:
+    subprocess.run(
+        [DOCKER / "make-secrets.sh", tmp_path / "secrets"], capture_output=True, check=True
+    )
     service = compose()["services"]["bucket"]
     assert service["entrypoint"] == ["python", "-c"]
-    told = {name: value for name, value in service["environment"].items() if name.startswith("AWS_")}
+    told = {
+        name: value for name, value in service["environment"].items() if name.startswith("AWS_")
+    }
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
         port = server.get_host_and_port()[1]
         paths = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "secrets" / "s3_credentials")}
-        environment = {"PATH": os.environ["PATH"], **told, **paths, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-        for code in (*service["command"], *service["command"], "import s3fs; print(s3fs.S3FileSystem().ls(''))"):
-            done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+        environment = {
+            "PATH": os.environ["PATH"],
+            **told,
+            **paths,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        }
+        for code in (
+            *service["command"],
+            *service["command"],
+            "import s3fs; print(s3fs.S3FileSystem().ls(''))",
+        ):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
         assert done.stdout == "['bitwright']\n"
     finally:
@@ -329,7 +414,9 @@ def worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subproces
         process.kill()
 
 
-def test_a_worker_is_well_while_it_runs_and_can_write(health: ModuleType, tmp_path: Path, worker: subprocess.Popen[bytes]) -> None:
+def test_a_worker_is_well_while_it_runs_and_can_write(
+    health: ModuleType, tmp_path: Path, worker: subprocess.Popen[bytes]
+) -> None:
     processes = tmp_path / "proc"
     processes.mkdir()
     (processes / str(worker.pid)).symlink_to(f"/proc/{worker.pid}")
@@ -346,7 +433,10 @@ def test_a_worker_is_well_while_it_runs_and_can_write(health: ModuleType, tmp_pa
 
 
 def wait_for(ask: Callable[[], str | None], answer: str | None) -> None:
-    """Ask until the answer comes, for a second at most: a process takes a moment to start, and a signal to arrive."""
+    """Ask until the answer comes, for a second at most.
+
+    A process takes a moment to start, and a signal to arrive.
+    """
     end = time.monotonic() + 1
     while (told := ask()) != answer and time.monotonic() < end:
         time.sleep(0.01)
@@ -356,11 +446,15 @@ def wait_for(ask: Callable[[], str | None], answer: str | None) -> None:
 def test_health_tells_by_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, DOCKER / "health.py", "worker"]
     environment = {**os.environ, "BITWRIGHT_DATA": "/proc/data"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
 
 
 def test_health_loads_the_standard_library_only() -> None:
-    imported = re.findall(r"^(?:import|from) (\w+)", (DOCKER / "health.py").read_text(), re.MULTILINE)
+    imported = re.findall(
+        r"^(?:import|from) (\w+)", (DOCKER / "health.py").read_text(), re.MULTILINE
+    )
     assert set(imported) <= sys.stdlib_module_names

@@ -36,7 +36,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "qwen3": Qwen3Config(**_GATED, head_dim=16),
     "mistral": MistralConfig(**_GATED),
     "gemma3": Gemma3TextConfig(
-        **_GATED, head_dim=16, sliding_window=32, layer_types=["sliding_attention"] * 2 + ["full_attention"]
+        **_GATED,
+        head_dim=16,
+        sliding_window=32,
+        layer_types=["sliding_attention"] * 2 + ["full_attention"],
     ),
     "opt": OPTConfig(**_SIZES, ffn_dim=96, word_embed_proj_dim=64),
     "gpt_neox": GPTNeoXConfig(**_SIZES, intermediate_size=96),
@@ -49,7 +52,10 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<eos>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator([topics[name] for name in sorted(topics)[:8]], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")

@@ -36,7 +36,9 @@ def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Rec
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            receiver.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+            receiver.got.append(
+                (self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+            )
             answer(self)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
@@ -48,7 +50,9 @@ def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Rec
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     receiver = Receiver(server.server_port)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()

@@ -1,1 +1,4 @@
-"""Products with packed weights; see README.md here for the layout and `quantizer.kernels.path` for which one runs when."""
+"""Products with packed weights.
+
+See README.md here for the layout and `quantizer.kernels.path` for which one runs when.
+"""

@@ -1,8 +1,9 @@
 """The loops of `quantizer.kernels.cpu`, compiled on first use by numba, which keeps the result on disk.
 
-Inner loops run over neighbouring outputs, whose words, scales and zero points the layout keeps contiguous, so they become vector
-instructions without gathers. None holds the interpreter's lock. Sizes are trusted; stored column numbers and row starts, which say
-where memory is read and written, are not.
+Inner loops run over neighbouring outputs, whose words, scales and zero points the layout keeps
+contiguous, so they become vector instructions without gathers. None holds the interpreter's lock.
+Sizes are trusted; stored column numbers and row starts, which say where memory is read and written,
+are not.
 """
 
 import numpy as np
@@ -28,7 +29,10 @@ codes of scales [groups, words] with their width (0 for none) and what they coun
 
 
 def _kept_on_disk() -> bool:
-    """Return whether compiled code can be kept; where nothing can be written, each process compiles anew."""
+    """Return whether compiled code can be kept.
+
+    Where nothing can be written, each process compiles anew.
+    """
     try:
         njit(cache=True)(_kept_on_disk)
     except RuntimeError:  # numba has found no folder
@@ -66,7 +70,9 @@ def _column(codes: Words, bits: int, column: int, first: int, values: Floats) ->
     else:
         high = codes[row + 1, first:last]
         for at in range(len(values)):
-            values[at] = float32(int32(((low[at] >> uint32(shift)) | (high[at] << uint32(WORD - shift))) & mask))
+            values[at] = float32(
+                int32(((low[at] >> uint32(shift)) | (high[at] << uint32(WORD - shift))) & mask)
+            )
 
 
 @njit(cache=ON_DISK, fastmath=_SUMS)
@@ -81,7 +87,10 @@ def _add2(codes: Words, x: Floats, sums: Floats) -> None:
 
 @njit(cache=ON_DISK, fastmath=_SUMS)
 def _add3(low: Words, middle: Words, high: Words, x: Floats, sums: Floats) -> None:
-    """Add the products of 32 inputs with three words of three-bit codes: two codes lie across a border of words."""
+    """Add the products of 32 inputs with three words of three-bit codes.
+
+    Two codes lie across a border of words.
+    """
     for at in range(len(sums)):
         first, second, third, total = low[at], middle[at], high[at], sums[at]
         for code in range(10):
@@ -120,7 +129,9 @@ def _add(bits: int, codes: Words, row: int, first: int, x: Floats, sums: Floats)
     """Add the products of 32 inputs with the words that begin at a row."""
     last = first + len(sums)
     if bits == 3:
-        _add3(codes[row, first:last], codes[row + 1, first:last], codes[row + 2, first:last], x, sums)
+        _add3(
+            codes[row, first:last], codes[row + 1, first:last], codes[row + 2, first:last], x, sums
+        )
         return
     per_word = UNIT // bits
     for word in range(bits):
@@ -139,7 +150,9 @@ def _widen(bits: Halves, values: Floats) -> None:
     patterns = values.view(np.uint32)
     for at in range(len(values)):
         half = uint32(bits[at])
-        patterns[at] = ((half & uint32(0x8000)) << uint32(16)) | ((half & uint32(0x7FFF)) << uint32(13))
+        patterns[at] = ((half & uint32(0x8000)) << uint32(16)) | (
+            (half & uint32(0x7FFF)) << uint32(13)
+        )
     for at in range(len(values)):
         values[at] *= float32(2.0**112)  # the exponents of both kinds begin so far apart
 
@@ -159,7 +172,10 @@ def _grid(part: Part, group: int, first: int, zero: Floats, scale: Floats) -> No
 
 @njit(cache=ON_DISK, fastmath=_SUMS, nogil=True)
 def multiply(part: Part, x: Floats, first: int, out: Floats) -> None:
-    """Add the product of a part with its inputs to some outputs: out[n] += sum_k weight[first + n, k] * x[k]."""
+    """Add the product of a part with its inputs to some outputs.
+
+    Out[n] += sum_k weight[first + n, k] * x[k].
+    """
     bits, group_size, codes, zeros = part[:4]
     sums, zero, scale = np.empty_like(out), np.empty_like(out), np.empty_like(out)
     columns = len(x)
@@ -184,8 +200,16 @@ def _add_unpacked(codes: Floats, x: Floats, sums: Floats) -> None:
     """Add the products of eight inputs with their codes, floats [8 * BLOCK]."""
     x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
     for at in range(len(sums)):
-        total = sums[at] + x0 * codes[at] + x1 * codes[at + BLOCK] + x2 * codes[at + 2 * BLOCK] + x3 * codes[at + 3 * BLOCK]
-        total += x4 * codes[at + 4 * BLOCK] + x5 * codes[at + 5 * BLOCK] + x6 * codes[at + 6 * BLOCK]
+        total = (
+            sums[at]
+            + x0 * codes[at]
+            + x1 * codes[at + BLOCK]
+            + x2 * codes[at + 2 * BLOCK]
+            + x3 * codes[at + 3 * BLOCK]
+        )
+        total += (
+            x4 * codes[at + 4 * BLOCK] + x5 * codes[at + 5 * BLOCK] + x6 * codes[at + 6 * BLOCK]
+        )
         sums[at] = total + x7 * codes[at + 7 * BLOCK]
 
 
@@ -219,7 +243,13 @@ def multiply_rows(part: Part, x: Floats, border: tuple[int, int], out: Floats) -
             for at in range(begin, end, STEP):
                 width = min(STEP, end - at)
                 for column in range(width):
-                    _column(codes, bits, at + column, first, unpacked[column * BLOCK : column * BLOCK + size])
+                    _column(
+                        codes,
+                        bits,
+                        at + column,
+                        first,
+                        unpacked[column * BLOCK : column * BLOCK + size],
+                    )
                 for row in range(rows):
                     _add_step(unpacked, x[row, at : at + width], sums[row, :size])
             _grid(part, group, first, zero[:size], scale[:size])
@@ -235,7 +265,9 @@ def _round(values: Floats, bits: Halves) -> None:
     """Write the bits of the nearest bfloat16 of finite values, ties to even."""
     patterns = values.view(np.uint32)
     for at in range(len(bits)):
-        bits[at] = (patterns[at] + uint32(0x7FFF) + ((patterns[at] >> uint32(16)) & uint32(1))) >> uint32(16)
+        bits[at] = (
+            patterns[at] + uint32(0x7FFF) + ((patterns[at] >> uint32(16)) & uint32(1))
+        ) >> uint32(16)
 
 
 @njit(cache=ON_DISK)
@@ -274,12 +306,18 @@ def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, til
 
 
 @njit(cache=ON_DISK, nogil=True)
-def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Halves) -> None:
+def expand_rounded(
+    part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Halves
+) -> None:
     """Write the bits of the same weights as the nearest bfloat16."""
     _check_places(places, len(tile))
     bits, group_size, codes = part[:3]
     outputs = tile.shape[1]
-    zero, scale, values = np.empty(outputs, np.float32), np.empty(outputs, np.float32), np.empty(outputs, np.float32)
+    zero, scale, values = (
+        np.empty(outputs, np.float32),
+        np.empty(outputs, np.float32),
+        np.empty(outputs, np.float32),
+    )
     for group in range(groups[0], groups[1]):
         _grid(part, group, first, zero, scale)
         for column in range(group * group_size, min((group + 1) * group_size, len(places))):
@@ -290,7 +328,9 @@ def expand_rounded(part: Part, places: Numbers, groups: tuple[int, int], first: 
 
 
 @njit(cache=ON_DISK, fastmath=_SUMS, nogil=True)
-def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floats, first: int, out: Floats) -> None:
+def multiply_outliers(
+    starts: Numbers, columns: Numbers, values: Floats, x: Floats, first: int, out: Floats
+) -> None:
     """Add the product of single weights in compressed rows with all inputs in their own order to some outputs."""
     _check_places(columns, len(x))
     _check_starts(starts, len(values))
@@ -300,7 +340,9 @@ def multiply_outliers(starts: Numbers, columns: Numbers, values: Floats, x: Floa
 
 
 @njit(cache=ON_DISK, nogil=True)
-def add_outliers(starts: Numbers, columns: Numbers, values: Floats, first: int, tile: Floats) -> None:
+def add_outliers(
+    starts: Numbers, columns: Numbers, values: Floats, first: int, tile: Floats
+) -> None:
     """Add single weights in compressed rows to a tile of some outputs, [in, outputs]."""
     _check_places(columns, len(tile))
     _check_starts(starts, len(values))

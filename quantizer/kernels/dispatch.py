@@ -13,7 +13,9 @@ from quantizer.kernels.path import CPU, GPU, choose_path
 from quantizer.weight import dequantize_tensors, tensor_specs
 
 
-def prepare(tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept) -> None:
+def prepare(
+    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept
+) -> None:
     """Make what the products of a layer will share, where they share anything."""
     device = next(iter(tensors.values())).device.type
     if device == "cpu" and choose_path(device).name == CPU:
@@ -32,11 +34,13 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
 
-    Differentiable in hidden_states and bias, once. The weight is expanded for the backward pass and not kept for it.
+    Differentiable in hidden_states and bias, once. The weight is expanded for the backward pass and
+    not kept for it.
 
     Args:
         hidden_states: floats, on the device of the tensors.
-        tensors: stored tensors of a layer by name, see `quantizer.weight.QuantizedWeight`; others are ignored.
+        tensors: stored tensors of a layer by name, see `quantizer.weight.QuantizedWeight`; others
+            are ignored.
         fidelity: how the layer is stored.
         out_features: rows of the weight.
         bias: [out].
@@ -48,7 +52,9 @@ def matmul(
     differentiable = hidden_states.requires_grad or (bias is not None and bias.requires_grad)
     if torch.compiler.is_compiling() or (differentiable and torch.is_grad_enabled()):
         names = tensor_specs(fidelity, out_features, hidden_states.shape[-1])
-        product: Tensor = _opaque(hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias)
+        product: Tensor = _opaque(
+            hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias
+        )
         return product
     return _run(hidden_states, tensors, fidelity, out_features, bias, kept)
 
@@ -74,20 +80,37 @@ def _run(
 
 
 @torch.library.custom_op("bitwright::matmul", mutates_args=())
-def _opaque(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:
-    """Do the same where neither autograd nor torch.compile shall look inside; tensors are in the order of `tensor_specs`."""
+def _opaque(
+    hidden_states: Tensor,
+    tensors: list[Tensor],
+    fidelity: str,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    """Do the same where neither autograd nor torch.compile shall look inside.
+
+    Tensors are in the order of `tensor_specs`.
+    """
     parsed = Fidelity.parse(fidelity)
     names = tensor_specs(parsed, out_features, hidden_states.shape[-1])
     return _run(hidden_states, dict(zip(names, tensors, strict=True)), parsed, out_features, bias)
 
 
 @_opaque.register_fake
-def _(hidden_states: Tensor, tensors: list[Tensor], fidelity: str, out_features: int, bias: Tensor | None) -> Tensor:  # noqa: ARG001
+def _(
+    hidden_states: Tensor,
+    tensors: list[Tensor],  # noqa: ARG001
+    fidelity: str,  # noqa: ARG001
+    out_features: int,
+    bias: Tensor | None,  # noqa: ARG001
+) -> Tensor:
     return hidden_states.new_empty(*hidden_states.shape[:-1], out_features)
 
 
 @torch.library.custom_op("bitwright::matmul_backward", mutates_args=())
-def _opaque_backward(gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int) -> Tensor:
+def _opaque_backward(
+    gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int
+) -> Tensor:
     """Return gradient @ W, [..., out] to [..., in]."""
     parsed, out_features = Fidelity.parse(fidelity), gradient.shape[-1]
     named = dict(zip(tensor_specs(parsed, out_features, in_features), tensors, strict=True))
@@ -107,7 +130,11 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noq
 
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     tensors, (of_states, *_, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
-    states = _opaque_backward(gradient, list(tensors), ctx.fidelity, ctx.in_features) if of_states else None
+    states = (
+        _opaque_backward(gradient, list(tensors), ctx.fidelity, ctx.in_features)
+        if of_states
+        else None
+    )
     bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.has_bias and of_bias else None
     return states, [None] * len(tensors), None, None, bias
 

@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 class Kept:
-    """One value that is made from stored tensors, and anew when they have changed. Copies of it are empty."""
+    """One value that is made from stored tensors, and anew when they have changed.
+
+    Copies of it are empty.
+    """
 
     def __init__(self) -> None:
         """Keep nothing yet."""
@@ -17,7 +20,10 @@ class Kept:
         self._value: Any = None
 
     def get(self, tensors: Mapping[str, Tensor | None], make: Callable[[], T]) -> T:
-        """Return what was made from the tensors as they are, or make it; tensors that do not count their changes are not kept."""
+        """Return what was made from the tensors as they are, or make it.
+
+        Tensors that do not count their changes are not kept.
+        """
         found = [tensor for tensor in tensors.values() if tensor is not None]
         if any(tensor.is_inference() for tensor in found):
             return make()

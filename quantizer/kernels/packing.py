@@ -11,8 +11,9 @@ def pack_part(values: Tensor, bits: int) -> Tensor:
     """Return the packed codes of a part as they are stored.
 
     Args:
-        values: in units of the grid, weight / scale + zero point, float32 [out, columns]; codes that are integers already stay
-            what they are. They are rounded half to even and clipped to 0 .. 2**bits - 1.
+        values: in units of the grid, weight / scale + zero point, float32 [out, columns]; codes
+            that are integers already stay what they are. They are rounded half to even and clipped
+            to 0 .. 2**bits - 1.
         bits: code width, 2, 3, 4 or 8.
 
     Returns:

@@ -8,7 +8,10 @@ from importlib.util import find_spec
 from quantizer.errors import KernelError
 
 SETTING = "BITWRIGHT_KERNELS"
-"""Environment variable: `auto`; `reference` to compute every product by the slow exact twin; `triton` for kernels on a GPU."""
+"""Environment variable: `auto`; `reference` to compute every product by the slow exact twin.
+
+`triton` for kernels on a GPU.
+"""
 REFERENCE, CPU, GPU = "reference", "cpu", "triton"
 
 
@@ -17,7 +20,8 @@ class Path:
     """A way to compute products.
 
     Attributes:
-        name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of `quantizer.kernels`.
+        name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of
+            `quantizer.kernels`.
         why: what decided.
     """
 
@@ -26,10 +30,13 @@ class Path:
 
 
 def choose_path(device: str) -> Path:
-    """Return how products are computed on a device, `cpu` or `cuda`; gradients always take expanded weights, as `reference` does.
+    """Return how products are computed on a device, `cpu` or `cuda`.
+
+    Gradients always take expanded weights, as `reference` does.
 
     Raises:
-        KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for and not installed.
+        KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for
+            and not installed.
     """
     setting = os.environ.get(SETTING, "auto")
     if setting not in ("auto", REFERENCE, GPU):
@@ -38,9 +45,15 @@ def choose_path(device: str) -> Path:
         return Path(REFERENCE, f"{SETTING} asks for it")
     if device != "cpu":
         if setting != GPU:
-            return Path(REFERENCE, f"kernels for a GPU did not pass their tests on one yet; {SETTING}={GPU} takes them")
+            return Path(
+                REFERENCE,
+                f"kernels for a GPU did not pass their tests on one yet; {SETTING}={GPU} takes "
+                "them",
+            )
         if not _installed("triton"):
-            raise KernelError(f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]")
+            raise KernelError(
+                f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]"
+            )
         return Path(GPU, f"{SETTING} asks for it")
     if not _installed("numba"):
         return Path(REFERENCE, "numba is not installed")

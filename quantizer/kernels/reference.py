@@ -9,8 +9,17 @@ from quantizer.weight import dequantize_tensors
 
 
 def matmul(
-    hidden_states: Tensor, tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, bias: Tensor | None
+    hidden_states: Tensor,
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    bias: Tensor | None,
 ) -> Tensor:
-    """Return hidden_states @ W' + bias, with W rounded to the dtype of hidden_states; see `quantizer.kernels.dispatch.matmul`."""
-    weight = dequantize_tensors(tensors, fidelity, out_features, hidden_states.shape[-1], hidden_states.dtype)
+    """Return hidden_states @ W' + bias, with W rounded to the dtype of hidden_states.
+
+    See `quantizer.kernels.dispatch.matmul`.
+    """
+    weight = dequantize_tensors(
+        tensors, fidelity, out_features, hidden_states.shape[-1], hidden_states.dtype
+    )
     return nn.functional.linear(hidden_states, weight, bias).to(hidden_states.dtype)

@@ -1,7 +1,8 @@
 """The loops that find codes on a processor, compiled by numba as those of `quantizer.kernels.compiled`.
 
-Weights come column by column, [columns, outputs]: an output does not look at others, so inner loops run over neighbouring outputs,
-and become vector instructions whose sums do not depend on how wide these are. Some outputs at a time stay in the nearest cache.
+Weights come column by column, [columns, outputs]: an output does not look at others, so inner loops
+run over neighbouring outputs, and become vector instructions whose sums do not depend on how wide
+these are. Some outputs at a time stay in the nearest cache.
 """
 
 import numpy as np
@@ -26,15 +27,21 @@ def _code(value: float, scale: float, zero: float, top: float) -> float:
 
 
 @njit(cache=ON_DISK, error_model=_UNCHECKED)
-def _add_errors(values: Floats, share: float, scale: Floats, zero: Floats, top: float, sums: Floats) -> None:
+def _add_errors(
+    values: Floats, share: float, scale: Floats, zero: Floats, top: float, sums: Floats
+) -> None:
     for at in range(len(sums)):
         error = (_code(values[at], scale[at], zero[at], top) - zero[at]) * scale[at] - values[at]
         sums[at] += share * (error * error)
 
 
 @njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
-def best_grids(weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Numbers) -> None:
-    """Write which grid of each output has the least error, the first of equals; see `quantizer.grid.best_grids`.
+def best_grids(
+    weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Numbers
+) -> None:
+    """Write which grid of each output has the least error, the first of equals.
+
+    See `quantizer.grid.best_grids`.
 
     Args:
         weight: [columns, outputs].
@@ -52,14 +59,29 @@ def best_grids(weight: Floats, importance: Floats, scales: Floats, zeros: Floats
             scale, zero = scales[grid, first:last], zeros[grid, first:last]
             sums[first:last] = 0
             for column in range(columns):
-                _add_errors(weight[column, first:last], importance[column], scale, zero, top, sums[first:last])
+                _add_errors(
+                    weight[column, first:last],
+                    importance[column],
+                    scale,
+                    zero,
+                    top,
+                    sums[first:last],
+                )
             for output in range(first, last):
                 if grid == 0 or sums[output] < least[output]:
                     least[output], best[output] = sums[output], grid
 
 
 @njit(cache=ON_DISK, error_model=_UNCHECKED)
-def _round_column(values: Floats, scale: Floats, zero: Floats, top: float, pivot: float, codes: Floats, errors: Floats) -> None:
+def _round_column(
+    values: Floats,
+    scale: Floats,
+    zero: Floats,
+    top: float,
+    pivot: float,
+    codes: Floats,
+    errors: Floats,
+) -> None:
     for at in range(len(values)):
         codes[at] = _code(values[at], scale[at], zero[at], top)
         errors[at] = (values[at] - (codes[at] - zero[at]) * scale[at]) / pivot
@@ -72,8 +94,18 @@ def _absorb(values: Floats, share: float, errors: Floats) -> None:
 
 
 @njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
-def compensate(weight: Floats, factor: Floats, scale: Floats, zero: Floats, top: float, codes: Floats, errors: Floats) -> None:
-    """Write the codes of some columns, each after the columns before it have left it their errors; weights change in place.
+def compensate(
+    weight: Floats,
+    factor: Floats,
+    scale: Floats,
+    zero: Floats,
+    top: float,
+    codes: Floats,
+    errors: Floats,
+) -> None:
+    """Write the codes of some columns, each after the columns before it have left it their errors.
+
+    Weights change in place.
 
     Args:
         weight: [columns, outputs].
@@ -90,6 +122,14 @@ def compensate(weight: Floats, factor: Floats, scale: Floats, zero: Floats, top:
         for column in range(columns):
             mine = errors[column, first:last]
             values, pivot = weight[column, first:last], factor[column, column]
-            _round_column(values, scale[first:last], zero[first:last], top, pivot, codes[column, first:last], mine)
+            _round_column(
+                values,
+                scale[first:last],
+                zero[first:last],
+                top,
+                pivot,
+                codes[column, first:last],
+                mine,
+            )
             for later in range(column + 1, columns):
                 _absorb(weight[later, first:last], factor[column, later], mine)

@@ -51,7 +51,9 @@ def create_app(backend: Backend) -> FastAPI:
     app.add_middleware(BodyLimit)
     if not backend.needs_key:
         app.add_middleware(SameOrigin)
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_HERE))  # a page elsewhere cannot name this machine its own
+        app.add_middleware(
+            TrustedHostMiddleware, allowed_hosts=list(_HERE)
+        )  # a page elsewhere cannot name this machine its own
     app.add_middleware(CorrelationIdMiddleware, header_name="X-Request-Id")
     return app
 
@@ -70,7 +72,9 @@ def _add_service_routes(app: FastAPI) -> None:
             "signals": list(PROBES),
             "targets": list(TARGETS),
             "couplings": list(COUPLINGS),
-            "fidelities": sorted({fidelity.name for span in RANGES for fidelity in span.fidelities}),
+            "fidelities": sorted(
+                {fidelity.name for span in RANGES for fidelity in span.fidelities}
+            ),
             "scopes": SCOPES,
             "most_profile_bytes": profiles.MOST_BYTES,
         }
@@ -82,11 +86,16 @@ def _add_service_routes(app: FastAPI) -> None:
 
     @app.get("/readyz", tags=["service"], operation_id="ready")
     def ready(backend: Here) -> dict[str, str]:
-        """Say that requests can be served: the database is up to date, the artifact store answers, and no stop is under way."""
+        """Say that requests can be served.
+
+        The database is up to date, the artifact store answers, and no stop is under way.
+        """
         if backend.is_stopping():
             raise Unavailable("the service is about to stop")
         if not is_current(backend.database):
-            raise Unavailable("the database does not answer, or is not up to date; run bitwright migrate")
+            raise Unavailable(
+                "the database does not answer, or is not up to date; run bitwright migrate"
+            )
         try:
             backend.artifacts.check()
         except StorageError as error:
@@ -97,7 +106,9 @@ def _add_service_routes(app: FastAPI) -> None:
     def metrics(backend: Here, caller: SeesMetrics) -> Response:
         """Return metrics in Prometheus's text format."""
         del caller
-        return Response(backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            backend.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
 
 class Measured:
@@ -116,9 +127,13 @@ class Measured:
 
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")  # not the path: it would be another series for each job
+                route = getattr(
+                    scope.get("route"), "path", "none"
+                )  # not the path: it would be another series for each job
                 self._metrics.requests.labels(scope["method"], route, message["status"]).inc()
-                self._metrics.request_seconds.labels(scope["method"], route).observe(time.perf_counter() - start)
+                self._metrics.request_seconds.labels(scope["method"], route).observe(
+                    time.perf_counter() - start
+                )
             await send(message)
 
         await self._app(scope, receive, noted)
@@ -137,7 +152,11 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         sent = dict(scope["headers"])
-        most = MOST_BODY_BYTES if sent.get(b"content-type", b"").startswith(b"multipart/") else MOST_JSON_BYTES
+        most = (
+            MOST_BODY_BYTES
+            if sent.get(b"content-type", b"").startswith(b"multipart/")
+            else MOST_JSON_BYTES
+        )
         error = BodyTooLarge(f"the body has more than {most} bytes")
         length = sent.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
@@ -168,8 +187,8 @@ class SameOrigin:
         headers = dict(scope["headers"]) if scope["type"] == "http" else {}
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
-            await problems.respond(plain("foreign-origin", 403, f"requests from {origin[:200]!r} are not served"))(
-                scope, receive, send
-            )
+            await problems.respond(
+                plain("foreign-origin", 403, f"requests from {origin[:200]!r} are not served")
+            )(scope, receive, send)
             return
         await self._app(scope, receive, send)

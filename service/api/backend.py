@@ -24,7 +24,9 @@ from service.submission import Desk, Quota
 
 @dataclass(slots=True)
 class Backend:
-    """Everything behind the API. It holds no state of its own but caches, so there may be any number of it.
+    """Everything behind the API.
+
+    It holds no state of its own but caches, so there may be any number of it.
 
     Attributes:
         settings: what the environment says.
@@ -55,9 +57,15 @@ class Backend:
             RequestError: a setting cannot be used.
         """
         database = connect(settings.database_url)
-        artifacts, client, jobs = ArtifactStore(settings.artifacts), Client(database), JobStore(database)
+        artifacts, client, jobs = (
+            ArtifactStore(settings.artifacts),
+            Client(database),
+            JobStore(database),
+        )
         quota = Quota(settings.active_jobs, settings.stored_bytes, settings.keep_days)
-        tokens = Tokens(settings.oidc_issuer, settings.oidc_audience) if settings.oidc_issuer else None
+        tokens = (
+            Tokens(settings.oidc_issuer, settings.oidc_audience) if settings.oidc_issuer else None
+        )
         return cls(
             settings, needs_key, database, artifacts, client, jobs, Desk(jobs, client.enqueue, quota), Shelf(artifacts),
             Holdings(database), Outbox(database, settings.webhook_targets), Keys(database), tokens, Metrics(database),
@@ -72,11 +80,15 @@ def backend_of(request: Request) -> Backend:
 
 Here = Annotated[Backend, Depends(backend_of)]
 
-_bearer = HTTPBearer(auto_error=False, description="An API key, or a token of the OpenID Connect provider.")
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key, or a token of the OpenID Connect provider."
+)
 
 
 def caller_of(
-    backend: Here, needed: SecurityScopes, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    backend: Here,
+    needed: SecurityScopes,
+    sent: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Caller:
     """Return who sends a request.
 

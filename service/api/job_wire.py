@@ -18,7 +18,12 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 class JobOptions(Strict):
     """What a job does: the options of `bitwright run`, by the same names and with the same defaults."""
 
-    model: Annotated[str, Field(max_length=1000, min_length=1, examples=["demo/model/SmolLM2-135M-Instruct.Q4_1.gguf"])]
+    model: Annotated[
+        str,
+        Field(
+            max_length=1000, min_length=1, examples=["demo/model/SmolLM2-135M-Instruct.Q4_1.gguf"]
+        ),
+    ]
     budget: Annotated[str, Field(max_length=40, examples=["2.5bpw"])]
     whole_file: bool = False
     embeddings: Annotated[str, Field(max_length=40)] = "auto"
@@ -46,7 +51,9 @@ class JobOptions(Strict):
         Raises:
             ServiceError, AllocatorError: an option is out of range, or a name is refused.
         """
-        values = self.model_dump(exclude={"model", "budget", "calibration", "evaluation", "constraints"})
+        values = self.model_dump(
+            exclude={"model", "budget", "calibration", "evaluation", "constraints"}
+        )
         return make_request(
             model(self.model),
             self.budget,
@@ -63,12 +70,16 @@ class JobIn(JobOptions):
     name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
     labels: dict[LabelName, LabelValue] = Field({}, max_length=32)
     priority: Literal["high", "normal", "low"] = "normal"
-    profile: Digest | None = Field(None, description="Digest of a profile of this model; without it, one is measured.")
+    profile: Digest | None = Field(
+        None, description="Digest of a profile of this model; without it, one is measured."
+    )
 
     @model_validator(mode="after")
     def _checks_need_a_profile_of_ones_own(self) -> "JobIn":
         if self.profile is not None and self.check_plans:
-            raise ValueError("check_plans measures a profile that the job made itself; leave one of both out")
+            raise ValueError(
+                "check_plans measures a profile that the job made itself; leave one of both out"
+            )
         return self
 
     def options(self) -> JobOptions:

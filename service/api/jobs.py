@@ -36,15 +36,24 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     status_code=202,
     operation_id="submit_job",
     response_model=JobOut,
-    responses={200: {"description": "What the job would take; it was not submitted.", "model": dict[str, Any]}},
+    responses={
+        200: {
+            "description": "What the job would take; it was not submitted.",
+            "model": dict[str, Any],
+        }
+    },
 )
 def submit(
     backend: Here,
     caller: MakesJobs,
     body: JobIn,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")] = None,
-    dry_run: Annotated[bool, Query(description="Say what the job would take, and submit nothing.")] = False,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")
+    ] = None,
+    dry_run: Annotated[
+        bool, Query(description="Say what the job would take, and submit nothing.")
+    ] = False,
 ) -> JobOut | Response:
     """Submit a job. With the header `Idempotency-Key`, sending the same again gives the same job instead of another.
 
@@ -57,7 +66,13 @@ def submit(
     if dry_run:
         return _estimate(backend, options, body.profile)
     asked = Submission(
-        caller.tenant, options.model_dump(mode="json"), body.name, body.labels, body.priority, idempotency_key, body.profile
+        caller.tenant,
+        options.model_dump(mode="json"),
+        body.name,
+        body.labels,
+        body.priority,
+        idempotency_key,
+        body.profile,
     )
     job, _ = backend.desk.submit(asked)
     return _told(backend, job, response)
@@ -68,8 +83,14 @@ def list_jobs(
     backend: Here,
     caller: SeesJobs,
     status: Status | None = None,
-    label: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9_.-]{1,63}:[^\x00]{0,200}$", description="name:value")] = None,
-    after: Annotated[str | None, Query(max_length=40, pattern=r"^[a-z0-9_]+$", description="last_id of the page before")] = None,
+    label: Annotated[
+        str | None,
+        Query(pattern=r"^[A-Za-z0-9_.-]{1,63}:[^\x00]{0,200}$", description="name:value"),
+    ] = None,
+    after: Annotated[
+        str | None,
+        Query(max_length=40, pattern=r"^[a-z0-9_]+$", description="last_id of the page before"),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> JobsOut:
     """List jobs, the newest first, in pages."""
@@ -89,16 +110,26 @@ async def get_job(
     job_id: str,
     response: Response,
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
-    wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="Seconds to wait for a change.")] = 0,
+    wait: Annotated[
+        float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="Seconds to wait for a change.")
+    ] = 0,
 ) -> JobOut | Response:
-    """Describe a job. Its entity tag is its version: with `If-None-Match`, 304 says that nothing has changed.
+    """Describe a job. Its entity tag is its version.
 
-    With `wait`, the answer comes as soon as the job changes or has ended, or after that many seconds.
+    With `If-None-Match`, 304 says that nothing has changed.
+
+    With `wait`, the answer comes as soon as the job changes or has ended, or after that many
+    seconds.
     """
     end = time.monotonic() + wait
     job = await run_in_threadpool(backend.jobs.get, job_id, caller.tenant)
     seen = _version_of(if_none_match, job)
-    while job.version == seen and not job.status.ended and time.monotonic() < end and not backend.is_stopping():
+    while (
+        job.version == seen
+        and not job.status.ended
+        and time.monotonic() < end
+        and not backend.is_stopping()
+    ):
         await asyncio.sleep(_POLL_SECONDS)
         job = await run_in_threadpool(backend.jobs.get, job_id, caller.tenant)
     if if_none_match is not None and _tag(job) in if_none_match:
@@ -108,7 +139,10 @@ async def get_job(
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancel_job")
 def cancel(backend: Here, caller: MakesJobs, job_id: str, response: Response) -> JobOut:
-    """Cancel a job: at once if it is queued; if it runs, within seconds, and the device is free then."""
+    """Cancel a job: at once if it is queued.
+
+    If it runs, within seconds, and the device is free then.
+    """
     return _told(backend, backend.desk.cancel(caller.tenant, job_id), response)
 
 
@@ -125,14 +159,25 @@ def fork(
     job_id: str,
     body: ForkIn,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")] = None,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=255, pattern=r"^[\x20-\x7e]+$")
+    ] = None,
 ) -> JobOut:
-    """Start a new job from the plan stage of an old one: same model and profile, another budget or other constraints."""
+    """Start a new job from the plan stage of an old one.
+
+    Same model and profile, another budget or other constraints.
+    """
     before = backend.jobs.get(job_id, caller.tenant)
     if before.profile is None:
         raise JobActive(f"job {job_id} has no profile yet; fork it once its profile is measured")
-    changes = {name: getattr(body, name) for name in ("budget", "whole_file", "constraints") if getattr(body, name) is not None}
-    options = JobOptions.model_validate(before.request).model_copy(update=changes | {"check_plans": 0})
+    changes = {
+        name: getattr(body, name)
+        for name in ("budget", "whole_file", "constraints")
+        if getattr(body, name) is not None
+    }
+    options = JobOptions.model_validate(before.request).model_copy(
+        update=changes | {"check_plans": 0}
+    )
     _check(backend, options)
     labels = backend.desk.labels([before.id])[before.id] if body.labels is None else body.labels
     asked = Submission(
@@ -163,14 +208,19 @@ def job_out(job: Job, labels: dict[str, str], stages: list[StageOut] | None = No
 
 def moment(seconds: float | None) -> Any:
     """Return a time in RFC 3339, UTC."""
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    return (
+        None
+        if seconds is None
+        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    )
 
 
 def _check(backend: Backend, options: JobOptions) -> None:
     """Refuse what could be known to fail, before it is queued.
 
     Raises:
-        ServiceError, AllocatorError, QuantizerError: an option is out of range, or a name lies elsewhere.
+        ServiceError, AllocatorError, QuantizerError: an option is out of range, or a name lies
+            elsewhere.
     """
     settings = backend.settings
     here = [root for root in settings.models if root.is_dir()]
@@ -178,12 +228,15 @@ def _check(backend: Backend, options: JobOptions) -> None:
         options.request(str, str)  # only workers see the folders, so they check the names
         return
     options.request(
-        lambda name: confine_model(name, here, hub=settings.hub), lambda name: confine_text(name, here, hub=settings.hub)
+        lambda name: confine_model(name, here, hub=settings.hub),
+        lambda name: confine_text(name, here, hub=settings.hub),
     )
 
 
 def _estimate(backend: Backend, options: JobOptions, profile: str | None) -> Response:
-    answer = backend.client.call(ESTIMATE, {"request": options.model_dump(mode="json"), "profile": profile}, ESTIMATE_SECONDS)
+    answer = backend.client.call(
+        ESTIMATE, {"request": options.model_dump(mode="json"), "profile": profile}, ESTIMATE_SECONDS
+    )
     if "problem" in answer:
         return respond(answer["problem"])
     if "outcome" not in answer:
@@ -196,7 +249,10 @@ def _told(backend: Backend, job: Job, response: Response) -> JobOut:
     response.headers.update(_headers(job))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     stages = [
-        StageOut(**row | {"started_at": moment(row["started_at"]), "finished_at": moment(row["finished_at"])})
+        StageOut(
+            **row
+            | {"started_at": moment(row["started_at"]), "finished_at": moment(row["finished_at"])}
+        )
         for row in backend.jobs.stages(job.id)
     ]
     return job_out(job, backend.desk.labels([job.id])[job.id], stages)

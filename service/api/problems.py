@@ -44,21 +44,32 @@ def install(app: FastAPI) -> None:
 
 
 def _told(_: Request, error: Exception) -> JSONResponse:
-    headers = {"Retry-After": RETRY_AFTER_SECONDS} if isinstance(error, Unavailable | QuotaExceeded) else {}
+    headers = (
+        {"Retry-After": RETRY_AFTER_SECONDS}
+        if isinstance(error, Unavailable | QuotaExceeded)
+        else {}
+    )
     if isinstance(error, NoCredentials):
         headers["WWW-Authenticate"] = "Bearer"
     return respond(problem_of(error), headers)
 
 
 def _away(request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s %s: the database does not answer: %s", request.method, request.url.path, type(error).__name__)
+    logger.error(
+        "%s %s: the database does not answer: %s",
+        request.method,
+        request.url.path,
+        type(error).__name__,
+    )
     return _told(request, Unavailable("the database does not answer; try again"))
 
 
 def _refused(_: Request, error: Exception) -> JSONResponse:
     # what was sent is not repeated: it may hold secrets
     errors = error.errors() if isinstance(error, RequestValidationError) else []
-    places = [{"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors]
+    places = [
+        {"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors
+    ]
     detail = "; ".join(f"{place['at']}: {place['message']}" for place in places)
     return respond(plain("invalid-request", _UNPROCESSABLE, detail) | {"errors": places})
 

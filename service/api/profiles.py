@@ -41,7 +41,9 @@ router = APIRouter(prefix="/v1", tags=["profiles"])
 
 
 @router.post("/profiles", status_code=201, operation_id="import_profile")
-def import_profile(backend: Here, caller: MakesProfiles, response: Response, head: UploadFile, arrays: UploadFile) -> ProfileOut:
+def import_profile(
+    backend: Here, caller: MakesProfiles, response: Response, head: UploadFile, arrays: UploadFile
+) -> ProfileOut:
     """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
     digest, new = backend.shelf.add(_bounded(head), _bounded(arrays))
     backend.holdings.add(caller.tenant, digest)
@@ -58,7 +60,11 @@ def list_profiles(backend: Here, caller: SeesProfiles) -> ProfilesOut:
 
 @router.get("/profiles/{digest}", operation_id="get_profile", response_model=ProfileOut)
 def get_profile(
-    backend: Here, caller: SeesProfiles, digest: str, response: Response, if_none_match: Annotated[str | None, Header()] = None
+    backend: Here,
+    caller: SeesProfiles,
+    digest: str,
+    response: Response,
+    if_none_match: Annotated[str | None, Header()] = None,
 ) -> ProfileOut | Response:
     """Describe a profile; it never changes, so its digest is its entity tag."""
     backend.holdings.check(caller.tenant, digest)
@@ -69,8 +75,12 @@ def get_profile(
     return _summary(digest, backend.shelf.profile(digest))
 
 
-@router.get("/profiles/{digest}/{name}", operation_id="export_profile", response_class=StreamingResponse)
-def export_profile(backend: Here, caller: SeesProfiles, digest: str, name: str, request: Request) -> Response:
+@router.get(
+    "/profiles/{digest}/{name}", operation_id="export_profile", response_class=StreamingResponse
+)
+def export_profile(
+    backend: Here, caller: SeesProfiles, digest: str, name: str, request: Request
+) -> Response:
     """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
     backend.holdings.check(caller.tenant, digest)
     place, artifact = backend.shelf.find(digest, name)
@@ -89,12 +99,20 @@ def delete_profile(backend: Here, caller: MakesProfiles, digest: str) -> None:
     operation_id="ask",
     response_model=AllocationsOut,
     response_model_exclude_none=True,
-    responses={422: problems.DOCUMENTED | {"description": "No question has a plan; the problem of the first one."}},
+    responses={
+        422: problems.DOCUMENTED
+        | {"description": "No question has a plan; the problem of the first one."}
+    },
 )
-def ask(backend: Here, caller: Solves, digest: str, body: AllocationsIn, response: Response) -> AllocationsOut | Response:
-    """Answer budget what-ifs, in milliseconds: the best plan of each, its bound, its gap, the price of a byte.
+def ask(
+    backend: Here, caller: Solves, digest: str, body: AllocationsIn, response: Response
+) -> AllocationsOut | Response:
+    """Answer budget what-ifs, in milliseconds.
 
-    A question without a plan has a problem in its place; where none has a plan, the problem of the first is the answer.
+    The best plan of each, its bound, its gap, the price of a byte.
+
+    A question without a plan has a problem in its place; where none has a plan, the problem of the
+    first is the answer.
     """
     backend.holdings.check(caller.tenant, digest)
     start, answers = time.perf_counter(), []
@@ -102,7 +120,9 @@ def ask(backend: Here, caller: Solves, digest: str, body: AllocationsIn, respons
         ready = time.perf_counter()
         for question in body.questions:
             try:
-                answers.append(AnswerOut(allocation=_answer(whatif, question, include_plan=body.include_plans)))
+                answers.append(
+                    AnswerOut(allocation=_answer(whatif, question, include_plan=body.include_plans))
+                )
             except AllocatorError as error:
                 answers.append(AnswerOut(problem=ProblemOut(**problem_of(error))))
     solved = time.perf_counter()
@@ -121,18 +141,28 @@ def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -
     backend.holdings.check(caller.tenant, digest)
     with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         layers = whatif.profile.layers
-        ends = [None if text is None else Budget.parse(text).weight_bytes(layers) for text in (body.low, body.high)]
+        ends = [
+            None if text is None else Budget.parse(text).weight_bytes(layers)
+            for text in (body.low, body.high)
+        ]
         points = frontier(whatif, budgets_between(*span_of(whatif, *ends), body.points))
         return FrontierTable.of(whatif.profile, points).to_json()
 
 
 @router.post("/profiles/{digest}/plan-checks", operation_id="check_plan")
 def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dict[str, Any]:
-    """Price a plan, such as one that a person edited: bytes, predicted loss, and the ties, rules and limits that it breaks."""
+    """Price a plan, such as one that a person edited.
+
+    Bytes, predicted loss, and the ties, rules and limits that it breaks.
+    """
     backend.holdings.check(caller.tenant, digest)
     plan = Plan.from_json(body.plan).in_blocks
     with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
-        budget = None if body.budget is None else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
+        budget = (
+            None
+            if body.budget is None
+            else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
+        )
         return price_plan(whatif, plan, budget).to_json()
 
 
@@ -142,7 +172,9 @@ def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
     if body.profile is not None:
         backend.holdings.check(caller.tenant, body.profile)
     profile = None if body.profile is None else backend.shelf.profile(body.profile)
-    return compare_plans(Plan.from_json(body.before).in_blocks, Plan.from_json(body.after).in_blocks, profile).to_json()
+    return compare_plans(
+        Plan.from_json(body.before).in_blocks, Plan.from_json(body.after).in_blocks, profile
+    ).to_json()
 
 
 def _answer(whatif: WhatIf, question: Question, *, include_plan: bool) -> AllocationOut:
@@ -157,7 +189,9 @@ def _wire(found: Allocation, bound_bytes: int | None, *, include_plan: bool) -> 
     document = found.to_json()
     plan = document if include_plan else None
     return AllocationOut(
-        **{name: document[name] for name in AllocationOut.model_fields if name in document}, bound_bytes=bound_bytes, plan=plan
+        **{name: document[name] for name in AllocationOut.model_fields if name in document},
+        bound_bytes=bound_bytes,
+        plan=plan,
     )
 
 

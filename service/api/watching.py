@@ -38,10 +38,14 @@ async def get_events(
     job_id: str,
     accept: Annotated[str, Header()] = "application/json",
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Number of the last event that was seen.")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=2**31 - 1, description="Number of the last event that was seen.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=_BATCH)] = 100,
 ) -> EventsOut | Response:
-    """List a job's events, the oldest first; with `Accept: text/event-stream`, stream them until the job has ended.
+    """List a job's events, the oldest first.
+
+    With `Accept: text/event-stream`, stream them until the job has ended.
 
     A stream that broke goes on with the header `Last-Event-ID`, as browsers send it.
     """
@@ -49,14 +53,24 @@ async def get_events(
     if _STREAM in accept:
         seen = max(after, int(last_event_id or 0))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_stream(backend, job_id, seen), media_type=_STREAM, headers=headers)
+        return StreamingResponse(
+            _stream(backend, job_id, seen), media_type=_STREAM, headers=headers
+        )
     events = await run_in_threadpool(backend.jobs.events, job_id, after, limit + 1)
-    data = [EventOut(seq=event.seq, at=moment(event.at), type=event.type, data=event.data) for event in events[:limit]]
-    return EventsOut(data=data, has_more=len(events) > limit, last_seq=data[-1].seq if data else after)
+    data = [
+        EventOut(seq=event.seq, at=moment(event.at), type=event.type, data=event.data)
+        for event in events[:limit]
+    ]
+    return EventsOut(
+        data=data, has_more=len(events) > limit, last_seq=data[-1].seq if data else after
+    )
 
 
 async def _stream(backend: Backend, job_id: str, seen: int) -> AsyncIterator[str]:
-    """Yield events as they come, until the job has ended and all were sent; `bye` asks the client to come again."""
+    """Yield events as they come, until the job has ended and all were sent.
+
+    `bye` asks the client to come again.
+    """
     heard = time.monotonic()
     yield "retry: 2000\n\n"
     while not backend.is_stopping():
@@ -90,9 +104,14 @@ def get_log(
     backend: Here,
     caller: SeesJobs,
     job_id: str,
-    after: Annotated[int, Query(ge=0, le=2**62, description="Number of the last line that was seen.")] = 0,
+    after: Annotated[
+        int, Query(ge=0, le=2**62, description="Number of the last line that was seen.")
+    ] = 0,
 ) -> Response:
-    """Return the messages of a job's stages so far, a line each; the header `X-Last-Line` of the answer numbers the last."""
+    """Return the messages of a job's stages so far, a line each.
+
+    The header `X-Last-Line` of the answer numbers the last.
+    """
     backend.jobs.get(job_id, caller.tenant)
     last = backend.jobs.last_line(job_id)
 
@@ -102,7 +121,11 @@ def get_log(
             seen = batch[-1][0]
             yield "".join(f"{moment(at)} {stage}: {text}\n" for _, at, stage, text in batch)
 
-    return StreamingResponse(lines(), media_type="text/plain; charset=utf-8", headers={"X-Last-Line": str(max(last, after))})
+    return StreamingResponse(
+        lines(),
+        media_type="text/plain; charset=utf-8",
+        headers={"X-Last-Line": str(max(last, after))},
+    )
 
 
 @router.get("/artifacts", operation_id="list_artifacts")
@@ -111,7 +134,12 @@ def list_artifacts(backend: Here, caller: SeesJobs, job_id: str) -> ArtifactsOut
     job = backend.jobs.get(job_id, caller.tenant)
     found = backend.artifacts.list(result_place(job.id)) if job.status is Status.SUCCEEDED else ()
     base = f"/v1/jobs/{job.id}/artifacts"
-    rows = [ArtifactOut(name=row.name, size_bytes=row.size_bytes, sha256=row.sha256, url=f"{base}/{row.name}") for row in found]
+    rows = [
+        ArtifactOut(
+            name=row.name, size_bytes=row.size_bytes, sha256=row.sha256, url=f"{base}/{row.name}"
+        )
+        for row in found
+    ]
     return ArtifactsOut(data=rows)
 
 
@@ -138,5 +166,7 @@ def get_artifact(
 def _place(backend: Backend, tenant: str, job_id: str) -> str:
     job = backend.jobs.get(job_id, tenant)
     if job.status is not Status.SUCCEEDED:
-        raise ArtifactUnknown(f"job {job_id} is {job.status}; its files are there once it has succeeded")
+        raise ArtifactUnknown(
+            f"job {job_id} is {job.status}; its files are there once it has succeeded"
+        )
     return result_place(job.id)

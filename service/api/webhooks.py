@@ -1,4 +1,7 @@
-"""Webhooks: where a tenant wants to be told what happens to its jobs. Signed by the Standard Webhooks scheme."""
+"""Webhooks: where a tenant wants to be told what happens to its jobs.
+
+Signed by the Standard Webhooks scheme.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -13,14 +16,22 @@ from service.outbox import Webhook
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 EventType = Literal[
-    "job.queued", "job.cancelling", "job.succeeded", "job.failed", "job.cancelled", "stage.started", "stage.finished"
+    "job.queued",
+    "job.cancelling",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+    "stage.started",
+    "stage.finished",
 ]
 
 
 class WebhookIn(Strict):
     """Where events are to be sent, and which."""
 
-    url: Annotated[str, Field(min_length=1, max_length=2000, examples=["https://example.com/hooks/bitwright"])]
+    url: Annotated[
+        str, Field(min_length=1, max_length=2000, examples=["https://example.com/hooks/bitwright"])
+    ]
     events: list[EventType] = Field(["job.succeeded", "job.failed"], min_length=1, max_length=16)
 
 
@@ -64,7 +75,10 @@ class DeliveriesOut(BaseModel):
 
 @router.post("", status_code=201, operation_id="register_webhook")
 def register(backend: Here, caller: HasWebhooks, body: WebhookIn) -> WebhookOut:
-    """Register a webhook. Its secret checks signatures (Standard Webhooks); it is not shown again."""
+    """Register a webhook. Its secret checks signatures (Standard Webhooks).
+
+    It is not shown again.
+    """
     webhook = backend.outbox.add(caller.tenant, body.url, body.events)
     return _out(webhook, secret=webhook.secret)
 
@@ -95,15 +109,24 @@ def test(backend: Here, caller: HasWebhooks, webhook_id: str) -> dict[str, str]:
 
 @router.get("/{webhook_id}/deliveries", operation_id="list_deliveries")
 def list_deliveries(
-    backend: Here, caller: HasWebhooks, webhook_id: str, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    backend: Here,
+    caller: HasWebhooks,
+    webhook_id: str,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> DeliveriesOut:
     """List the newest messages to a webhook."""
-    return DeliveriesOut(data=[_delivery(row) for row in backend.outbox.deliveries(caller.tenant, webhook_id, limit)])
+    return DeliveriesOut(
+        data=[_delivery(row) for row in backend.outbox.deliveries(caller.tenant, webhook_id, limit)]
+    )
 
 
 def _out(webhook: Webhook, secret: str | None = None) -> WebhookOut:
     return WebhookOut(
-        id=webhook.id, url=webhook.url, events=list(webhook.events), created_at=moment(webhook.created_at), secret=secret
+        id=webhook.id,
+        url=webhook.url,
+        events=list(webhook.events),
+        created_at=moment(webhook.created_at),
+        secret=secret,
     )
 
 

@@ -31,8 +31,13 @@ class ConstraintsIn(Strict):
     target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
     ties: Annotated[list[Text], Field(max_length=64)] = []
     untied: Annotated[list[Pattern], Field(max_length=64)] = []
-    rules: Annotated[list[Text], Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g64s6"]])] = []
-    pools: Annotated[list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])] = []
+    rules: Annotated[
+        list[Text],
+        Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g64s6"]]),
+    ] = []
+    pools: Annotated[
+        list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])
+    ] = []
     latency: Annotated[list[LatencyRow], Field(max_length=20_000)] = []
     max_latency_us: Annotated[float, Field(gt=0)] | None = None
     max_distinct: Annotated[int, Field(ge=1, le=64)] | None = None

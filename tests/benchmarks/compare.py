@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.compare MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
 
-Appends one row for each budget and method to results/plans.jsonl. Finished stages are kept in the cache, so it can be stopped and
-started again. `uniform` is the best of the uniform plans of the menu by its measured KL on the evaluation text itself: a line that
-is harder to beat than any that could be chosen beforehand.
+Appends one row for each budget and method to results/plans.jsonl. Finished stages are kept in the
+cache, so it can be stopped and started again. `uniform` is the best of the uniform plans of the
+menu by its measured KL on the evaluation text itself: a line that is harder to beat than any that
+could be chosen beforehand.
 """
 
 import argparse
@@ -46,7 +47,9 @@ def request_of(arguments: argparse.Namespace, budget: str, method: Method) -> Ru
     )  # fmt: skip
 
 
-def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> dict[str, dict[str, Any]]:
+def plans_at(
+    arguments: argparse.Namespace, store: StageStore, budget: str
+) -> dict[str, dict[str, Any]]:
     """Return by name the plan of each method, with its prediction and the seconds its profile took, and the uniform plans."""
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.methods:
@@ -67,7 +70,9 @@ def plans_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> d
     return found
 
 
-def score(arguments: argparse.Namespace, store: StageStore, budget: str, plans: dict[str, Plan]) -> dict[str, Quality]:
+def score(
+    arguments: argparse.Namespace, store: StageStore, budget: str, plans: dict[str, Plan]
+) -> dict[str, Quality]:
     """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
     model, machine = pipeline.prepare(request, store).model, stages.Machine.choose("cpu")
@@ -75,17 +80,33 @@ def score(arguments: argparse.Namespace, store: StageStore, budget: str, plans: 
     windows = stages.windows_of(store, model, request.amounts.evaluation)
 
     def checkpoint(name: str, plan: Plan) -> Path:
-        return stages.checkpoint(store, model, plan, calibration, request.amounts.batch, machine, Lines(), f"{budget} {name}")
+        return stages.checkpoint(
+            store,
+            model,
+            plan,
+            calibration,
+            request.amounts.batch,
+            machine,
+            Lines(),
+            f"{budget} {name}",
+        )
 
     folders = {name: checkpoint(name, plan) for name, plan in plans.items()}
-    return stages.evaluation(store, model, folders, windows, request.amounts.batch, machine, Lines())
+    return stages.evaluation(
+        store, model, folders, windows, request.amounts.batch, machine, Lines()
+    )
 
 
 def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:
     """Return the rows of one budget, the best uniform plan first."""
     plans = plans_at(arguments, store, budget)
-    quality = score(arguments, store, budget, {name: found["plan"] for name, found in plans.items()})
-    uniform = min((name for name in plans if name.startswith("uniform")), key=lambda name: quality[name].kl_nats_per_token)
+    quality = score(
+        arguments, store, budget, {name: found["plan"] for name, found in plans.items()}
+    )
+    uniform = min(
+        (name for name in plans if name.startswith("uniform")),
+        key=lambda name: quality[name].kl_nats_per_token,
+    )
     names = [uniform, *(name for name in plans if not name.startswith("uniform"))]
     return [
         {
@@ -99,7 +120,9 @@ def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> li
             "predicted_kl": plans[name].get("predicted"),
             "profile_seconds": plans[name].get("seconds"),
             "probe_tokens": plans[name].get("tokens"),
-            "uniform_plans": {n: quality[n].kl_nats_per_token for n in plans if n.startswith("uniform")},
+            "uniform_plans": {
+                n: quality[n].kl_nats_per_token for n in plans if n.startswith("uniform")
+            },
             "seed": arguments.seed,
             "circumstances": circumstances(),
         }
@@ -128,7 +151,10 @@ def main() -> None:
         with RESULTS.open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         for row in rows:
-            print(f"{budget} {row['method']:32} KL {row['quality']['kl_nats_per_token']:.4f}  x uniform {row['kl_to_uniform']:.3f}")
+            print(
+                f"{budget} {row['method']:32} KL {row['quality']['kl_nats_per_token']:.4f}  x "
+                f"uniform {row['kl_to_uniform']:.3f}"
+            )
 
 
 if __name__ == "__main__":

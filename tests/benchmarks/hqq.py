@@ -4,9 +4,10 @@
     python -m tests.benchmarks.hqq MODEL --label NAME --evaluation TEXT --cache FOLDER
     python -m tests.benchmarks.hqq ... --whole
 
-Appends one row for each budget and direction of groups to results/quantizers.jsonl. Scale and zero point of a group are rounded to
-16 bits each, and a layer's bytes are those of dense codes, scales and zero points: out * in * (bits / 8 + 4 / group size). Weights
-are scored dense, as products of packed layers would give the same; so there is no memory to compare. The library's groups run on
+Appends one row for each budget and direction of groups to results/quantizers.jsonl. Scale and zero
+point of a group are rounded to 16 bits each, and a layer's bytes are those of dense codes, scales
+and zero points: out * in * (bits / 8 + 4 / group size). Weights are scored dense, as products of
+packed layers would give the same; so there is no memory to compare. The library's groups run on
 from row to row of the output.
 """
 
@@ -39,14 +40,23 @@ from tests.benchmarks.record import circumstances
 GRIDS = {"2.3": (2, 108), "2.5": (2, 64), "3.0": (2, 32), "4.25": (4, 128)}
 """Code width and group size that come to a budget, to 0.2 %."""
 INPUTS, OUTPUTS = 1, 0
-"""Axes that groups run along: neighbours among inputs, which kernels read together, or the library's other choice."""
+"""Axes that groups run along.
+
+Neighbours among inputs, which kernels read together, or the library's other choice.
+"""
 NAMES = {INPUTS: "HQQ", OUTPUTS: "HQQ, groups of outputs"}
 
 
 def rounded(weight: Tensor, bits: int, group_size: int, axis: int) -> Tensor:
     """Return a weight after HQQ's rounding, as 16-bit scales and zero points give it back."""
     codes, found = Quantizer.quantize(
-        weight, nbits=bits, group_size=group_size, round_zero=bits == 4, axis=axis, bitpack=False, device="cpu"
+        weight,
+        nbits=bits,
+        group_size=group_size,
+        round_zero=bits == 4,
+        axis=axis,
+        bitpack=False,
+        device="cpu",
     )
     result: Tensor = (codes - found["zero"].half().float()) * found["scale"].half().float()
     return result.reshape(weight.shape)
@@ -62,7 +72,9 @@ def quantize(model: nn.Module, bits: int, group_size: int, axis: int) -> int:
     return total
 
 
-def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor], budget: str, axis: int) -> dict[str, Any]:
+def row_of(
+    arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor], budget: str, axis: int
+) -> dict[str, Any]:
     """Quantize and score; return the row."""
     model = copy.deepcopy(original)
     start, processor_start = time.monotonic(), time.process_time()
@@ -73,7 +85,9 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
     for name, windows in texts.items():
         models = {"original": original, "it": model}
         with tempfile.TemporaryDirectory() as folder:
-            scores = evaluate_models(models, "original", windows, 8, PartStore(Path(folder)), lambda *_: None)
+            scores = evaluate_models(
+                models, "original", windows, 8, PartStore(Path(folder)), lambda *_: None
+            )
         before[name], quality[name] = scores["original"].to_json(), scores["it"].to_json()
     weights = sum(layer.weights for layer in find_layers(model))
     return {
@@ -91,14 +105,28 @@ def row_of(arguments: argparse.Namespace, original: Any, texts: dict[str, Tensor
     }
 
 
-def whole_rows(arguments: argparse.Namespace, original: Any, windows: Tensor, machine: stages.Machine) -> list[dict[str, Any]]:
-    """Score all that is asked for on all of the text at once; return what that adds to their rows."""
-    models = {(budget, axis): copy.deepcopy(original) for budget in arguments.budgets for axis in NAMES}
+def whole_rows(
+    arguments: argparse.Namespace, original: Any, windows: Tensor, machine: stages.Machine
+) -> list[dict[str, Any]]:
+    """Score all that is asked for on all of the text at once.
+
+    Return what that adds to their rows.
+    """
+    models = {
+        (budget, axis): copy.deepcopy(original) for budget in arguments.budgets for axis in NAMES
+    }
     for (budget, axis), model in models.items():
         quantize(model, *GRIDS[budget], axis)
-    known = {"original": original} | {f"{budget} {NAMES[axis]}": model for (budget, axis), model in models.items()}
-    with tempfile.TemporaryDirectory() as folder, products_in(machine.precision, torch.device(machine.device)):
-        scores = evaluate_models(known, "original", windows, 8, PartStore(Path(folder)), Lines().step("whole text"))
+    known = {"original": original} | {
+        f"{budget} {NAMES[axis]}": model for (budget, axis), model in models.items()
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        products_in(machine.precision, torch.device(machine.device)),
+    ):
+        scores = evaluate_models(
+            known, "original", windows, 8, PartStore(Path(folder)), Lines().step("whole text")
+        )
     found = {name: quality.to_json() for name, quality in scores.items()}
     return [
         {"model": arguments.label, "budget_bpw": float(budget), "method": NAMES[axis]}
@@ -116,7 +144,11 @@ def main() -> None:
     parser.add_argument("--evaluation", required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--budgets", nargs="+", default=list(GRIDS), choices=list(GRIDS))
-    parser.add_argument("--whole", action="store_true", help="score on all of the evaluation text, beside rows measured before")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="score on all of the evaluation text, beside rows measured before",
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     store, machine = StageStore(arguments.cache), stages.Machine.choose("cpu")
@@ -134,7 +166,10 @@ def main() -> None:
             row = row_of(arguments, original, texts, budget, axis)
             store_rows([row])
             here = row["quality"]["held out"]
-            print(f"{budget} {name:24} {here['perplexity']:.1f} KL {here['kl_nats_per_token']:.3f}", flush=True)
+            print(
+                f"{budget} {name:24} {here['perplexity']:.1f} KL {here['kl_nats_per_token']:.3f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

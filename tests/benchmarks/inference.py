@@ -1,10 +1,13 @@
-"""Measure a packed model against its original on a processor: seconds of generating and reading, and memory.
+"""Measure a packed model against its original on a processor.
+
+Seconds of generating and reading, and memory.
 
     python -m tests.benchmarks.inference PACKED ORIGINAL --label NAME
 
-Both are folders. Speed: both models in bfloat16 in one process, by turns; medians. Memory: each model in the dtype it is stored in,
-in a process of its own, whose peaks are read from outside after loading and at the end, less those of a process that runs the same
-code on next to nothing. Greedy continuations of real text, in float32, are compared with those of the reference. Appends a row to
+Both are folders. Speed: both models in bfloat16 in one process, by turns; medians. Memory: each
+model in the dtype it is stored in, in a process of its own, whose peaks are read from outside after
+loading and at the end, less those of a process that runs the same code on next to nothing. Greedy
+continuations of real text, in float32, are compared with those of the reference. Appends a row to
 results/inference.jsonl.
 """
 
@@ -46,7 +49,13 @@ def tokens_of(count: int) -> Any:
 
 def generate(model: Any, prompt: int, count: int) -> Any:
     """Return what a model continues a prompt with, greedily."""
-    return model.generate(tokens_of(prompt), max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+    return model.generate(
+        tokens_of(prompt),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )
 
 
 def seconds_of(work: Any) -> float:
@@ -61,7 +70,9 @@ def speed(packed: str, original: str, prompt: int, count: int, repeats: int) -> 
     import torch
 
     models = {"packed": load(packed, "bfloat16"), "original": load(original, "bfloat16")}
-    spent: dict[str, list[float]] = {f"{what}_{name}": [] for what in ("token", "prompt") for name in models}
+    spent: dict[str, list[float]] = {
+        f"{what}_{name}": [] for what in ("token", "prompt") for name in models
+    }
     with torch.inference_mode():
         for turn in range(repeats + 1):
             for name, model in models.items():
@@ -84,7 +95,11 @@ def agreement(packed: str, count: int) -> dict[str, int]:
     found = []
     for setting in ("auto", REFERENCE):
         with patch.dict(os.environ, {SETTING: setting}):
-            given = {"attention_mask": torch.ones_like(prompts), "max_new_tokens": count, "min_new_tokens": count}
+            given = {
+                "attention_mask": torch.ones_like(prompts),
+                "max_new_tokens": count,
+                "min_new_tokens": count,
+            }
             found.append(model.generate(prompts, **given, do_sample=False, pad_token_id=0)[:, 16:])
     same = (found[0] == found[1]).cumprod(1)
     return {"greedy_tokens": same.numel(), "greedy_tokens_of_reference": int(same.sum())}
@@ -92,21 +107,37 @@ def agreement(packed: str, count: int) -> dict[str, int]:
 
 def peak_bytes(folder: str, prompt: int, count: int) -> dict[str, int]:
     """Return the peak memory of a process that has loaded a model, or `NOTHING`, and when it has generated."""
-    arguments = [sys.executable, "-m", "tests.benchmarks.inference", folder, NOTHING, "--label", NOTHING]
+    arguments = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.inference",
+        folder,
+        NOTHING,
+        "--label",
+        NOTHING,
+    ]
     command = [*arguments, "--alone", "--prompt", str(prompt), "--count", str(count)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         peaks = {}
         for moment in ("loading", "generating"):
             if process.stdout.readline().strip() != moment:
                 raise SystemExit(f"{folder} failed")
-            said = dict(line.split(":", 1) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines())
+            said = dict(
+                line.split(":", 1)
+                for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            )
             peaks[moment] = int(said["VmHWM"].split()[0]) * 1024
             print(file=process.stdin, flush=True)
     return peaks
 
 
 def alone(folder: str, prompt: int, count: int) -> None:
-    """Load and generate, waiting for a line after each; or run what this runs, on next to nothing."""
+    """Load and generate, waiting for a line after each.
+
+    Or run what this runs, on next to nothing.
+    """
     import torch
 
     with torch.inference_mode():
@@ -128,7 +159,13 @@ def run_code() -> None:
     from quantizer.kernels.cpu import FEW_ROWS, _Layer
     from tests.benchmarks.kernels import random_layer
 
-    sizes = {"vocab_size": 1000, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes = {
+        "vocab_size": 1000,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     generate(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)), 16, 2)
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
     layer = _Layer.of(random_layer(fidelity, (32, 64), "cpu"), fidelity, 64)
@@ -159,8 +196,14 @@ def main() -> None:
     row = {
         "label": arguments.label,
         "prompt_tokens": prompt,
-        **{f"{name}_file_bytes": checkpoint_bytes(Path(folder)) for name, folder in folders.items()},
-        **{f"{name}_{moment}_bytes": peaks[name][moment] - nothing[moment] for name in folders for moment in nothing},
+        **{
+            f"{name}_file_bytes": checkpoint_bytes(Path(folder)) for name, folder in folders.items()
+        },
+        **{
+            f"{name}_{moment}_bytes": peaks[name][moment] - nothing[moment]
+            for name in folders
+            for moment in nothing
+        },
         **agreement(arguments.packed, 2 * count),
         **speed(arguments.packed, arguments.original, prompt, count, arguments.repeats),
         "circumstances": circumstances(),

@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.kernels [--device cuda] [--models "Llama 3 8B" ...] [--rows 1 4 ...] [--seconds 20]
 
-Both ways by turns in one process; medians of as many turns as the seconds allow, one at least, after one to warm up. Codes are
-random: speed does not depend on them. Appends a row for each shape, fidelity and number of rows to results/kernels.jsonl, with the
-bandwidth of copying memory. On a GPU, where weights are cold in its cache at each turn and only its own time counts, expanding
-weights at each call and both ways of multiplying many rows are timed as well and, once `pip install gemlite` was said, GemLite on
-the formats that both have.
+Both ways by turns in one process; medians of as many turns as the seconds allow, one at least,
+after one to warm up. Codes are random: speed does not depend on them. Appends a row for each shape,
+fidelity and number of rows to results/kernels.jsonl, with the bandwidth of copying memory. On a
+GPU, where weights are cold in its cache at each turn and only its own time counts, expanding
+weights at each call and both ways of multiplying many rows are timed as well and, once `pip install
+gemlite` was said, GemLite on the formats that both have.
 """
 
 import argparse
@@ -48,18 +49,26 @@ def random_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> dic
         elif spec.dtype == torch.float16:
             tensors[name] = torch.rand(spec.shape).add(0.1).div(100).half()
         else:
-            tensors[name] = torch.randint(-(2**31), 2**31, spec.shape, dtype=torch.int64).to(spec.dtype)
+            tensors[name] = torch.randint(-(2**31), 2**31, spec.shape, dtype=torch.int64).to(
+                spec.dtype
+            )
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
-def gemlite_layer(fidelity: Fidelity, shape: tuple[int, int], device: str) -> Callable[[Tensor], Tensor]:
+def gemlite_layer(
+    fidelity: Fidelity, shape: tuple[int, int], device: str
+) -> Callable[[Tensor], Tensor]:
     """Return a layer of GemLite's with random codes, scales and zero points of the same sizes."""
     from gemlite import DType, GemLiteLinear
 
     bits, (out_features, in_features) = fidelity.bits_lo, shape
-    layer = GemLiteLinear(bits, fidelity.group_size, in_features, out_features, DType.BF16, DType.BF16)
+    layer = GemLiteLinear(
+        bits, fidelity.group_size, in_features, out_features, DType.BF16, DType.BF16
+    )
     codes = torch.randint(2**bits, shape, dtype=torch.uint8, device=device)
-    scales = torch.rand(out_features, in_features // fidelity.group_size, dtype=torch.bfloat16, device=device)
+    scales = torch.rand(
+        out_features, in_features // fidelity.group_size, dtype=torch.bfloat16, device=device
+    )
     layer.pack(codes, scales, torch.full_like(scales, 2 ** (bits - 1)), None)
     return layer
 
@@ -79,18 +88,27 @@ def compare(ways: dict[str, Callable[[], Any]], device: str, patience_s: float) 
         from triton.testing import do_bench
 
         some_ms = patience_s * 1e3 / len(ways)
-        return {f"{name}_seconds": do_bench(work, some_ms / 4, some_ms, return_mode="median") / 1e3 for name, work in ways.items()}
+        return {
+            f"{name}_seconds": do_bench(work, some_ms / 4, some_ms, return_mode="median") / 1e3
+            for name, work in ways.items()
+        }
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for work in ways.values():
         seconds_of(work, device)
     start = time.perf_counter()
-    while not spent["packed"] or (time.perf_counter() - start < patience_s and len(spent["packed"]) < 200):
+    while not spent["packed"] or (
+        time.perf_counter() - start < patience_s and len(spent["packed"]) < 200
+    ):
         for name, work in ways.items():
             spent[name].append(seconds_of(work, device))
-    return {f"{name}_seconds": median(values) for name, values in spent.items()} | {"turns": len(spent["packed"])}
+    return {f"{name}_seconds": median(values) for name, values in spent.items()} | {
+        "turns": len(spent["packed"])
+    }
 
 
-def measure(name: str, shape: tuple[int, int], rows: int, device: str, patience_s: float) -> dict[str, Any]:
+def measure(
+    name: str, shape: tuple[int, int], rows: int, device: str, patience_s: float
+) -> dict[str, Any]:
     """Return the row of a fidelity, a shape and a number of rows."""
     fidelity, kept = Fidelity.parse(name), Kept()
     tensors = random_layer(fidelity, shape, device)
@@ -118,10 +136,15 @@ def measure(name: str, shape: tuple[int, int], rows: int, device: str, patience_
 
 
 def copy_bandwidth(device: str) -> float:
-    """Return bytes a second, read and written, of copying memory that fits no cache; median of 9 times."""
+    """Return bytes a second, read and written, of copying memory that fits no cache.
+
+    Median of 9 times.
+    """
     source = torch.ones(2**28, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    return 2 * len(source) / median(seconds_of(lambda: target.copy_(source), device) for _ in range(9))
+    return (
+        2 * len(source) / median(seconds_of(lambda: target.copy_(source), device) for _ in range(9))
+    )
 
 
 def main() -> None:
@@ -129,7 +152,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--fidelities", nargs="+", help=f"default: {' '.join(FIDELITIES)}; on a GPU also {' '.join(SHARED)}")
+    parser.add_argument(
+        "--fidelities",
+        nargs="+",
+        help=f"default: {' '.join(FIDELITIES)}; on a GPU also {' '.join(SHARED)}",
+    )
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 4, 16, 256, 4096])
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
@@ -151,7 +178,9 @@ def main() -> None:
                         file.write(json.dumps(row | {"circumstances": circumstances()}) + "\n")
                     ratio = row["bfloat16_seconds"] / row["packed_seconds"]
                     print(
-                        f"{model} {shape} {fidelity} {rows} rows: {row['packed_seconds'] * 1e3:.2f} ms, x {ratio:.2f}", flush=True
+                        f"{model} {shape} {fidelity} {rows} rows: "
+                        f"{row['packed_seconds'] * 1e3:.2f} ms, x {ratio:.2f}",
+                        flush=True,
                     )
 
 

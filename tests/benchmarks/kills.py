@@ -1,8 +1,11 @@
-"""Jobs while workers, servers and databases are killed at random; every byte is compared with undisturbed jobs.
+"""Jobs while workers, servers and databases are killed at random.
+
+Every byte is compared with undisturbed jobs.
 
     python -m tests.benchmarks.kills [--jobs 40] [--kills 20]
 
-Appends a row for SQLite and one for PostgreSQL to results/service.jsonl. Fails where anything is lost, half-written or different.
+Appends a row for SQLite and one for PostgreSQL to results/service.jsonl. Fails where anything is
+lost, half-written or different.
 """
 
 import argparse
@@ -39,7 +42,15 @@ def main() -> None:
         for kind in arguments.kind or ["sqlite", "postgresql"]:
             postgres = Postgres() if kind == "postgresql" else None
             where = Path(folder) / kind
-            found = soak(where, models, expected, arguments.kills, postgres=postgres, seed=arguments.seed, pause_seconds=pause)
+            found = soak(
+                where,
+                models,
+                expected,
+                arguments.kills,
+                postgres=postgres,
+                seed=arguments.seed,
+                pause_seconds=pause,
+            )
             keep(kind, found, calm_seconds)
             if postgres is not None:
                 postgres.remove()

@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.large [--blocks 3]
 
-The whole model, in the shape of Llama 3 8B, lies in the GPU's memory; the first blocks are worked on, the first of them to warm up.
-What weights are does not change what is computed. Appends a row for each phase to results/large.jsonl.
+The whole model, in the shape of Llama 3 8B, lies in the GPU's memory; the first blocks are worked
+on, the first of them to warm up. What weights are does not change what is computed. Appends a row
+for each phase to results/large.jsonl.
 """
 
 import argparse
@@ -88,21 +89,40 @@ def rate(dtype: torch.dtype, size: int) -> float:
 
 
 def quantizing_floor(layers: list[LayerSpec], fidelities: int, rates: dict[str, float]) -> float:
-    """Return the seconds of the products that quantizing one block takes: two passes forward, moments, inverses, and updates."""
+    """Return the seconds of the products that quantizing one block takes.
+
+    Two passes forward, moments, inverses, and updates.
+    """
     tokens, inputs = WINDOWS * TOKENS, [layer.in_features for layer in layers]
     groups = [SHAPE.hidden_size] * 3 + [SHAPE.intermediate_size]
     forward = 4 * sum(layer.weights for layer in layers) * tokens
-    updates = sum(layer.weights * each for layer, each in zip(layers, inputs, strict=True)) * fidelities
-    moments, inverses = sum(2 * tokens * each**2 for each in groups), sum(each**3 for each in groups)
-    return forward / rates["bfloat16"] + (moments + updates) / rates["float32"] + inverses / rates["float64"]
+    updates = (
+        sum(layer.weights * each for layer, each in zip(layers, inputs, strict=True)) * fidelities
+    )
+    moments, inverses = (
+        sum(2 * tokens * each**2 for each in groups),
+        sum(each**3 for each in groups),
+    )
+    return (
+        forward / rates["bfloat16"]
+        + (moments + updates) / rates["float32"]
+        + inverses / rates["float64"]
+    )
 
 
 def training_floor(layers: list[LayerSpec], windows: int, rates: dict[str, float]) -> float:
-    """Return the seconds of the products that training one block takes: a step on each window, and four passes forward."""
-    return (6 + 4 * 2) * sum(layer.weights for layer in layers) * windows * TOKENS / rates["bfloat16"]
+    """Return the seconds of the products that training one block takes.
+
+    A step on each window, and four passes forward.
+    """
+    return (
+        (6 + 4 * 2) * sum(layer.weights for layer in layers) * windows * TOKENS / rates["bfloat16"]
+    )
 
 
-def measure(name: str, blocks: int, work: Callable[[Progress], Any], floor_seconds: float, kept_bytes: int) -> dict[str, Any]:
+def measure(
+    name: str, blocks: int, work: Callable[[Progress], Any], floor_seconds: float, kept_bytes: int
+) -> dict[str, Any]:
     """Return the row of a phase."""
     watch = Stopwatch(blocks)
     with suppress(Enough):
@@ -112,22 +132,40 @@ def measure(name: str, blocks: int, work: Callable[[Progress], Any], floor_secon
         "gpu_peak_bytes": torch.cuda.max_memory_allocated(), "kept_bytes": kept_bytes,
     }  # fmt: skip
     print(
-        f"{name}: {row['block_seconds']:.2f} s a block, floor {floor_seconds:.2f}; {row['gpu_peak_bytes'] / 1e9:.1f} GB", flush=True
+        f"{name}: {row['block_seconds']:.2f} s a block, floor {floor_seconds:.2f}; "
+        f"{row['gpu_peak_bytes'] / 1e9:.1f} GB",
+        flush=True,
     )
     return row
 
 
 def rows(blocks: int) -> list[dict[str, Any]]:
     """Measure the phases."""
-    rates = {"bfloat16": rate(torch.bfloat16, 8192), "float32": rate(torch.float32, 8192), "float64": rate(torch.float64, 4096)}
+    rates = {
+        "bfloat16": rate(torch.bfloat16, 8192),
+        "float32": rate(torch.float32, 8192),
+        "float64": rate(torch.float64, 4096),
+    }
     model = random_model()
     runner, layers = BlockRunner(model, torch.bfloat16), find_layers(model)
-    model_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    effort, ids = EFFORTS[USUAL], torch.randint(SHAPE.vocab_size, (EFFORTS[USUAL].block_steps * BATCH, TOKENS), device=DEVICE)
+    model_bytes = sum(
+        parameter.numel() * parameter.element_size() for parameter in model.parameters()
+    )
+    effort, ids = (
+        EFFORTS[USUAL],
+        torch.randint(
+            SHAPE.vocab_size, (EFFORTS[USUAL].block_steps * BATCH, TOKENS), device=DEVICE
+        ),
+    )
     budget_bytes = round(sum(layer.weights for layer in layers) * BUDGET_BPW / 8)
     menu, one = choose_menu(layers, budget_bytes), [layer for layer in layers if layer.block == 0]
     spec = TrainingSpec(
-        effort.block_steps, BATCH, code_rate=CODE_RATE, scale_rate=SCALE_RATE, adapter_rate=ADAPTER_RATE, precision=torch.bfloat16
+        effort.block_steps,
+        BATCH,
+        code_rate=CODE_RATE,
+        scale_rate=SCALE_RATE,
+        adapter_rate=ADAPTER_RATE,
+        precision=torch.bfloat16,
     )
     choices = {layer.name: (FIDELITY,) for layer in layers}
 
@@ -153,7 +191,9 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         )  # fmt: skip
         stored = {}
         for index in range(blocks):
-            block = read_block(forms, [layer for layer in layers if layer.block == index], choices, index)
+            block = read_block(
+                forms, [layer for layer in layers if layer.block == index], choices, index
+            )
             if block is not None:
                 stored |= {name: weights[FIDELITY.name] for name, weights in block.weights.items()}
         members = [layer for layer in layers if layer.name in stored]
@@ -164,7 +204,12 @@ def rows(blocks: int) -> list[dict[str, Any]]:
                 training_floor(one, len(ids), rates), model_bytes + 2 * states_bytes(ids),
             )
         )  # fmt: skip
-    machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "rates": rates, "model_bytes": model_bytes}
+    machine = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "rates": rates,
+        "model_bytes": model_bytes,
+    }
     return [row | machine for row in found]
 
 
@@ -174,7 +219,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=3)
     found = rows(parser.parse_args().blocks)
     with RESULTS.open("a") as file:
-        file.writelines(json.dumps(row | {"circumstances": circumstances()}) + "\n" for row in found)
+        file.writelines(
+            json.dumps(row | {"circumstances": circumstances()}) + "\n" for row in found
+        )
 
 
 if __name__ == "__main__":

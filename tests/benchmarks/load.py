@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.load [--model FILE]
 
-What-ifs on the real SmolLM2 profile at 20 requests a second while a job runs, and lists and polls with 1,000 queued jobs beside the
-same with ten. Appends rows to results/service.jsonl. The job is on the demo model where its file is given, else on a tiny one.
+What-ifs on the real SmolLM2 profile at 20 requests a second while a job runs, and lists and polls
+with 1,000 queued jobs beside the same with ten. Appends rows to results/service.jsonl. The job is
+on the demo model where its file is given, else on a tiny one.
 """
 
 import argparse
@@ -45,19 +46,33 @@ def main() -> None:
 
 def keep(row: dict[str, Any]) -> None:
     """Store a row."""
-    row |= {"fastapi": version("fastapi"), "uvicorn": version("uvicorn"), "circumstances": circumstances()}
+    row |= {
+        "fastapi": version("fastapi"),
+        "uvicorn": version("uvicorn"),
+        "circumstances": circumstances(),
+    }
     print(json.dumps(row))
     with RESULTS.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def what_ifs(server: Served, model: str | None) -> dict[str, Any]:
-    """Ask for random budgets at a steady rate while a job runs; times are from when a request was due to its last byte."""
-    files = {"head": (FOLDER / f"{PROFILE}.json").read_bytes(), "arrays": (FOLDER / f"{PROFILE}.npz").read_bytes()}
+    """Ask for random budgets at a steady rate while a job runs.
+
+    Times are from when a request was due to its last byte.
+    """
+    files = {
+        "head": (FOLDER / f"{PROFILE}.json").read_bytes(),
+        "arrays": (FOLDER / f"{PROFILE}.npz").read_bytes(),
+    }
     digest = server.client.post("/v1/profiles", files=files).json()["digest"]
     url = f"/v1/profiles/{digest}/allocations"
     server.client.post(url, json={"questions": [{"budget": "2.5bpw"}]})
-    options = {"model": model, "calibration_windows": 8, "tokens": 512} if model else {"calibration_windows": 64}
+    options = (
+        {"model": model, "calibration_windows": 8, "tokens": 512}
+        if model
+        else {"calibration_windows": 64}
+    )
     job = server.submit(**options)
     while not server.stages():
         time.sleep(0.1)
@@ -81,7 +96,11 @@ def what_ifs(server: Served, model: str | None) -> dict[str, Any]:
     server.wait(job["id"])
     row = percentiles("what_if", [1e3 * each for each in seconds])
     return (
-        {"benchmark": "what-ifs while a job runs", "model": model or "tiny", "requests_per_second": PER_SECOND}
+        {
+            "benchmark": "what-ifs while a job runs",
+            "model": model or "tiny",
+            "requests_per_second": PER_SECOND,
+        }
         | row
         | {"samples_with_a_stage": busy, "samples": len(budgets) // 100}
     )
@@ -137,7 +156,11 @@ def polls(server: Served, ids: list[str], name: str) -> dict[str, Any]:
 def percentiles(name: str, milliseconds: list[float]) -> dict[str, float]:
     """Return median, 99th percentile and maximum."""
     p50, p99 = np.percentile(milliseconds, [50, 99])
-    return {f"{name}_p50_ms": round(p50, 2), f"{name}_p99_ms": round(p99, 2), f"{name}_max_ms": round(max(milliseconds), 2)}
+    return {
+        f"{name}_p50_ms": round(p50, 2),
+        f"{name}_p99_ms": round(p99, 2),
+        f"{name}_max_ms": round(max(milliseconds), 2),
+    }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Made-up profiles the size of large models, with the statistics of measured ones.
 
-Errors fall four times for each bit, with 5 % between layers; sensitivities of layers spread log-normally, one natural unit wide. A
-quarter of each end's squared effect lies along directions that layers share, whose strength falls with the square root of their
-rank; the two ends of a layer's menu point against each other with a correlation of 0.6. Compare tests/profiles.
+Errors fall four times for each bit, with 5 % between layers; sensitivities of layers spread
+log-normally, one natural unit wide. A quarter of each end's squared effect lies along directions
+that layers share, whose strength falls with the square root of their rank; the two ends of a
+layer's menu point against each other with a correlation of 0.6. Compare tests/profiles.
 """
 
 import numpy as np
@@ -12,8 +13,22 @@ from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec
 
 MENU = (
-    *("int2+3r0.125g256", "int2+4r0.0625g256", "int2+3r0.25g256", "int2+3r0.375g128", "int2+3r0.5g128", "int2+3r0.75g128"),
-    *("int3g128", "int3+4r0.125g256", "int3+4r0.25g128", "int3+4r0.5g128", "int4g128", "int4+8r0.125g128"),
+    *(
+        "int2+3r0.125g256",
+        "int2+4r0.0625g256",
+        "int2+3r0.25g256",
+        "int2+3r0.375g128",
+        "int2+3r0.5g128",
+        "int2+3r0.75g128",
+    ),
+    *(
+        "int3g128",
+        "int3+4r0.125g256",
+        "int3+4r0.25g128",
+        "int3+4r0.5g128",
+        "int4g128",
+        "int4+8r0.125g128",
+    ),
 )
 CONTEXT = 3
 SHARED = 0.25
@@ -44,7 +59,13 @@ def mixture_of_experts(rank: int = 64, seed: int = 0) -> Profile:
     """Return a profile of 48 blocks of 128 experts of three layers."""
     kinds = (("gate_proj", 768, 2048), ("up_proj", 768, 2048), ("down_proj", 2048, 768))
     layers = [
-        LayerSpec(f"model.layers.{block}.mlp.experts.{expert}.{kind}", block, f"mlp.experts.{expert}.{kind}", rows, columns)
+        LayerSpec(
+            f"model.layers.{block}.mlp.experts.{expert}.{kind}",
+            block,
+            f"mlp.experts.{expert}.{kind}",
+            rows,
+            columns,
+        )
         for block in range(48)
         for expert in range(128)
         for kind, rows, columns in kinds
@@ -71,4 +92,16 @@ def made_up(layers: list[LayerSpec], rank: int, seed: int) -> Profile:
     factor = np.einsum("rle,lke->rlk", base, np.stack([low, high], axis=2))
     linear = damage - np.square(factor).sum(axis=0) / 2
     flat = factor.reshape(rank, -1)
-    return Profile("output", tuple(layers), fidelities, CONTEXT, 1.0, linear, flat, 0.25, 8192, "0" * 64, "0" * 64)
+    return Profile(
+        "output",
+        tuple(layers),
+        fidelities,
+        CONTEXT,
+        1.0,
+        linear,
+        flat,
+        0.25,
+        8192,
+        "0" * 64,
+        "0" * 64,
+    )

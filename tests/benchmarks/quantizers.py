@@ -1,12 +1,15 @@
-"""Compare quantizers at equal bytes: light methods, each source method alone, and the levels of effort.
+"""Compare quantizers at equal bytes.
+
+Light methods, each source method alone, and the levels of effort.
 
     python -m tests.benchmarks.quantizers MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
     python -m tests.benchmarks.quantizers ... --whole
 
-Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in a process of its own, whose
-peak memory is the row's, and scored from its files. Finished stages are kept in the cache: it can be stopped and started again;
-seconds, and seconds of processors, are those of stages that were not there yet, and missing where all were. The second command
-scores what the first one made on all of the evaluation text, and appends that to its rows.
+Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in
+a process of its own, whose peak memory is the row's, and scored from its files. Finished stages are
+kept in the cache: it can be stopped and started again; seconds, and seconds of processors, are
+those of stages that were not there yet, and missing where all were. The second command scores what
+the first one made on all of the evaluation text, and appends that to its rows.
 """
 
 import argparse
@@ -57,11 +60,12 @@ class Row:
     """How the checkpoint of one row comes about.
 
     Attributes:
-        plan: `uniform`, the best of the uniform plans by the profile; `solved`; or a kind of fidelity by budget, whose high-impact
-            share, the same for all layers, fills the budget.
+        plan: `uniform`, the best of the uniform plans by the profile; `solved`; or a kind of
+            fidelity by budget, whose high-impact share, the same for all layers, fills the budget.
         recipe: how it is quantized and trained.
         effort: how much.
-        text: the effort whose share of the calibration text layers are quantized on, if not its own.
+        text: the effort whose share of the calibration text layers are quantized on, if not its
+            own.
     """
 
     plan: str | Mapping[str, str]
@@ -70,9 +74,19 @@ class Row:
     text: str | None = None
 
 
-PLAIN = {"2.3": "int2+3r0.1g128", "2.5": "int2+3r0.1g128", "3.0": "int2+3r0.1g128", "4.25": "int4+8r0.1g128"}
+PLAIN = {
+    "2.3": "int2+3r0.1g128",
+    "2.5": "int2+3r0.1g128",
+    "3.0": "int2+3r0.1g128",
+    "4.25": "int4+8r0.1g128",
+}
 """Kinds with 16-bit scales, which light methods are published with."""
-ADAPTED = {"2.3": "int2+3r0.1g64s6a2", "2.5": "int2+3r0.1g64s6a4", "3.0": "int2+3r0.1g64s6a8", "4.25": "int3+4r0.1g64s6a8"}
+ADAPTED = {
+    "2.3": "int2+3r0.1g64s6a2",
+    "2.5": "int2+3r0.1g64s6a4",
+    "3.0": "int2+3r0.1g64s6a8",
+    "4.25": "int3+4r0.1g64s6a8",
+}
 """Kinds with an adapter that leaves room for its bytes."""
 SPARSE = {
     "2.3": "int2+3r0.1g128s6o0.002",
@@ -93,7 +107,9 @@ def _sgr(rule: str) -> Row:
 
 
 def _signiq(penalty: float) -> Row:
-    return Row(ADAPTED, replace(RECIPES["signiq"], changes={**CLIPPING, "penalty": penalty}), TRAINED)
+    return Row(
+        ADAPTED, replace(RECIPES["signiq"], changes={**CLIPPING, "penalty": penalty}), TRAINED
+    )
 
 
 ROWS = {
@@ -141,7 +157,13 @@ def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRe
     )  # fmt: skip
 
 
-def plan_of(kind: str | Mapping[str, str], profile: Profile, request: RunRequest, budget: str, budget_bytes: int) -> Plan:
+def plan_of(
+    kind: str | Mapping[str, str],
+    profile: Profile,
+    request: RunRequest,
+    budget: str,
+    budget_bytes: int,
+) -> Plan:
     """Return the uniform plan of the budget, or the solver's."""
     if not isinstance(kind, str):
         return uniform_plan(profile.layers, Fidelity.parse(kind[budget]), budget_bytes)
@@ -165,43 +187,85 @@ class Made:
 def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
     """Make one checkpoint, or find it."""
     row, store = ROWS[method], StageStore(arguments.cache)
-    request, machine = request_of(arguments, budget, row.effort), stages.Machine.choose(arguments.device)
+    request, machine = (
+        request_of(arguments, budget, row.effort),
+        stages.Machine.choose(arguments.device),
+    )
     task, spent = pipeline.prepare(request, store), Spent()
 
-    profile = spent.timed("profile", lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()))
+    profile = spent.timed(
+        "profile",
+        lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()),
+    )
     plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
     guard = stages.windows_of(store, task.model, request.amounts.guard)
     effort = find_effort(row.text or row.effort)
-    calibration = stages.quantizing_windows(store, task.model, request.amounts.calibration, guard, effort)
+    calibration = stages.quantizing_windows(
+        store, task.model, request.amounts.calibration, guard, effort
+    )
     batch, label = request.amounts.batch, f"{budget} {method}"
     plan, folder = spent.timed(
-        "quantize", lambda: quantize_by(row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label)
+        "quantize",
+        lambda: quantize_by(
+            row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label
+        ),
     )
-    wanted = TuneRequest(row.recipe, request.effort, request.amounts.calibration, guard, batch, request.seed)
+    wanted = TuneRequest(
+        row.recipe, request.effort, request.amounts.calibration, guard, batch, request.seed
+    )
     tuning = tune_task(store, task.model, plan, folder, wanted, machine)
     if tuning.phases:
         folder = spent.timed("tune", lambda: tune(store, tuning, Lines()))
     return Made(request, task.model, plan, folder, tuning.phases, spent)
 
 
-def score(arguments: argparse.Namespace, made: Made, checkpoints: dict[str, Path], text: TextSpec, *, fast: bool) -> Scores:
+def score(
+    arguments: argparse.Namespace,
+    made: Made,
+    checkpoints: dict[str, Path],
+    text: TextSpec,
+    *,
+    fast: bool,
+) -> Scores:
     """Return the scores of the original and of checkpoints on one text."""
     store, machine = StageStore(arguments.cache), stages.Machine.choose(arguments.device)
     windows = stages.windows_of(store, made.model, text)
-    found = stages.evaluation(store, made.model, checkpoints, windows, made.request.amounts.batch, machine, Lines(), fast=fast)
+    found = stages.evaluation(
+        store,
+        made.model,
+        checkpoints,
+        windows,
+        made.request.amounts.batch,
+        machine,
+        Lines(),
+        fast=fast,
+    )
     return {name: quality.to_json() for name, quality in found.items()}
 
 
 def on_gpu(device: str) -> dict[str, Any]:
-    """Return which GPU this process used, and how much of its memory at most; nothing for a processor."""
-    return {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(), "gpu_peak_bytes": torch.cuda.max_memory_allocated()}
+    """Return which GPU this process used, and how much of its memory at most.
+
+    Nothing for a processor.
+    """
+    return (
+        {}
+        if device == "cpu"
+        else {
+            "gpu": torch.cuda.get_device_name(),
+            "gpu_peak_bytes": torch.cuda.max_memory_allocated(),
+        }
+    )
 
 
 def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
     """Make and score one checkpoint; return its row without circumstances."""
     made = make(arguments, budget, method)
     texts = {"held out": made.request.amounts.evaluation, "other": TextSpec(OTHER, 16, 512, None)}
-    scores = {name: score(arguments, made, {"it": made.folder}, text, fast=False) for name, text in texts.items()}
+    scores = {
+        name: score(arguments, made, {"it": made.folder}, text, fast=False)
+        for name, text in texts.items()
+    }
     return {
         "budget_bpw": float(budget),
         "method": method,
@@ -217,13 +281,26 @@ def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str,
 
 
 def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Score checkpoints, made before, on all of the evaluation text at once; products are in the machine's fast precision."""
-    made = {(budget, method): make(arguments, budget, method) for budget in arguments.budgets for method in arguments.methods}
+    """Score checkpoints, made before, on all of the evaluation text at once.
+
+    Products are in the machine's fast precision.
+    """
+    made = {
+        (budget, method): make(arguments, budget, method)
+        for budget in arguments.budgets
+        for method in arguments.methods
+    }
     one = next(iter(made.values()))
     text = replace(one.request.amounts.evaluation, windows=0)
-    scores = score(arguments, one, {" ".join(key): each.folder for key, each in made.items()}, text, fast=True)
+    scores = score(
+        arguments, one, {" ".join(key): each.folder for key, each in made.items()}, text, fast=True
+    )
     return [
-        {"budget_bpw": float(budget), "method": method, "quality": {ALL: scores[f"{budget} {method}"]}}
+        {
+            "budget_bpw": float(budget),
+            "method": method,
+            "quality": {ALL: scores[f"{budget} {method}"]},
+        }
         | {"original": {ALL: scores["original"]}}
         | on_gpu(arguments.device)
         for budget, method in made
@@ -232,7 +309,15 @@ def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def measure(arguments: argparse.Namespace, budget: str, method: str) -> dict[str, Any]:
     """Return the row of one checkpoint, made in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.quantizers", *sys.argv[1:], "--one", budget, method]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.quantizers",
+        *sys.argv[1:],
+        "--one",
+        budget,
+        method,
+    ]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output)
         _, status, usage = os.wait4(process.pid, 0)
@@ -241,7 +326,11 @@ def measure(arguments: argparse.Namespace, budget: str, method: str) -> dict[str
             raise SystemExit(f"{method} at {budget} bpw failed")
         output.seek(0)
         row: dict[str, Any] = json.loads(output.read().splitlines()[-1])
-    return {"model": arguments.label} | row | {"peak_memory_bytes": usage.ru_maxrss * 1024, "circumstances": circumstances()}
+    return (
+        {"model": arguments.label}
+        | row
+        | {"peak_memory_bytes": usage.ru_maxrss * 1024, "circumstances": circumstances()}
+    )
 
 
 def store_rows(rows: list[dict[str, Any]]) -> None:
@@ -264,7 +353,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--whole", action="store_true", help="score checkpoints made before on all of the evaluation text")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="score checkpoints made before on all of the evaluation text",
+    )
     parser.add_argument("--one", nargs=2, metavar=("BUDGET", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one or arguments.whole:
@@ -275,7 +368,9 @@ def main() -> None:
         return
     if arguments.whole:
         rows = score_whole(arguments)
-        store_rows([{"model": arguments.label} | row | {"circumstances": circumstances()} for row in rows])
+        store_rows(
+            [{"model": arguments.label} | row | {"circumstances": circumstances()} for row in rows]
+        )
         return
     for budget in arguments.budgets:
         for method in arguments.methods:
@@ -283,7 +378,8 @@ def main() -> None:
             store_rows([row])
             held_out, other = row["quality"]["held out"], row["quality"]["other"]
             print(
-                f"{budget} {method:20} perplexity {held_out['perplexity']:.1f} KL {held_out['kl_nats_per_token']:.3f}, "
+                f"{budget} {method:20} perplexity {held_out['perplexity']:.1f} KL "
+                f"{held_out['kl_nats_per_token']:.3f}, "
                 f"other text {other['perplexity']:.1f} {other['kl_nats_per_token']:.3f}",
                 flush=True,
             )

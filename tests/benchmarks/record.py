@@ -20,7 +20,11 @@ def circumstances() -> dict[str, Any]:
     """Return commit, processor and cores of the machine that this runs on, and whether it multiplies bfloat16 itself."""
     root, commit = Path(__file__).parents[2], os.environ.get(COMMIT)
     if commit is None:
-        commit = subprocess.check_output(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, text=True)  # noqa: S607
+        commit = subprocess.check_output(
+            ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607
+            cwd=root,
+            text=True,
+        )
     found: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -29,7 +33,9 @@ def circumstances() -> dict[str, Any]:
         "commit": commit.strip(),
         "processor": found.get("model name", platform.machine()),
         "cores": os.cpu_count(),
-        "bfloat16_products": bool({"avx512_bf16", "amx_bf16"} & set(found.get("flags", "").split())),
+        "bfloat16_products": bool(
+            {"avx512_bf16", "amx_bf16"} & set(found.get("flags", "").split())
+        ),
     }
 
 
@@ -39,7 +45,11 @@ def row_of(report: dict[str, Any], label: str) -> dict[str, Any]:
         "budget", "budget_bytes", "plan_bytes", "uniform_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes",
         "original_layer_bytes", "evaluation", "guard", "profile", "prediction", "checks", "seconds", "provenance",
     )  # fmt: skip
-    return {"label": label, "circumstances": circumstances(), **{name: report[name] for name in kept}}
+    return {
+        "label": label,
+        "circumstances": circumstances(),
+        **{name: report[name] for name in kept},
+    }
 
 
 def main() -> None:

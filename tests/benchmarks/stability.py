@@ -1,8 +1,11 @@
-"""How much plans depend on the calibration text: several seeds and corpora, scored on the same held-out text.
+"""How much plans depend on the calibration text.
+
+Several seeds and corpora, scored on the same held-out text.
 
     python -m tests.benchmarks.stability MODEL --label NAME --corpora A.txt B.txt --evaluation TEXT --cache FOLDER
 
-Appends one row for each corpus and seed to results/stability.jsonl, and prints how much the plans agree.
+Appends one row for each corpus and seed to results/stability.jsonl, and prints how much the plans
+agree.
 """
 
 import argparse
@@ -46,7 +49,10 @@ def main() -> None:
                     "seed": seed,
                     "signal": METHODS["integral"].signal,
                     "fidelities": [fidelity.name for fidelity in plan.fidelities],
-                    "layer_bits": [8 * size / layer.weights for size, layer in zip(plan.layer_bytes, plan.layers, strict=True)],
+                    "layer_bits": [
+                        8 * size / layer.weights
+                        for size, layer in zip(plan.layer_bytes, plan.layers, strict=True)
+                    ],
                     "quality": quality.to_json(),
                     "circumstances": circumstances(),
                 }
@@ -56,7 +62,10 @@ def main() -> None:
             print(f"{Path(corpus).name} seed {seed}: KL {quality.kl_nats_per_token:.4f}")
     print("all", agreement(rows))
     for corpus in arguments.corpora:
-        print(Path(corpus).name, agreement([row for row in rows if row["corpus"] == Path(corpus).name]))
+        print(
+            Path(corpus).name,
+            agreement([row for row in rows if row["corpus"] == Path(corpus).name]),
+        )
 
 
 if __name__ == "__main__":

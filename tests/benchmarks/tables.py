@@ -22,10 +22,21 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def commands_table(commands: list[dict[str, Any]]) -> str:
-    """Return the table of what commands take, one row for each kind of processor, in Markdown; later rows replace earlier ones."""
-    heads = ("command", "cores", "processor", "minutes (`make`: environment included)", "peak memory")
+    """Return the table of what commands take, one row for each kind of processor, in Markdown.
+
+    Later rows replace earlier ones.
+    """
+    heads = (
+        "command",
+        "cores",
+        "processor",
+        "minutes (`make`: environment included)",
+        "peak memory",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---|---:|---|---:|---:|"]
-    for (command, processor), row in {(row["command"], _processor(row)): row for row in commands}.items():
+    for (command, processor), row in {
+        (row["command"], _processor(row)): row for row in commands
+    }.items():
         memory = row["peak_memory_bytes"]
         gigabytes = f"{memory / 1e9:.1f} GB" if memory else ""
         cores, minutes = row["circumstances"]["cores"], row["wall_seconds"] / 60
@@ -38,7 +49,11 @@ def results_table(runs: list[dict[str, Any]]) -> str:
     heads = ("run", "model", "bits per weight", "layer bytes", "perplexity", "KL [nats/token]")
     lines = [f"| {' | '.join(heads)} |", "|---|---|---:|---:|---:|---:|"]
     for run in {run["label"]: run for run in runs}.values():  # later rows replace earlier ones
-        sizes = {"original": run["original_layer_bytes"], "uniform": run["uniform_bytes"], "plan": run["plan_bytes"]}
+        sizes = {
+            "original": run["original_layer_bytes"],
+            "uniform": run["uniform_bytes"],
+            "plan": run["plan_bytes"],
+        }
         for name, size in sizes.items():
             bits = run["bits_per_weight"] * size / run["plan_bytes"]
             quality = run["evaluation"][name]
@@ -55,9 +70,16 @@ def _pair(quality: dict[str, Any], value: str, error: str, digits: int) -> str:
 
 
 def plans_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of ways to plan, one row for each model and method, in Markdown; later rows replace earlier ones."""
+    """Return the table of ways to plan, one row for each model and method, in Markdown.
+
+    Later rows replace earlier ones.
+    """
     latest = {
-        (row["model"], row["method"].partition(" ")[0] if _is_uniform(row) else row["method"], row["budget_bpw"]): row
+        (
+            row["model"],
+            row["method"].partition(" ")[0] if _is_uniform(row) else row["method"],
+            row["budget_bpw"],
+        ): row
         for row in rows
     }
     budgets = sorted({budget for _, _, budget in latest})
@@ -65,7 +87,9 @@ def plans_table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| model | plan | {head} | profile [s] |", "|---|---|" + "---:|" * (len(budgets) + 1)]
     for model, method in dict.fromkeys((model, method) for model, method, _ in latest):
         found = [latest.get((model, method, budget)) for budget in budgets]
-        seconds = [row["profile_seconds"] for row in found if row and (row["profile_seconds"] or 0) > 1]
+        seconds = [
+            row["profile_seconds"] for row in found if row and (row["profile_seconds"] or 0) > 1
+        ]
         cells = [_cell(row) if row else "" for row in found]
         lines.append(
             f"| {model} | {method} | {' | '.join(cells)} | {max(seconds):.0f} |"
@@ -82,13 +106,25 @@ def _is_uniform(row: dict[str, Any]) -> bool:
 def _cell(row: dict[str, Any]) -> str:
     quality = row["quality"]
     ratio = "" if _is_uniform(row) else f"; x {row['kl_to_uniform']:.2f}"
-    return f"{quality['kl_nats_per_token']:.3f} ± {quality['kl_stderr']:.3f} ({quality['perplexity']:.1f}{ratio})"
+    return (
+        f"{quality['kl_nats_per_token']:.3f} ± {quality['kl_stderr']:.3f} "
+        f"({quality['perplexity']:.1f}{ratio})"
+    )
 
 
 def whatif_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of what-ifs, in Markdown; later rows replace earlier ones."""
     heads = (
-        *("profile", "groups x fidelities, rank", "p50 [ms]", "p99 [ms]", "gap p50", "gap p99", "first [ms]", "ready [s]"),
+        *(
+            "profile",
+            "groups x fidelities, rank",
+            "p50 [ms]",
+            "p99 [ms]",
+            "gap p50",
+            "gap p99",
+            "first [ms]",
+            "ready [s]",
+        ),
         *("frontier of 100 [s]", "CVXPY anew [ms]"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
@@ -110,32 +146,55 @@ def whatif_table(rows: list[dict[str, Any]]) -> str:
 
 
 def agreement(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return over all pairs of rows: the share of layers with the same fidelity, and the correlation of bits per weight."""
+    """Return over all pairs of rows.
+
+    The share of layers with the same fidelity, and the correlation of bits per weight.
+    """
     pairs = list(combinations(rows, 2))
-    same = [np.mean([a == b for a, b in zip(one["fidelities"], two["fidelities"], strict=True)]) for one, two in pairs]
+    same = [
+        np.mean([a == b for a, b in zip(one["fidelities"], two["fidelities"], strict=True)])
+        for one, two in pairs
+    ]
     bits = [np.corrcoef(one["layer_bits"], two["layer_bits"])[0, 1] for one, two in pairs]
     return {"same_fidelity": float(np.mean(same)), "bits_correlation": float(np.mean(bits))}
 
 
 def stability_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of how much plans depend on the calibration text, in Markdown; later rows replace earlier ones."""
+    """Return the table of how much plans depend on the calibration text, in Markdown.
+
+    Later rows replace earlier ones.
+    """
     latest = {(row["model"], row["budget_bpw"], row["corpus"], row["seed"]): row for row in rows}
     lines = [
-        "| calibration text | KL of each seed's plan | same fidelity, two seeds | bits correlate, two seeds |",
+        (
+            "| calibration text | KL of each seed's plan | same fidelity, two seeds | bits correlate, "
+            "two seeds |"
+        ),
         "|---|---|---:|---:|",
     ]
     for group in dict.fromkeys(key[:3] for key in latest):
         found = [row for key, row in latest.items() if key[:3] == group]
-        quality = ", ".join(f"{row['quality']['kl_nats_per_token']:.3f} ± {row['quality']['kl_stderr']:.3f}" for row in found)
+        quality = ", ".join(
+            f"{row['quality']['kl_nats_per_token']:.3f} ± {row['quality']['kl_stderr']:.3f}"
+            for row in found
+        )
         agreed = agreement(found)
-        lines.append(f"| {group[2]} | {quality} | {agreed['same_fidelity']:.0%} | {agreed['bits_correlation']:.2f} |")
+        lines.append(
+            f"| {group[2]} | {quality} | {agreed['same_fidelity']:.0%} | "
+            f"{agreed['bits_correlation']:.2f} |"
+        )
     across = agreement(list(latest.values()))
-    lines.append(f"| all pairs | | {across['same_fidelity']:.0%} | {across['bits_correlation']:.2f} |")
+    lines.append(
+        f"| all pairs | | {across['same_fidelity']:.0%} | {across['bits_correlation']:.2f} |"
+    )
     return "\n".join(lines)
 
 
 def service_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of the job service under kills and under load, in Markdown; later rows replace earlier ones."""
+    """Return the table of the job service under kills and under load, in Markdown.
+
+    Later rows replace earlier ones.
+    """
     lines = ["| what | how | found |", "|---|---|---|"]
     latest = {(row["benchmark"], row.get("database")): row for row in rows}.values()
     lines += [f"| {' | '.join(_SERVICE[row['benchmark']](row))} |" for row in latest]
@@ -146,13 +205,19 @@ def _kills(row: dict[str, Any]) -> tuple[str, str, str]:
     killed = ", ".join(f"{count} x {what}" for what, count in row["kills"].items())
     how = f"{row['jobs']} jobs; killed at random: {killed}"
     again = row["stage_starts"] - row["stages"]
-    found = f"{row['lost']} lost, {row['different']} different or half-written; {again} of {row['stages']} stages begun again"
+    found = (
+        f"{row['lost']} lost, {row['different']} different or half-written; {again} of "
+        f"{row['stages']} stages begun again"
+    )
     name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[row["database"]]
     return f"kills, {name} (`python -m tests.benchmarks.kills`)", how, found
 
 
 def _what_ifs(row: dict[str, Any]) -> tuple[str, str, str]:
-    how = f"real SmolLM2 profile, {row['requests_per_second']} requests a second over loopback, two cores that a job keeps busy"
+    how = (
+        f"real SmolLM2 profile, {row['requests_per_second']} requests a second over loopback, "
+        "two cores that a job keeps busy"
+    )
     found = f"p50 {row['what_if_p50_ms']:.1f} ms, p99 {row['what_if_p99_ms']:.0f} ms"
     return "what-ifs (`python -m tests.benchmarks.load`)", how, found
 
@@ -172,11 +237,19 @@ _SERVICE = {"kills": _kills, "what-ifs while a job runs": _what_ifs, "list and p
 def quantizers_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of quantizers at equal bytes, in Markdown.
 
-    Later rows replace earlier ones, those of a GPU only its own; rows of the whole text add a score to the row before them; rows
-    that say why a result is withdrawn take it out.
+    Later rows replace earlier ones, those of a GPU only its own; rows of the whole text add a score
+    to the row before them; rows that say why a result is withdrawn take it out.
     """
     heads = (
-        *("bits per weight", "method", "perplexity", "KL [nats/token]", "whole text", "other text", "its KL"),
+        *(
+            "bits per weight",
+            "method",
+            "perplexity",
+            "KL [nats/token]",
+            "whole text",
+            "other text",
+            "its KL",
+        ),
         *("minutes", "core minutes", "processor", "peak memory"),
     )
     lines = [f"| {' | '.join(heads)} |", "|---:|---|" + "---:|" * (len(heads) - 4) + "---|---:|"]
@@ -193,7 +266,9 @@ def quantizers_table(rows: list[dict[str, Any]]) -> str:
         found = [row for (at, *_), row in latest.items() if at == budget]
         lines += [
             f"| {' | '.join(_quantizer_cells(row))} |"
-            for row in sorted(found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"])
+            for row in sorted(
+                found, key=lambda row: -row["quality"]["held out"]["kl_nats_per_token"]
+            )
         ]
     return "\n".join(lines)
 
@@ -224,25 +299,48 @@ def _processor(row: dict[str, Any]) -> str:
 
 
 def _minutes(seconds: dict[str, float | None], paused: float = 0) -> str:
-    """Return what all stages but the profile took without the time it was paused; nothing where one was found ready."""
+    """Return what all stages but the profile took without the time it was paused.
+
+    Nothing where one was found ready.
+    """
     own = [spent for stage, spent in seconds.items() if stage != "profile"]
     known = [spent for spent in own if spent is not None]
     return f"{(sum(known) - paused) / 60:.1f}" if known and len(known) == len(own) else ""
 
 
 def inference_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of packed models against their originals in bfloat16, in Markdown; later rows replace earlier ones."""
+    """Return the table of packed models against their originals in bfloat16, in Markdown.
+
+    Later rows replace earlier ones.
+    """
     share = "of the original"
-    heads = ("model", "processor", "prompt", "a token", share, "a prompt", share, "memory", share, "of the file")
+    heads = (
+        "model",
+        "processor",
+        "prompt",
+        "a token",
+        share,
+        "a prompt",
+        share,
+        "memory",
+        share,
+        "of the file",
+    )
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
-    for row in {(row["label"], _processor(row), row["prompt_tokens"]): row for row in rows}.values():
+    for row in {
+        (row["label"], _processor(row), row["prompt_tokens"]): row for row in rows
+    }.values():
         cells = [row["label"], _processor(row), f"{row['prompt_tokens']} tokens"]
         for what in ("token", "prompt"):
             packed, original = row[f"{what}_packed_seconds"], row[f"{what}_original_seconds"]
             cells += [f"{packed * 1e3:.0f} ms", f"x {packed / original:.2f}"]
         if packed := row.get("packed_generating_bytes"):  # older rows counted memory otherwise
             original, file = row["original_generating_bytes"], row["packed_file_bytes"]
-            cells += [f"{packed / 1e6:.0f} MB", f"x {packed / original:.2f}", f"x {packed / file:.2f}"]
+            cells += [
+                f"{packed / 1e6:.0f} MB",
+                f"x {packed / original:.2f}",
+                f"x {packed / file:.2f}",
+            ]
         else:
             cells += [""] * 3
         lines.append(f"| {' | '.join(cells)} |")
@@ -252,12 +350,19 @@ def inference_table(rows: list[dict[str, Any]]) -> str:
 def kernels_table(rows: list[dict[str, Any]]) -> str:
     """Return the table of how many times faster than bfloat16 the four layers of a block are together, in Markdown."""
     counts = sorted({row["rows"] for row in rows})
-    lines = [f"| machine | model | fidelity | bits per weight | {' | '.join(_rows(count) for count in counts)} |"]
+    lines = [
+        (
+            "| machine | model | fidelity | bits per weight | "
+            f"{' | '.join(_rows(count) for count in counts)} |"
+        )
+    ]
     lines.append("|---|---|---|---:|" + "---:|" * len(counts))
     blocks: dict[tuple[str, str, str], dict[tuple[int, tuple[int, ...]], dict[str, Any]]] = {}
     for row in rows:  # later rows replace earlier ones
         machine = row["gpu"] or f"{_processor(row)}, {row['circumstances']['cores']} cores"
-        blocks.setdefault((machine, row["model"], row["fidelity"]), {})[row["rows"], tuple(row["shape"])] = row
+        blocks.setdefault((machine, row["model"], row["fidelity"]), {})[
+            row["rows"], tuple(row["shape"])
+        ] = row
     for (machine, model, fidelity), found in blocks.items():
         packed = {shape: row["packed_bytes"] for (_, shape), row in found.items()}
         bits = 8 * sum(packed.values()) / sum(shape[0] * shape[1] for shape in packed)
@@ -284,7 +389,9 @@ def compiled_table(rows: list[dict[str, Any]]) -> str:
         cells.setdefault((row["kernel"], row["format"]), []).append(
             f"{row['registers']}, {row['shared_bytes'] / 1024:.1f} KiB{stack}"
         )
-    lines += [f"| {kernel} | `{name}` | {' | '.join(found)} |" for (kernel, name), found in cells.items()]
+    lines += [
+        f"| {kernel} | `{name}` | {' | '.join(found)} |" for (kernel, name), found in cells.items()
+    ]
     return "\n".join(lines)
 
 

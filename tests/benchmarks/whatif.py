@@ -2,9 +2,10 @@
 
     python -m tests.benchmarks.whatif
 
-Appends one row for each problem to results/whatif.jsonl: seconds to make ready, median and 99th percentile of a what-if over 1,000
-random budgets, the gap of its plans, a frontier of 100 points from nothing, and the time of CVXPY with its default solver, which
-builds the same model anew for each budget, in the same run.
+Appends one row for each problem to results/whatif.jsonl: seconds to make ready, median and 99th
+percentile of a what-if over 1,000 random budgets, the gap of its plans, a frontier of 100 points
+from nothing, and the time of CVXPY with its default solver, which builds the same model anew for
+each budget, in the same run.
 """
 
 import json
@@ -46,10 +47,28 @@ def problems() -> list[Problem]:
     free = Constraints()
     return [
         Problem("SmolLM2-135M, integral", stored_profile("smollm2-135m-integral"), free, 2.23, 4.5),
-        Problem("SmolLM2-135M, output, full coupling", stored_profile("smollm2-135m-output"), free, 2.23, 4.5),
+        Problem(
+            "SmolLM2-135M, output, full coupling",
+            stored_profile("smollm2-135m-output"),
+            free,
+            2.23,
+            4.5,
+        ),
         Problem("70B-class, made up", llama_70b(), free, 2.23, 4.5),
-        Problem("48 x 128 experts x 3, tied for llama.cpp", mixture_of_experts(), Constraints(target="llama.cpp"), 2.23, 4.5),
-        Problem("48 x 128 experts x 3, tied for vLLM", mixture_of_experts(), Constraints(target="vllm"), 2.23, 4.5),
+        Problem(
+            "48 x 128 experts x 3, tied for llama.cpp",
+            mixture_of_experts(),
+            Constraints(target="llama.cpp"),
+            2.23,
+            4.5,
+        ),
+        Problem(
+            "48 x 128 experts x 3, tied for vLLM",
+            mixture_of_experts(),
+            Constraints(target="vllm"),
+            2.23,
+            4.5,
+        ),
     ]
 
 
@@ -119,8 +138,10 @@ def main() -> None:
         with RESULTS.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{row['problem']:42} p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, gap {row['gap_p50']:.2%} / "
-            f"{row['gap_p99']:.2%} / {row['gap_max']:.2%}, ready {row['prepare_seconds']:.1f} s, first {row['first_ms']:.0f} ms, "
+            f"{row['problem']:42} p50 {row['p50_ms']:.1f} ms, p99 {row['p99_ms']:.1f} ms, gap "
+            f"{row['gap_p50']:.2%} / "
+            f"{row['gap_p99']:.2%} / {row['gap_max']:.2%}, ready {row['prepare_seconds']:.1f} s, "
+            f"first {row['first_ms']:.0f} ms, "
             f"frontier {row['frontier_seconds']:.2f} s, CVXPY anew {row['cvxpy_anew_ms']:.0f} ms",
             flush=True,
         )

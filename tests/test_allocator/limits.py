@@ -14,7 +14,14 @@ FIRST_BLOCK = [0, 1]
 SECOND_OF_EACH_BLOCK = [1, 3]
 """Layers of a profile of five that `blocks.0.*` and `*.linear1` name."""
 
-KINDS: list[dict[str, Any]] = [{}, {"rank": 0}, {"rising": True}, {"coupling": 0.3}, {"spread": 4.0}, {"duplicated": True}]
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"rank": 0},
+    {"rising": True},
+    {"coupling": 0.3},
+    {"spread": 4.0},
+    {"duplicated": True},
+]
 ANY_SEED = st.integers(0, 10**6)
 SHARE = st.floats(0, 1)
 
@@ -49,7 +56,10 @@ def times_by_bytes(profile: Profile) -> Array:
 def latency_at(profile: Profile, times: Array, share: float) -> dict[str, Any]:
     """Return constraints that only the fastest plan meets at share 0, and any plan at 1."""
     low, high = times.min(axis=1).sum(), times.max(axis=1).sum()
-    return {"latency": table_of(profile, times), "most_latency_us": float(low + share * (high - low))}
+    return {
+        "latency": table_of(profile, times),
+        "most_latency_us": float(low + share * (high - low)),
+    }
 
 
 def time_of(profile: Profile, times: Array, allocation: Allocation) -> float:

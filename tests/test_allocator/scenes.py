@@ -1,4 +1,7 @@
-"""Tiny models ready to be measured, and what they exactly do: divergences and weight gradients by the slow, plain way."""
+"""Tiny models ready to be measured, and what they exactly do.
+
+Divergences and weight gradients by the slow, plain way.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,14 +38,24 @@ PROBES = windows(4, 32, 1)
 
 def make_menu(low: int, high: int) -> Menu:
     """Return uniform low, two splits, uniform high; the context is the lower split."""
-    splits = (Fidelity(low, high, 0.25, 32), Fidelity(low, high, 0.6, 32))  # 1 step of 2 or 3; 1 of 2, 2 of 3
+    splits = (
+        Fidelity(low, high, 0.25, 32),
+        Fidelity(low, high, 0.6, 32),
+    )  # 1 step of 2 or 3; 1 of 2, 2 of 3
     return Menu((Fidelity.uniform(low, 32), *splits, Fidelity.uniform(high, 32)), 1)
 
 
 MENU = make_menu(4, 8)
 
 
-def make_spec(signal: str, probes: Tensor = PROBES, *, batch: int = 2, seed: int = 0, in_original: bool = False) -> ProfileSpec:
+def make_spec(
+    signal: str,
+    probes: Tensor = PROBES,
+    *,
+    batch: int = 2,
+    seed: int = 0,
+    in_original: bool = False,
+) -> ProfileSpec:
     return ProfileSpec(signal, probes, batch, seed, in_original)
 
 
@@ -69,10 +82,14 @@ def run(
     progress = ProfileProgress(quantize, measure)
     shas = {"model_sha256": "a" * 64, "calibration_sha256": "b" * 64}
     runner, layers = BlockRunner(model), find_layers(model)
-    return profile_model(runner, layers, menu, CALIBRATION, spec, parts, progress, **shas, forms=forms)
+    return profile_model(
+        runner, layers, menu, CALIBRATION, spec, parts, progress, **shas, forms=forms
+    )
 
 
-def make_scene(model: Any, forms: PartStore, parts: PartStore, spec: ProfileSpec, menu: Menu = MENU) -> Scene:
+def make_scene(
+    model: Any, forms: PartStore, parts: PartStore, spec: ProfileSpec, menu: Menu = MENU
+) -> Scene:
     """Quantize a model in the menu's context, and return it as a signal gets it."""
     runner, layers, originals = BlockRunner(model), find_layers(model), weights_of(model)
     states = runner.head_input(spec.probes, runner.enter(spec.probes), 0)
@@ -84,13 +101,19 @@ def make_scene(model: Any, forms: PartStore, parts: PartStore, spec: ProfileSpec
         assert block is not None
         found |= block.errors
     rows = [[found[layer.name][fidelity.name] for fidelity in menu.fidelities] for layer in layers]
-    errors = (np.array([[getattr(error, kind) for error in row] for row in rows]) for kind in ("output", "weight"))
+    errors = (
+        np.array([[getattr(error, kind) for error in row] for row in rows])
+        for kind in ("output", "weight")
+    )
     return Scene(runner, layers, menu, spec, *errors, originals, states, forms, parts, no_progress)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
     """Return copies of the weights of all layers, by name."""
-    return {layer.name: model.get_submodule(layer.name).weight.detach().clone() for layer in find_layers(model)}
+    return {
+        layer.name: model.get_submodule(layer.name).weight.detach().clone()
+        for layer in find_layers(model)
+    }
 
 
 def log_probs(model: Any, probes: Tensor = PROBES) -> Tensor:
@@ -100,12 +123,17 @@ def log_probs(model: Any, probes: Tensor = PROBES) -> Tensor:
 
 
 def divergences(original: Tensor, model: Any, probes: Tensor = PROBES) -> Tensor:
-    """Return the exact KL from `original`, given by its log probabilities, on each window; [nats/token]."""
+    """Return the exact KL from `original`, given by its log probabilities, on each window.
+
+    [nats/token].
+    """
     return (original.exp() * (original - log_probs(model, probes))).sum(-1).mean(-1)
 
 
 def weight_gradients(model: Any, losses_of: Callable[[], Tensor]) -> list[dict[str, Tensor]]:
-    """Return the gradients of several losses in the weights of all layers, float64, by layer name; all held at once.
+    """Return the gradients of several losses in the weights of all layers, float64, by layer name.
+
+    All held at once.
 
     Args:
         model: whose weights need no gradient, before and afterwards.
@@ -116,12 +144,18 @@ def weight_gradients(model: Any, losses_of: Callable[[], Tensor]) -> list[dict[s
         weight.requires_grad_()
     try:
         losses = losses_of()
-        found = [torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True) for loss in losses]
+        found = [
+            torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+            for loss in losses
+        ]
     finally:
         for weight in weights.values():
             weight.requires_grad_(requires_grad=False)
     zero = torch.zeros(())
-    return [{name: (zero if g is None else g).double() for name, g in zip(weights, row, strict=True)} for row in found]
+    return [
+        {name: (zero if g is None else g).double() for name, g in zip(weights, row, strict=True)}
+        for row in found
+    ]
 
 
 @dataclass(frozen=True)
@@ -137,7 +171,10 @@ class Measured:
         return self.scene.runner.model
 
     def set_ends(self, changes: Mapping[int, int]) -> None:
-        """Give each layer named by its place the low end, 0, or the high end, 1, of the menu; 2 is back to the context."""
+        """Give each layer named by its place the low end, 0, or the high end, 1, of the menu.
+
+        2 is back to the context.
+        """
         menu = self.scene.menu
         forms = (menu.fidelities[0], menu.fidelities[-1], menu.fidelities[menu.context])
         for at, end in changes.items():

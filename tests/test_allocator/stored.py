@@ -10,4 +10,6 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 def stored_profile(name: str) -> Profile:
     """Return the profile with this name in tests/profiles."""
-    return Profile.loads((FOLDER / f"{name}.json").read_bytes(), (FOLDER / f"{name}.npz").read_bytes())
+    return Profile.loads(
+        (FOLDER / f"{name}.json").read_bytes(), (FOLDER / f"{name}.npz").read_bytes()
+    )

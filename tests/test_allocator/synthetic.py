@@ -28,7 +28,8 @@ def make_layers(count: int, seed: int = 0) -> tuple[LayerSpec, ...]:
     rng = np.random.default_rng(seed)
     shapes = [SHAPES[int(index)] for index in rng.integers(len(SHAPES), size=count)]
     return tuple(
-        LayerSpec(f"blocks.{at // 2}.linear{at % 2}", at // 2, f"linear{at % 2}", *shape) for at, shape in enumerate(shapes)
+        LayerSpec(f"blocks.{at // 2}.linear{at % 2}", at // 2, f"linear{at % 2}", *shape)
+        for at, shape in enumerate(shapes)
     )
 
 
@@ -36,7 +37,9 @@ def make_fidelities(menu: int) -> tuple[Fidelity, ...]:
     """Return `menu` fidelities of rising size: 3 bits alone, or 2 to 4 bits with splits between."""
     if menu == 1:
         return (Fidelity.uniform(3, GROUP),)
-    splits = tuple(Fidelity(2, 4, ratio, GROUP) for ratio in RATIOS[-(menu - 2) :]) if menu > 2 else ()
+    splits = (
+        tuple(Fidelity(2, 4, ratio, GROUP) for ratio in RATIOS[-(menu - 2) :]) if menu > 2 else ()
+    )
     return (Fidelity.uniform(2, GROUP), *splits, Fidelity.uniform(4, GROUP))
 
 
@@ -54,24 +57,34 @@ def make_profile(
     signal: str = "output",
     in_original: bool = False,
 ) -> Profile:
-    """Return a profile of a made-up model; its larger fidelities do less damage, as measured ones do.
+    """Return a profile of a made-up model.
+
+    Its larger fidelities do less damage, as measured ones do.
 
     Args:
         seed: of everything random.
         layers: how many.
         menu: how many fidelities, 1 to 8.
         rank: directions in which layers couple; with 0, damages just add up.
-        coupling: second-order share of a single damage; the larger, the more depends on which layers change together.
+        coupling: second-order share of a single damage; the larger, the more depends on which
+            layers change together.
         spread: orders of magnitude between the effects of the least and the most sensitive layer.
         duplicated: every layer is the same as the first, in shape and effects.
         silent: so many layers at the end have no effect at all.
-        rising: effects have random signs, so that larger fidelities may do more damage than smaller ones.
+        rising: effects have random signs, so that larger fidelities may do more damage than smaller
+            ones.
         signal: how the effects are said to have been measured.
         in_original: the context is the original model, in which every change does damage.
     """
     rng = np.random.default_rng(seed)
-    specs, fidelities, context = make_layers(layers, seed), make_fidelities(menu), None if in_original else menu // 2
-    scale = 10 ** np.linspace(0, -spread, layers)[rng.permutation(layers), None] * rng.uniform(0.5, 2, (layers, 1))
+    specs, fidelities, context = (
+        make_layers(layers, seed),
+        make_fidelities(menu),
+        None if in_original else menu // 2,
+    )
+    scale = 10 ** np.linspace(0, -spread, layers)[rng.permutation(layers), None] * rng.uniform(
+        0.5, 2, (layers, 1)
+    )
     steps = rng.uniform(0.2, 1, (layers, menu)) * np.geomspace(1, 0.2, menu)
     damage = np.flip(np.flip(steps, 1).cumsum(1), 1) * scale
     if context is not None:
@@ -84,13 +97,27 @@ def make_profile(
     factor = direction * np.sqrt(2 * coupling * np.abs(damage))
     linear = damage - np.square(factor).sum(0) / 2
     if duplicated:
-        specs = tuple(replace(layer, out_features=SHAPES[0][0], in_features=SHAPES[0][1]) for layer in specs)
+        specs = tuple(
+            replace(layer, out_features=SHAPES[0][0], in_features=SHAPES[0][1]) for layer in specs
+        )
         linear, factor = np.repeat(linear[:1], layers, 0), np.repeat(factor[:, :1], layers, 1)
     if silent:
         linear[-silent:], factor[:, -silent:] = 0, 0
     flat = np.ascontiguousarray(factor.reshape(rank, layers * menu))
     context_loss = 0.0 if in_original else 2.0
-    return Profile(signal, specs, fidelities, context, context_loss, linear, flat, 0.0, 4096, "a" * 64, "b" * 64)
+    return Profile(
+        signal,
+        specs,
+        fidelities,
+        context,
+        context_loss,
+        linear,
+        flat,
+        0.0,
+        4096,
+        "a" * 64,
+        "b" * 64,
+    )
 
 
 def permuted(profile: Profile, order: Sequence[int]) -> Profile:
@@ -107,7 +134,10 @@ def permuted(profile: Profile, order: Sequence[int]) -> Profile:
 def byte_ends(profile: Profile) -> tuple[int, int]:
     """Return the bytes of the smallest and of the largest plan, added up in plain Python."""
     sizes = [
-        [fidelity.weight_bytes(layer.out_features, layer.in_features) for fidelity in profile.fidelities]
+        [
+            fidelity.weight_bytes(layer.out_features, layer.in_features)
+            for fidelity in profile.fidelities
+        ]
         for layer in profile.layers
     ]
     return sum(min(row) for row in sizes), sum(max(row) for row in sizes)
@@ -134,14 +164,24 @@ def make_decoder_profile(seed: int, kinds: Sequence[str], blocks: int, **options
     return replace(make_profile(seed, layers=len(layers), **options), layers=layers)
 
 
-def every_plan(profile: Profile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def every_plan(
+    profile: Profile,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Return (menu indices [N, L], bytes [N], losses [N]) of all plans of a small profile, as its docstring defines the loss."""
     layers, menu = profile.linear.shape
     choices = np.indices((menu,) * layers).reshape(layers, -1).T
     rows = np.arange(layers)
     effect = profile.factor.reshape(-1, layers, menu)[:, rows, choices].sum(axis=2)
-    losses = profile.context_loss + profile.linear[rows, choices].sum(axis=1) + np.square(effect).sum(axis=0) / 2
+    losses = (
+        profile.context_loss
+        + profile.linear[rows, choices].sum(axis=1)
+        + np.square(effect).sum(axis=0) / 2
+    )
     sizes = [
-        [option.weight_bytes(layer.out_features, layer.in_features) for option in profile.fidelities] for layer in profile.layers
+        [
+            option.weight_bytes(layer.out_features, layer.in_features)
+            for option in profile.fidelities
+        ]
+        for layer in profile.layers
     ]
     return choices, np.array(sizes)[rows, choices].sum(axis=1), losses

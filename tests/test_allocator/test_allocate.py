@@ -22,7 +22,14 @@ from allocator.rules import Rule
 from allocator.whatif import WhatIf
 from quantizer.fidelity import Fidelity
 from quantizer.plan import Plan
-from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, byte_ends, make_profile, permuted
+from tests.test_allocator.synthetic import (
+    GROUP,
+    PROPERTY,
+    budget_at,
+    byte_ends,
+    make_profile,
+    permuted,
+)
 
 SHARES = (0.2, 0.5, 0.8)
 KINDS: list[dict[str, Any]] = [
@@ -41,7 +48,11 @@ KINDS: list[dict[str, Any]] = [
 ]
 """Profiles in which larger fidelities do less damage."""
 
-RISING: list[dict[str, Any]] = [{"rising": True}, {"rising": True, "coupling": 0.3}, {"rising": True, "rank": 0}]
+RISING: list[dict[str, Any]] = [
+    {"rising": True},
+    {"rising": True, "coupling": 0.3},
+    {"rising": True, "rank": 0},
+]
 """Profiles in which they may do more, so that the best plan leaves some of the budget unused."""
 
 SEEDS = range(6)
@@ -51,7 +62,8 @@ ANY_SEED = st.integers(0, 10**6)
 def shortfalls(kind: dict[str, Any], *, tight: bool) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the loss of plans above the best ones, as shares of what the budget can buy.
 
-    A tight budget is exactly the bytes of the best plan, so that nothing is left over to be filled up.
+    A tight budget is exactly the bytes of the best plan, so that nothing is left over to be filled
+    up.
     """
     found = []
     for seed in SEEDS:
@@ -100,7 +112,9 @@ def test_the_best_plan_is_found_where_it_uses_up_the_budget(kind: dict[str, Any]
 @PROPERTY
 @given(
     seed=ANY_SEED,
-    kind=st.sampled_from([*KINDS, {"rising": True}, {"menu": 1}, {"layers": 1, "menu": 8}, {"layers": 30, "menu": 8}]),
+    kind=st.sampled_from(
+        [*KINDS, {"rising": True}, {"menu": 1}, {"layers": 1, "menu": 8}, {"layers": 30, "menu": 8}]
+    ),
     share=st.floats(0, 1.2),
 )
 def test_budget_is_never_exceeded(seed: int, kind: dict[str, Any], share: float) -> None:
@@ -108,7 +122,9 @@ def test_budget_is_never_exceeded(seed: int, kind: dict[str, Any], share: float)
     budget = budget_at(profile, share)
     allocation = allocate(profile, budget)
     pairs = zip(allocation.plan.layers, allocation.plan.fidelities, strict=True)
-    exact = sum(fidelity.weight_bytes(layer.out_features, layer.in_features) for layer, fidelity in pairs)
+    exact = sum(
+        fidelity.weight_bytes(layer.out_features, layer.in_features) for layer, fidelity in pairs
+    )
     assert allocation.plan.layers == profile.layers
     assert set(allocation.plan.fidelities) <= set(profile.fidelities)
     assert allocation.weight_bytes == allocation.plan.weight_bytes == exact <= budget
@@ -118,10 +134,14 @@ def test_budget_is_never_exceeded(seed: int, kind: dict[str, Any], share: float)
 @PROPERTY
 @given(
     seed=ANY_SEED,
-    kind=st.sampled_from([{}, {"layers": 30, "menu": 8}, {"rising": True}, {"coupling": 0.5, "rank": 1}, {"rank": 0}]),
+    kind=st.sampled_from(
+        [{}, {"layers": 30, "menu": 8}, {"rising": True}, {"coupling": 0.5, "rank": 1}, {"rank": 0}]
+    ),
     share=st.floats(0, 1),
 )
-def test_what_is_unused_is_next_to_nothing_or_every_change_harms(seed: int, kind: dict[str, Any], share: float) -> None:
+def test_what_is_unused_is_next_to_nothing_or_every_change_harms(
+    seed: int, kind: dict[str, Any], share: float
+) -> None:
     profile = make_profile(seed, **kind)
     allocation = allocate(profile, budget_at(profile, share))
     assert min(larger_ones(profile, allocation), default=np.inf) > allocation.predicted_loss
@@ -130,7 +150,13 @@ def test_what_is_unused_is_next_to_nothing_or_every_change_harms(seed: int, kind
 @PROPERTY
 @given(
     seed=ANY_SEED,
-    kind=st.sampled_from([{"rising": True}, {"rising": True, "spread": 12.0}, {"rising": True, "layers": 30, "menu": 8}]),
+    kind=st.sampled_from(
+        [
+            {"rising": True},
+            {"rising": True, "spread": 12.0},
+            {"rising": True, "layers": 30, "menu": 8},
+        ]
+    ),
     share=st.floats(0, 0.99),
 )
 def test_where_damages_just_add_up_no_change_that_still_fits_is_within_the_allowance(
@@ -144,13 +170,17 @@ def test_where_damages_just_add_up_no_change_that_still_fits_is_within_the_allow
 
 @PROPERTY
 @given(seed=ANY_SEED, share=st.floats(0, 1), kind=st.sampled_from([*KINDS, {"rising": True}]))
-def test_predicted_loss_is_that_of_the_plan_and_no_plan_is_below_the_bound(seed: int, share: float, kind: dict[str, Any]) -> None:
+def test_predicted_loss_is_that_of_the_plan_and_no_plan_is_below_the_bound(
+    seed: int, share: float, kind: dict[str, Any]
+) -> None:
     profile = make_profile(seed, **kind)
     program, budget = Program.of(profile), budget_at(profile, share)
     allocation = allocate(profile, budget)
     _, best = best_choice(program, budget)
     assert allocation.predicted_loss == program.loss(np.array(choice_of(profile, allocation)))
-    assert allocation.predicted_loss == pytest.approx(profile.loss(choice_of(profile, allocation)), rel=1e-12)
+    assert allocation.predicted_loss == pytest.approx(
+        profile.loss(choice_of(profile, allocation)), rel=1e-12
+    )
     assert allocation.bound <= best + 1e-9 * program.scale()
     assert allocation.gap == pytest.approx(1 - allocation.bound / allocation.predicted_loss)
 
@@ -163,7 +193,9 @@ def test_the_order_of_the_layers_does_not_matter() -> None:
         budget = budget_at(profile, 0.5)
         straight, turned = allocate(profile, budget), allocate(permuted(profile, order), budget)
         span = profile.loss([0] * 10) - straight.predicted_loss
-        assert turned.predicted_loss == pytest.approx(straight.predicted_loss, abs=0.01 * span, rel=0)
+        assert turned.predicted_loss == pytest.approx(
+            straight.predicted_loss, abs=0.01 * span, rel=0
+        )
         equal.append(turned.predicted_loss == pytest.approx(straight.predicted_loss, abs=1e-9))
     assert sum(equal) >= len(equal) - 1
 
@@ -193,7 +225,10 @@ def test_a_budget_above_the_largest_plan_gets_it_with_a_note() -> None:
 
 def test_a_budget_of_the_largest_plan_gets_it_even_where_less_would_do() -> None:
     profile = make_profile(0)
-    layers = (*profile.layers[:4], replace(profile.layers[4], out_features=8))  # next to nothing of the budget
+    layers = (
+        *profile.layers[:4],
+        replace(profile.layers[4], out_features=8),
+    )  # next to nothing of the budget
     linear = profile.linear.copy()
     linear[4] = [0.0, 0.0, 0.0, 1.0]
     profile = replace(profile, layers=layers, linear=linear, factor=profile.factor * 0)
@@ -205,7 +240,9 @@ def test_a_budget_of_the_largest_plan_gets_it_even_where_less_would_do() -> None
 def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range() -> None:
     profile = make_profile(0)
     low, high = byte_ends(profile)
-    with pytest.raises(BudgetInfeasible, match=f"budget {low - 1} bytes .* feasible are {low} to {high} bytes"):
+    with pytest.raises(
+        BudgetInfeasible, match=f"budget {low - 1} bytes .* feasible are {low} to {high} bytes"
+    ):
         allocate(profile, low - 1)
 
 
@@ -240,14 +277,20 @@ def test_the_original_as_the_context_is_noted_at_any_budget() -> None:
 
 
 @pytest.mark.parametrize("kind", [{}, *RISING], ids=str)
-def test_bytes_that_are_left_are_noted_where_they_are_more_than_next_to_nothing(kind: dict[str, Any]) -> None:
+def test_bytes_that_are_left_are_noted_where_they_are_more_than_next_to_nothing(
+    kind: dict[str, Any],
+) -> None:
     noted = 0
     for seed in SEEDS:
         profile = make_profile(seed, **kind)
         for share in (*SHARES, 1.0, 1.2):
             allocation = allocate(profile, budget_at(profile, share))
             left = allocation.slack_bytes > FILLED * allocation.budget_bytes and share < 1
-            found = [note for note in allocation.notes if note.startswith(f"{allocation.slack_bytes} bytes are left")]
+            found = [
+                note
+                for note in allocation.notes
+                if note.startswith(f"{allocation.slack_bytes} bytes are left")
+            ]
             assert len(found) == left == sum("bytes are left" in note for note in allocation.notes)
             noted += left
     assert noted > 0
@@ -270,7 +313,9 @@ def test_a_model_that_nothing_harms_gets_a_plan() -> None:
 
 def test_fidelities_of_one_size_are_chosen_by_their_loss() -> None:
     profile = make_profile(0, menu=4)
-    narrow = tuple(replace(layer, in_features=64) for layer in profile.layers)  # every split has one step of columns
+    narrow = tuple(
+        replace(layer, in_features=64) for layer in profile.layers
+    )  # every split has one step of columns
     linear = np.tile([3.0, 1.0, 0.0, -1.0], (5, 1))
     profile = replace(profile, layers=narrow, linear=linear, factor=profile.factor * 0)
     split = profile.plan([1] * 5).weight_bytes
@@ -279,15 +324,21 @@ def test_fidelities_of_one_size_are_chosen_by_their_loss() -> None:
 
 
 @PROPERTY
-@given(seed=ANY_SEED, share=st.floats(0, 1), choice=st.lists(st.integers(0, 3), min_size=5, max_size=5))
-def test_another_plan_can_be_delivered_at_its_own_loss_and_bytes(seed: int, share: float, choice: list[int]) -> None:
+@given(
+    seed=ANY_SEED, share=st.floats(0, 1), choice=st.lists(st.integers(0, 3), min_size=5, max_size=5)
+)
+def test_another_plan_can_be_delivered_at_its_own_loss_and_bytes(
+    seed: int, share: float, choice: list[int]
+) -> None:
     profile = make_profile(seed)
     allocation = allocate(profile, budget_at(profile, share))
     other = allocation.replaced_by(profile.plan(choice), profile)
     assert other.plan == profile.plan(choice)
     assert other.predicted_loss == pytest.approx(profile.loss(choice), rel=1e-12)
     assert other.slack_bytes == allocation.budget_bytes - profile.plan(choice).weight_bytes
-    assert other.gap == pytest.approx((other.predicted_loss - allocation.bound) / abs(other.predicted_loss))
+    assert other.gap == pytest.approx(
+        (other.predicted_loss - allocation.bound) / abs(other.predicted_loss)
+    )
     assert (
         replace(
             other,
@@ -332,7 +383,11 @@ def test_an_allocation_is_a_plan_document_with_the_solvers_findings() -> None:
         "bitwright",
         "notes",
     }
-    assert document["weight_bytes"] + document["slack_bytes"] == document["budget_bytes"] == budget_at(profile, 0.9)
+    assert (
+        document["weight_bytes"] + document["slack_bytes"]
+        == document["budget_bytes"]
+        == budget_at(profile, 0.9)
+    )
     assert document["predicted_loss_nats_per_token"] == allocation.predicted_loss
     assert (document["status"], document["notes"]) == (allocation.status, list(allocation.notes))
     assert document["bound_nats_per_token"] == allocation.bound
@@ -350,7 +405,10 @@ def test_rules_and_limits_stand_in_the_document() -> None:
     allocation = allocate(profile, budget_at(profile, 0.8), constraints)
     document = json.loads(allocation.dumps())
     (limit,) = document["limits"]
-    assert document["decided_by"] == {"blocks.0.linear0": str(rules[0]), "blocks.0.linear1": str(rules[1])}
+    assert document["decided_by"] == {
+        "blocks.0.linear0": str(rules[0]),
+        "blocks.0.linear1": str(rules[1]),
+    }
     assert (limit["name"], limit["unit"], limit["most"]) == ("gpu0", "bytes", most)
     assert limit["used"] == sum(allocation.plan.layer_bytes[at] for at in inside) <= most
     assert limit["price_nats_per_token"] == allocation.limits[0].price > 0
@@ -366,7 +424,9 @@ def test_a_plan_under_rules_and_limits_respects_them_and_none_is_below_its_bound
     inside = [at for at, layer in enumerate(profile.layers) if layer.block == 1]
     low, high = (int(profile.weight_bytes[inside, option].sum()) for option in (0, -1))
     pool = Pool("gpu0", "blocks.1.*", low + round(room * (high - low)))
-    constraints = Constraints(rules=(Rule.parse("blocks.0.*!=int2g64"), Rule.parse("blocks.2.*<=3")), pools=(pool,))
+    constraints = Constraints(
+        rules=(Rule.parse("blocks.0.*!=int2g64"), Rule.parse("blocks.2.*<=3")), pools=(pool,)
+    )
     program = WhatIf(profile, constraints).program
     smallest, largest = program.byte_range()
     budget = smallest + round(place * (largest - smallest))
@@ -376,7 +436,10 @@ def test_a_plan_under_rules_and_limits_respects_them_and_none_is_below_its_bound
     assert sum(allocation.plan.layer_bytes[at] for at in inside) <= pool.most_bytes
     for layer, fidelity in zip(profile.layers, allocation.plan.fidelities, strict=True):
         assert layer.block != 0 or fidelity.name != "int2g64"
-        assert layer.block != 2 or fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo) <= 3
+        assert (
+            layer.block != 2
+            or fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo) <= 3
+        )
     assert allocation.bound <= best + 1e-9 * program.scale()
     assert best <= allocation.predicted_loss + 1e-12
 
@@ -391,4 +454,6 @@ def test_an_allocation_says_who_solved_it(rank: int, solver: str) -> None:
 def test_small_programs_are_solved_to_the_end(kind: dict[str, Any]) -> None:
     for seed in SEEDS:
         profile = make_profile(seed, **kind)
-        assert all(allocate(profile, budget_at(profile, share)).status == "solved" for share in SHARES)
+        assert all(
+            allocate(profile, budget_at(profile, share)).status == "solved" for share in SHARES
+        )

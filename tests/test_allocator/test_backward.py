@@ -30,7 +30,10 @@ def losses(model: Any) -> Tensor:
 def random_changes(model: Any) -> dict[str, list[Tensor]]:
     generator = torch.Generator().manual_seed(7)
     return {
-        layer.name: [torch.randn(layer.out_features, layer.in_features, generator=generator) for _ in range(COUNT)]
+        layer.name: [
+            torch.randn(layer.out_features, layer.in_features, generator=generator)
+            for _ in range(COUNT)
+        ]
         for layer in find_layers(model)
     }
 
@@ -38,17 +41,27 @@ def random_changes(model: Any) -> dict[str, list[Tensor]]:
 def fast(model: Any) -> Tensor:
     """Return the products of all random changes, [windows, L, count]."""
     changes = random_changes(model)
-    return inner_products(BlockRunner(model), IDS, head_gradient, find_layers(model), COUNT, changes.__getitem__)
+    return inner_products(
+        BlockRunner(model), IDS, head_gradient, find_layers(model), COUNT, changes.__getitem__
+    )
 
 
 def slow(model: Any) -> Tensor:
     gradients, changes = weight_gradients(model, lambda: losses(model)), random_changes(model)
-    return torch.tensor([[[float((row[name] * each).sum()) for each in changes[name]] for name in changes] for row in gradients])
+    return torch.tensor(
+        [
+            [[float((row[name] * each).sum()) for each in changes[name]] for name in changes]
+            for row in gradients
+        ]
+    )
 
 
 def assert_near(found: Tensor, exact: Tensor) -> None:
     """Compare layer by layer, as layers differ in size; the second dimension is the layers'."""
-    off, size = (found - exact).transpose(0, 1).flatten(1).norm(dim=1), exact.transpose(0, 1).flatten(1).norm(dim=1)
+    off, size = (
+        (found - exact).transpose(0, 1).flatten(1).norm(dim=1),
+        exact.transpose(0, 1).flatten(1).norm(dim=1),
+    )
     assert bool((size > 0).all())
     assert float((off / size).max()) < 1e-3
 
@@ -75,7 +88,11 @@ class Expert(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         heap = states.reshape(-1, states.shape[-1])
-        return torch.zeros_like(heap).index_copy(0, self.chosen, self.inner(heap[self.chosen])).view_as(states)
+        return (
+            torch.zeros_like(heap)
+            .index_copy(0, self.chosen, self.inner(heap[self.chosen]))
+            .view_as(states)
+        )
 
 
 def test_each_window_has_the_products_of_its_own_gradient(model: Any) -> None:
@@ -87,7 +104,9 @@ def test_summed_over_windows_products_are_those_of_the_summed_losses(model: Any)
 
 
 @pytest.mark.parametrize("tokens", [17, WINDOWS])
-def test_a_layer_that_sees_some_tokens_of_all_windows_has_the_mean_in_each_row(llama: Any, tokens: int) -> None:
+def test_a_layer_that_sees_some_tokens_of_all_windows_has_the_mean_in_each_row(
+    llama: Any, tokens: int
+) -> None:
     block = llama.model.layers[1]
     block.mlp = Expert(block.mlp, tokens)
     found, exact = fast(llama), slow(llama)
@@ -109,7 +128,9 @@ def test_a_layer_that_is_never_called_has_zeros(llama: Any) -> None:
 def test_only_the_layers_asked_for_have_rows_in_their_order(llama: Any) -> None:
     layers, changes = find_layers(llama), random_changes(llama)
     chosen = [layers[9], layers[2]]
-    found = inner_products(BlockRunner(llama), IDS, head_gradient, chosen, COUNT, changes.__getitem__)
+    found = inner_products(
+        BlockRunner(llama), IDS, head_gradient, chosen, COUNT, changes.__getitem__
+    )
     assert_near(found, slow(llama)[:, [9, 2]])
 
 
@@ -122,4 +143,6 @@ def test_nothing_is_left_in_the_model_even_after_an_error(llama: Any) -> None:
         inner_products(BlockRunner(llama), IDS, broken, layers, COUNT, changes.__getitem__)
     fast(llama)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in llama.modules())
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in llama.parameters())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None for parameter in llama.parameters()
+    )

@@ -28,7 +28,11 @@ def test_bits_per_weight_count_the_weights_of_the_layers() -> None:
 
 
 def test_a_size_in_bytes_does_not_depend_on_the_layers() -> None:
-    assert Budget.parse("1.5MB").weight_bytes(LAYERS) == Budget.parse("1.5MB").weight_bytes(LAYERS[:1]) == 1_500_000
+    assert (
+        Budget.parse("1.5MB").weight_bytes(LAYERS)
+        == Budget.parse("1.5MB").weight_bytes(LAYERS[:1])
+        == 1_500_000
+    )
 
 
 @pytest.mark.parametrize("text", ["1.5gib", "1.5GIB", "1.5GiB", "1.5gIb"])
@@ -42,7 +46,8 @@ def test_white_space_does_not_matter(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("1.9B", 1), ("0.9999kB", 999), ("1.00099MB", 1_000_990), (".5KiB", 512), ("0.3KiB", 307)]
+    ("text", "expected"),
+    [("1.9B", 1), ("0.9999kB", 999), ("1.00099MB", 1_000_990), (".5KiB", 512), ("0.3KiB", 307)],
 )
 def test_parts_of_a_byte_are_cut_off(text: str, expected: int) -> None:
     assert Budget.parse(text).weight_bytes(LAYERS) == expected
@@ -55,10 +60,16 @@ def test_bits_per_weight_are_rounded_down_to_whole_bytes() -> None:
 
 
 @PROPERTY
-@given(amount=st.decimals(min_value="0.000001", max_value=10**6, places=6), unit=st.sampled_from(["bpw", *BYTES]))
+@given(
+    amount=st.decimals(min_value="0.000001", max_value=10**6, places=6),
+    unit=st.sampled_from(["bpw", *BYTES]),
+)
 def test_bytes_are_the_exact_floor_of_what_was_written(amount: Decimal, unit: str) -> None:
     exact = Fraction(amount) * (Fraction(WEIGHTS, 8) if unit == "bpw" else BYTES[unit])
-    assert Budget.parse(f"{amount:f}{unit}").weight_bytes(LAYERS) == exact.numerator // exact.denominator
+    assert (
+        Budget.parse(f"{amount:f}{unit}").weight_bytes(LAYERS)
+        == exact.numerator // exact.denominator
+    )
 
 
 def test_a_budget_remembers_how_it_was_written() -> None:
@@ -68,7 +79,22 @@ def test_a_budget_remembers_how_it_was_written() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "bpw", "2.5", "2,5bpw", "2.5 bpw or so", "1e3MB", "2.5.1bpw", "0x10B", "nanB", "infMB", "1/2GB", "2. 5bpw", "5.bpw"],
+    [
+        "",
+        " ",
+        "bpw",
+        "2.5",
+        "2,5bpw",
+        "2.5 bpw or so",
+        "1e3MB",
+        "2.5.1bpw",
+        "0x10B",
+        "nanB",
+        "infMB",
+        "1/2GB",
+        "2. 5bpw",
+        "5.bpw",
+    ],
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(BudgetError, match=r"write 2\.5bpw") as caught:

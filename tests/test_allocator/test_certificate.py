@@ -16,17 +16,34 @@ from allocator.program import Limit, Program
 from tests.test_allocator.synthetic import PROPERTY, budget_at, make_profile
 
 SEEDS = st.integers(0, 10**6)
-OPTIONS: list[dict[str, Any]] = [{}, {"coupling": 0.5, "rank": 1}, {"spread": 12.0}, {"rising": True}, {"rank": 0}, {"silent": 3}]
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"coupling": 0.5, "rank": 1},
+    {"spread": 12.0},
+    {"rising": True},
+    {"rank": 0},
+    {"silent": 3},
+]
 
 
 def random_mix(seed: int, program: Program) -> Array:
-    share = np.random.default_rng(seed).dirichlet(np.full(program.sizes.shape[1], 0.5), program.groups) * program.allowed
+    share = (
+        np.random.default_rng(seed).dirichlet(np.full(program.sizes.shape[1], 0.5), program.groups)
+        * program.allowed
+    )
     return np.asarray(share / share.sum(axis=1, keepdims=True), dtype=np.float64)
 
 
 @PROPERTY
-@given(seed=SEEDS, options=st.sampled_from(OPTIONS), place=st.floats(0, 1.1), guess=st.sampled_from([0.0, 1e-9, 1e-5, 1.0]))
-def test_no_plan_within_the_budget_is_below_the_bound(seed: int, options: dict[str, Any], place: float, guess: float) -> None:
+@given(
+    seed=SEEDS,
+    options=st.sampled_from(OPTIONS),
+    place=st.floats(0, 1.1),
+    guess=st.sampled_from([0.0, 1e-9, 1e-5, 1.0]),
+)
+def test_no_plan_within_the_budget_is_below_the_bound(
+    seed: int, options: dict[str, Any], place: float, guess: float
+) -> None:
     profile = make_profile(seed, layers=4, **options)
     program, budget = Program.of(profile), budget_at(profile, place)
     _, best = best_choice(program, budget)
@@ -37,7 +54,9 @@ def test_no_plan_within_the_budget_is_below_the_bound(seed: int, options: dict[s
 
 @PROPERTY
 @given(seed=SEEDS, place=st.floats(0.2, 1), price=st.floats(0, 10))
-def test_no_plan_within_further_limits_and_rules_is_below_it_either(seed: int, place: float, price: float) -> None:
+def test_no_plan_within_further_limits_and_rules_is_below_it_either(
+    seed: int, place: float, price: float
+) -> None:
     profile, rng = make_profile(seed, layers=4), np.random.default_rng(seed)
     whole = Program.of(profile)
     allowed = rng.random(whole.sizes.shape) < 0.7
@@ -47,7 +66,10 @@ def test_no_plan_within_further_limits_and_rules_is_below_it_either(seed: int, p
     program = replace(whole.among(allowed), limits=(Limit("time", "us", cost, 2.0),))
     budget = budget_at(profile, place)
     _, best = best_choice(program, budget)
-    assert lower_bound(program, random_mix(seed, program), budget, prices=(price,)).loss <= best + 1e-9 * program.scale()
+    assert (
+        lower_bound(program, random_mix(seed, program), budget, prices=(price,)).loss
+        <= best + 1e-9 * program.scale()
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -57,7 +79,9 @@ def test_at_the_relaxed_optimum_the_bound_is_the_optimum(options: dict[str, Any]
         program = Program.of(profile)
         for place in (0.2, 0.5, 0.8):
             optimum = AllocationProblem(program).solve(budget_at(profile, place))
-            found = lower_bound(program, optimum.share, budget_at(profile, place), guess=optimum.price)
+            found = lower_bound(
+                program, optimum.share, budget_at(profile, place), guess=optimum.price
+            )
             assert found.loss == pytest.approx(optimum.loss, abs=1e-4 * program.scale())
             assert found.loss <= optimum.loss + 1e-6 * program.scale()
 
@@ -73,7 +97,9 @@ def test_no_other_price_gives_a_higher_bound(seed: int, place: float, guess: flo
     def dual(at: float) -> float:
         return float((cost + at * program.sizes).min(axis=1).sum() - at * budget)
 
-    tried = max(dual(at) for at in (0.0, *np.geomspace(1e-9, 1, 200), *(price * np.linspace(0.9, 1.1, 41))))
+    tried = max(
+        dual(at) for at in (0.0, *np.geomspace(1e-9, 1, 200), *(price * np.linspace(0.9, 1.1, 41)))
+    )
     assert dual(price) >= tried - 1e-5 * np.abs(cost).max()
 
 

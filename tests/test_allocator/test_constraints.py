@@ -50,7 +50,9 @@ def test_a_pool_is_a_name_a_pattern_and_a_size(text: str, pool: Pool) -> None:
     assert Pool.parse(text) == pool
 
 
-@pytest.mark.parametrize("text", ["", "gpu0", "gpu0:*", "*=40MB", ":*=40MB", "gpu0:=40MB", "gpu0=40MB:*"])
+@pytest.mark.parametrize(
+    "text", ["", "gpu0", "gpu0:*", "*=40MB", ":*=40MB", "gpu0:=40MB", "gpu0=40MB:*"]
+)
 def test_what_is_no_pool_is_told_how_to_write_one(text: str) -> None:
     with pytest.raises(RuleError, match="write NAME:PATTERN=SIZE"):
         Pool.parse(text)
@@ -72,25 +74,49 @@ def read(*lines: str) -> LatencyTable:
 
 
 def test_a_latency_table_is_a_csv_file_in_any_order_of_columns() -> None:
-    table = read("fidelity, note,latency_us,layer".replace(" ", ""), "int2g64,x,1.5,*.linear0", "int4g64,y, 2 ,blocks.0.linear1 ")
+    table = read(
+        "fidelity, note,latency_us,layer".replace(" ", ""),
+        "int2g64,x,1.5,*.linear0",
+        "int4g64,y, 2 ,blocks.0.linear1 ",
+    )
     assert table.rows == (("*.linear0", "int2g64", 1.5), ("blocks.0.linear1", "int4g64", 2.0))
 
 
 @pytest.mark.parametrize(
     ("lines", "told"),
     [
-        (("layer,fidelity", "*,int2g64"), "line 1: columns layer, fidelity and latency_us are needed"),
-        (("layer,fidelity,time", "*,int2g64,1"), "line 1: columns layer, fidelity and latency_us are needed"),
-        (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64"), "line 3: columns layer, fidelity and latency_us are needed"),
-        (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,fast"), "line 3: 'fast' is not a time"),
+        (
+            ("layer,fidelity", "*,int2g64"),
+            "line 1: columns layer, fidelity and latency_us are needed",
+        ),
+        (
+            ("layer,fidelity,time", "*,int2g64,1"),
+            "line 1: columns layer, fidelity and latency_us are needed",
+        ),
+        (
+            ("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64"),
+            "line 3: columns layer, fidelity and latency_us are needed",
+        ),
+        (
+            ("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,fast"),
+            "line 3: 'fast' is not a time",
+        ),
         (("layer,fidelity,latency_us", "*,int2g64,1", "*,int4g64,"), "line 3: '' is not a time"),
         (("layer,fidelity,latency_us", "*,int2g64,1e999999"), "line 2: '1e999999' is not a time"),
-        (("*,int2g64,1", "*,int4g64,1"), "line 1: columns layer, fidelity and latency_us are needed"),
+        (
+            ("*,int2g64,1", "*,int4g64,1"),
+            "line 1: columns layer, fidelity and latency_us are needed",
+        ),
         (("nothing of the kind",), "line 1: columns layer, fidelity and latency_us are needed"),
-        (("layer,fidelity,latency_us", "*,int2g64,1", "x" * 200_000), "columns layer, fidelity and latency_us are needed"),
+        (
+            ("layer,fidelity,latency_us", "*,int2g64,1", "x" * 200_000),
+            "columns layer, fidelity and latency_us are needed",
+        ),
     ],
 )
-def test_a_latency_table_that_lacks_something_is_told_the_line_and_the_columns(lines: tuple[str, ...], told: str) -> None:
+def test_a_latency_table_that_lacks_something_is_told_the_line_and_the_columns(
+    lines: tuple[str, ...], told: str
+) -> None:
     with pytest.raises(RuleError, match=told):
         read(*lines)
 
@@ -120,7 +146,13 @@ def test_a_time_is_a_number_of_at_least_zero(time: str) -> None:
 def test_the_last_row_that_names_a_layer_counts() -> None:
     layers = make_layers(3)
     fidelity = Fidelity.uniform(4, GROUP)
-    table = read("layer,fidelity,latency_us", "*,int4g64,5", "blocks.0.*,int4g64,7", "*.linear1,int4g64,2", "*,int2g64,9")
+    table = read(
+        "layer,fidelity,latency_us",
+        "*,int4g64,5",
+        "blocks.0.*,int4g64,7",
+        "*.linear1,int4g64,2",
+        "*,int2g64,9",
+    )
     assert [table.latency_us(layer, fidelity) for layer in layers] == [7, 2, 5]
 
 
@@ -140,7 +172,10 @@ def test_a_gap_in_the_latency_table_is_named_at_once() -> None:
         ({"latency": LatencyTable(()), "most_latency_us": -1.0}, "positive"),
         ({"latency": LatencyTable(()), "most_latency_us": float("nan")}, "positive"),
         ({"most_distinct": 0}, "1 or more"),
-        ({"pools": (Pool("a", "*", 1), Pool("b", "*", 1), Pool("a", "*.linear0", 1))}, "name of its own"),
+        (
+            {"pools": (Pool("a", "*", 1), Pool("b", "*", 1), Pool("a", "*.linear0", 1))},
+            "name of its own",
+        ),
     ],
 )
 def test_constraints_that_make_no_sense_are_refused(values: dict[str, Any], word: str) -> None:
@@ -157,7 +192,13 @@ def test_a_pool_that_holds_no_layer_is_refused() -> None:
 
 
 @PROPERTY
-@given(seed=ANY_SEED, kind=st.sampled_from(KINDS), share=SHARE, pools=st.tuples(SHARE, st.floats(0.5, 1)), latency=SHARE)
+@given(
+    seed=ANY_SEED,
+    kind=st.sampled_from(KINDS),
+    share=SHARE,
+    pools=st.tuples(SHARE, st.floats(0.5, 1)),
+    latency=SHARE,
+)
 def test_whenever_something_is_within_pools_and_time_so_is_the_plan_and_its_bound_holds(
     seed: int, kind: dict[str, Any], share: float, pools: tuple[float, float], latency: float
 ) -> None:
@@ -192,27 +233,37 @@ def test_the_slow_twin_within_a_pool_is_the_best_of_all_plans_that_fit_it(
     inside = profile.weight_bytes[FIRST_BLOCK, choices[:, FIRST_BLOCK]].sum(axis=1)
     budget = budget_at(profile, share)
     _, best = best_choice(WhatIf(profile, Constraints(pools=(held,))).program, budget)
-    assert best == pytest.approx(losses[(sizes <= budget) & (inside <= held.most_bytes)].min(), abs=1e-9)
+    assert best == pytest.approx(
+        losses[(sizes <= budget) & (inside <= held.most_bytes)].min(), abs=1e-9
+    )
 
 
-def shortfalls(pools: float | None, latency: float | None, kind: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def shortfalls(
+    pools: float | None, latency: float | None, kind: dict[str, Any]
+) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the loss of plans above the best ones within the same limits, as shares of what all bytes can buy."""
     found = []
     for seed in range(8):
         profile = make_profile(seed, **kind)
-        held = () if pools is None else (pool_at(profile, "first", "blocks.0.*", FIRST_BLOCK, pools),)
+        held = (
+            () if pools is None else (pool_at(profile, "first", "blocks.0.*", FIRST_BLOCK, pools),)
+        )
         timed = {} if latency is None else latency_at(profile, times_by_bytes(profile), latency)
         whatif = WhatIf(profile, Constraints(pools=held, **timed))
         span = abs(profile.loss([0] * 5) - profile.loss([3] * 5))
         for share in (0.2, 0.5, 0.8):
             budget = budget_at(profile, share)
-            found.append((whatif.plan(budget).predicted_loss - best_choice(whatif.program, budget)[1]) / span)
+            found.append(
+                (whatif.plan(budget).predicted_loss - best_choice(whatif.program, budget)[1]) / span
+            )
     return np.array(found)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("pools", "latency"), [(0.3, None), (None, 0.5), (0.4, 0.6)])
-def test_within_limits_the_loss_is_close_to_the_best_one(pools: float | None, latency: float | None, kind: dict[str, Any]) -> None:
+def test_within_limits_the_loss_is_close_to_the_best_one(
+    pools: float | None, latency: float | None, kind: dict[str, Any]
+) -> None:
     found = shortfalls(pools, latency, kind)
     assert found.min() >= -1e-9
     assert found.mean() < 0.01
@@ -247,11 +298,22 @@ def test_a_plan_reports_what_it_uses_of_each_limit() -> None:
     timed = latency_at(profile, times, 0.7)
     allocation = WhatIf(profile, Constraints(pools=(held,), **timed)).plan(budget_at(profile, 0.8))
     pool, latency = allocation.limits
-    assert (pool.name, pool.unit, pool.used, pool.most) == ("first", "bytes", bytes_in(allocation, FIRST_BLOCK), held.most_bytes)
+    assert (pool.name, pool.unit, pool.used, pool.most) == (
+        "first",
+        "bytes",
+        bytes_in(allocation, FIRST_BLOCK),
+        held.most_bytes,
+    )
     assert (latency.name, latency.unit, latency.most) == ("latency", "us", timed["most_latency_us"])
     assert latency.used == pytest.approx(time_of(profile, times, allocation))
     assert allocation.to_json()["limits"] == [
-        {"name": use.name, "unit": use.unit, "used": use.used, "most": use.most, "price_nats_per_token": use.price}
+        {
+            "name": use.name,
+            "unit": use.unit,
+            "used": use.used,
+            "most": use.most,
+            "price_nats_per_token": use.price,
+        }
         for use in (pool, latency)
     ]
 
@@ -259,7 +321,10 @@ def test_a_plan_reports_what_it_uses_of_each_limit() -> None:
 def test_a_limit_has_a_price_where_it_binds_and_none_where_it_does_not() -> None:
     for seed in range(5):
         profile = make_profile(seed)
-        tight, loose = pool_at(profile, "tight", "blocks.0.*", FIRST_BLOCK, 0.3), Pool("loose", "*.linear1", 10**9)
+        tight, loose = (
+            pool_at(profile, "tight", "blocks.0.*", FIRST_BLOCK, 0.3),
+            Pool("loose", "*.linear1", 10**9),
+        )
         whatif = WhatIf(profile, Constraints(pools=(tight, loose)))
         one, other = whatif.plan(budget_at(profile, 0.9)).limits
         steepest = np.ptp(profile.linear) / np.diff(profile.weight_bytes, axis=1).min()

@@ -26,11 +26,19 @@ def own_part(count: int) -> Array:
 
 def left_out(gram: Array, factor: Array) -> float:
     between = np.where(own_part(len(gram)), 0, gram)
-    return float(np.linalg.norm(np.where(own_part(len(gram)), 0, gram - factor.T @ factor)) / np.linalg.norm(between))
+    return float(
+        np.linalg.norm(np.where(own_part(len(gram)), 0, gram - factor.T @ factor))
+        / np.linalg.norm(between)
+    )
 
 
 @PROPERTY
-@given(seed=st.integers(0, 10**6), layers=st.integers(2, 12), common=st.integers(1, 6), own=st.sampled_from([0.0, 0.3, 3.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    layers=st.integers(2, 12),
+    common=st.integers(1, 6),
+    own=st.sampled_from([0.0, 0.3, 3.0]),
+)
 def test_what_is_said_to_be_left_out_is(seed: int, layers: int, common: int, own: float) -> None:
     gram = grams(seed, layers, common, own)
     factor, said = between_layers(gram, WIDTH)

@@ -1,4 +1,7 @@
-"""Two plans of a model are compared layer by layer; a plan that a person edited is priced, and what it breaks is named."""
+"""Two plans of a model are compared layer by layer.
+
+A plan that a person edited is priced, and what it breaks is named.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +19,14 @@ from allocator.rules import Rule
 from allocator.whatif import WhatIf
 from quantizer.fidelity import Fidelity
 from quantizer.plan import LayerSpec, Plan
-from tests.test_allocator.synthetic import GROUP, PROPERTY, make_decoder_profile, make_fidelities, make_layers, make_profile
+from tests.test_allocator.synthetic import (
+    GROUP,
+    PROPERTY,
+    make_decoder_profile,
+    make_fidelities,
+    make_layers,
+    make_profile,
+)
 
 ANY_SEED = st.integers(0, 10**6)
 CHOICE = st.lists(st.integers(0, 3), min_size=5, max_size=5)
@@ -41,7 +51,13 @@ def edited(plan: Plan, **fidelities: Fidelity) -> Plan:
 
 
 @PROPERTY
-@given(seed=ANY_SEED, one=CHOICE, two=CHOICE, order=st.permutations(range(5)), rank=st.sampled_from([0, 3]))
+@given(
+    seed=ANY_SEED,
+    one=CHOICE,
+    two=CHOICE,
+    order=st.permutations(range(5)),
+    rank=st.sampled_from([0, 3]),
+)
 def test_a_difference_names_the_layers_that_differ_with_their_bytes_whatever_the_order_of_layers(
     seed: int, one: list[int], two: list[int], order: list[int], rank: int
 ) -> None:
@@ -53,9 +69,17 @@ def test_a_difference_names_the_layers_that_differ_with_their_bytes_whatever_the
     assert [(change.before, change.after) for change in found.changes] == [
         (profile.fidelities[one[at]].name, profile.fidelities[two[at]].name) for at in differ
     ]
-    assert [change.bytes_more for change in found.changes] == [after.layer_bytes[at] - before.layer_bytes[at] for at in differ]
-    assert (found.layers, found.bytes_before, found.bytes_after) == (5, before.weight_bytes, after.weight_bytes)
-    assert found.bytes_after - found.bytes_before == sum(change.bytes_more for change in found.changes)
+    assert [change.bytes_more for change in found.changes] == [
+        after.layer_bytes[at] - before.layer_bytes[at] for at in differ
+    ]
+    assert (found.layers, found.bytes_before, found.bytes_after) == (
+        5,
+        before.weight_bytes,
+        after.weight_bytes,
+    )
+    assert found.bytes_after - found.bytes_before == sum(
+        change.bytes_more for change in found.changes
+    )
     assert found.loss_before == pytest.approx(profile.loss(one), abs=1e-12)
     assert found.loss_after == pytest.approx(profile.loss(two), abs=1e-12)
 
@@ -71,7 +95,14 @@ def test_without_a_profile_bytes_are_known_and_losses_are_not() -> None:
     profile = make_profile(0)
     found = compare_plans(profile.plan([0] * 5), profile.plan([3] * 5))
     assert (found.loss_before, found.loss_after) == (None, None)
-    assert set(found.to_json()) == {"layers", "changed", "bytes_before", "bytes_after", "bytes_more", "changes"}
+    assert set(found.to_json()) == {
+        "layers",
+        "changed",
+        "bytes_before",
+        "bytes_after",
+        "bytes_more",
+        "changes",
+    }
 
 
 def test_a_difference_is_a_document() -> None:
@@ -86,13 +117,27 @@ def test_a_difference_is_a_document() -> None:
         "bytes_more": sum(more),
         "predicted_loss_before": pytest.approx(profile.loss([1, 0, 0, 0, 3])),
         "predicted_loss_after": pytest.approx(profile.loss([1, 0, 2, 0, 0])),
-        "predicted_loss_more": pytest.approx(profile.loss([1, 0, 2, 0, 0]) - profile.loss([1, 0, 0, 0, 3])),
+        "predicted_loss_more": pytest.approx(
+            profile.loss([1, 0, 2, 0, 0]) - profile.loss([1, 0, 0, 0, 3])
+        ),
         "changes": [
-            {"layer": "blocks.1.linear0", "before": "int2g64", "after": "int2+4r0.5g64", "bytes_more": more[0]},
-            {"layer": "blocks.2.linear0", "before": "int4g64", "after": "int2g64", "bytes_more": more[1]},
+            {
+                "layer": "blocks.1.linear0",
+                "before": "int2g64",
+                "after": "int2+4r0.5g64",
+                "bytes_more": more[0],
+            },
+            {
+                "layer": "blocks.2.linear0",
+                "before": "int4g64",
+                "after": "int2g64",
+                "bytes_more": more[1],
+            },
         ],
     }
-    assert compare_plans(before, after).changes[0] == Change("blocks.1.linear0", "int2g64", "int2+4r0.5g64", more[0])
+    assert compare_plans(before, after).changes[0] == Change(
+        "blocks.1.linear0", "int2g64", "int2+4r0.5g64", more[0]
+    )
 
 
 def other_models() -> dict[str, tuple[LayerSpec, ...]]:
@@ -100,7 +145,11 @@ def other_models() -> dict[str, tuple[LayerSpec, ...]]:
     return {
         "blocks.2.linear0": layers[:4],
         "blocks.2.linear1": make_layers(6),
-        "blocks.1.linear1": (*layers[:3], replace(layers[3], in_features=layers[3].in_features + 64), layers[4]),
+        "blocks.1.linear1": (
+            *layers[:3],
+            replace(layers[3], in_features=layers[3].in_features + 64),
+            layers[4],
+        ),
         "blocks.1.linear0": (*layers[:2], replace(layers[2], kind="other"), *layers[3:]),
         "blocks.0.linear0": (replace(layers[0], block=7), *layers[1:]),
         "blocks.0.linear1": (layers[0], replace(layers[1], name="renamed"), *layers[2:]),
@@ -113,14 +162,18 @@ def test_plans_of_different_models_are_refused_with_a_layer_that_differs(name: s
     there = Plan.uniform(other_models()[name], INT8)
     profile = replace(make_profile(0), layers=make_layers(5))
     for one, two in ((here, there), (there, here)):
-        with pytest.raises(ProfileError, match=f"the two plans are of different models: layer '{name}'"):
+        with pytest.raises(
+            ProfileError, match=f"the two plans are of different models: layer '{name}'"
+        ):
             compare_plans(one, two)
     for ask in (
         lambda: loss_of(profile, there),
         lambda: price_plan(WhatIf(profile), there),
         lambda: compare_plans(there, there, profile),
     ):
-        with pytest.raises(ProfileError, match=f"plan and profile are of different models: layer '{name}'"):
+        with pytest.raises(
+            ProfileError, match=f"plan and profile are of different models: layer '{name}'"
+        ):
             ask()
 
 
@@ -130,7 +183,9 @@ def test_the_loss_of_a_plan_is_that_of_the_profile_whatever_the_order_of_layers(
     seed: int, choice: list[int], order: list[int]
 ) -> None:
     profile = make_profile(seed)
-    assert loss_of(profile, turned(profile.plan(choice), order)) == pytest.approx(profile.loss(choice), abs=1e-12)
+    assert loss_of(profile, turned(profile.plan(choice), order)) == pytest.approx(
+        profile.loss(choice), abs=1e-12
+    )
 
 
 def test_a_fidelity_between_two_of_the_menu_has_a_loss_between_theirs() -> None:
@@ -143,7 +198,9 @@ def test_a_fidelity_between_two_of_the_menu_has_a_loss_between_theirs() -> None:
 # what a plan breaks
 
 
-def priced(constraints: Constraints, plan: Plan, profile: Profile | None = None, budget: int | None = None) -> Pricing:
+def priced(
+    constraints: Constraints, plan: Plan, profile: Profile | None = None, budget: int | None = None
+) -> Pricing:
     return price_plan(WhatIf(profile or make_profile(0), constraints), plan, budget)
 
 
@@ -152,7 +209,10 @@ def test_a_plan_that_breaks_nothing_is_sound() -> None:
     plan = profile.plan([0, 1, 2, 3, 0])
     found = priced(Constraints(), turned(plan, [3, 1, 4, 0, 2]))
     assert found.sound
-    assert (found.weight_bytes, found.bits_per_weight) == (plan.weight_bytes, pytest.approx(plan.bits_per_weight))
+    assert (found.weight_bytes, found.bits_per_weight) == (
+        plan.weight_bytes,
+        pytest.approx(plan.bits_per_weight),
+    )
     assert found.predicted_loss == pytest.approx(profile.loss([0, 1, 2, 3, 0]))
     assert found.to_json() == {
         "weight_bytes": plan.weight_bytes,
@@ -171,7 +231,9 @@ def test_a_budget_is_broken_by_one_byte_and_not_by_none() -> None:
     assert priced(Constraints(), plan, budget=plan.weight_bytes).sound
     found = priced(Constraints(), plan, budget=plan.weight_bytes - 1)
     assert not found.sound
-    assert found.broken_limits == (f"budget of {plan.weight_bytes - 1} bytes: the plan has {plan.weight_bytes}",)
+    assert found.broken_limits == (
+        f"budget of {plan.weight_bytes - 1} bytes: the plan has {plan.weight_bytes}",
+    )
 
 
 def test_broken_ties_name_the_layers_and_their_fidelities() -> None:
@@ -192,11 +254,15 @@ def test_ties_of_the_user_are_checked_too() -> None:
     profile = make_decoder_profile(0, KINDS, 1)
     found = priced(Constraints(ties=("*.q_proj,*.o_proj",)), profile.plan([1, 2, 2, 0]), profile)
     assert len(found.broken_ties) == 1
-    assert priced(Constraints(ties=("*.q_proj,*.o_proj",)), profile.plan([1, 0, 2, 1]), profile).sound
+    assert priced(
+        Constraints(ties=("*.q_proj,*.o_proj",)), profile.plan([1, 0, 2, 1]), profile
+    ).sound
 
 
 def test_broken_rules_name_layer_fidelity_and_rule() -> None:
-    rules = tuple(Rule.parse(text) for text in ("*>=2.5", "blocks.1.*!=int4g64", "blocks.2.linear0=int2g64"))
+    rules = tuple(
+        Rule.parse(text) for text in ("*>=2.5", "blocks.1.*!=int4g64", "blocks.2.linear0=int2g64")
+    )
     plan = make_profile(0).plan([0, 1, 2, 3, 0])
     found = priced(Constraints(rules=rules), plan)
     assert not found.sound
@@ -211,7 +277,9 @@ def test_a_rule_for_one_tied_layer_is_broken_by_each_of_them() -> None:
     profile = make_decoder_profile(0, KINDS, 1)
     constraints = Constraints(target="vllm", rules=(Rule.parse("*.q_proj=int4g64"),))
     found = priced(constraints, profile.plan([3, 2, 3, 0]), profile)
-    assert [message.split()[0] for message in found.broken_rules] == ["model.layers.0.self_attn.k_proj"]
+    assert [message.split()[0] for message in found.broken_rules] == [
+        "model.layers.0.self_attn.k_proj"
+    ]
     assert len(found.broken_ties) == 1
 
 
@@ -228,20 +296,30 @@ def test_broken_limits_name_the_limit_and_its_use() -> None:
     plan = profile.plan([0, 1, 2, 3, 0])
     inside = sum(plan.layer_bytes[:2])
     names = [fidelity.name for fidelity in profile.fidelities]
-    table = LatencyTable(tuple(("*", name, time) for name, time in zip(names, (1.0, 2.0, 3.0, 4.5), strict=True)))
+    table = LatencyTable(
+        tuple(("*", name, time) for name, time in zip(names, (1.0, 2.0, 3.0, 4.5), strict=True))
+    )
 
     def limits(pool: int, time: float) -> Constraints:
-        return Constraints(pools=(Pool("first", "blocks.0.*", pool),), latency=table, most_latency_us=time)
+        return Constraints(
+            pools=(Pool("first", "blocks.0.*", pool),), latency=table, most_latency_us=time
+        )
 
     assert priced(limits(inside, 11.5), plan).sound
-    assert priced(limits(inside - 1, 11.5), plan).broken_limits == (f"limit 'first' of {inside - 1} bytes: the plan uses {inside}",)
-    assert priced(limits(inside, 11.25), plan).broken_limits == ("limit 'latency' of 11.25 us: the plan uses 11.5",)
+    assert priced(limits(inside - 1, 11.5), plan).broken_limits == (
+        f"limit 'first' of {inside - 1} bytes: the plan uses {inside}",
+    )
+    assert priced(limits(inside, 11.25), plan).broken_limits == (
+        "limit 'latency' of 11.25 us: the plan uses 11.5",
+    )
     assert len(priced(limits(inside - 1, 11.0), plan, budget=1).broken_limits) == 3
 
 
 def test_fidelities_off_the_menu_are_named_and_priced_but_break_nothing() -> None:
     profile = make_profile(0)
-    plan = edited(profile.plan([0] * 5), blocks_1_linear0=INT8, blocks_2_linear0=Fidelity.uniform(3, 128))
+    plan = edited(
+        profile.plan([0] * 5), blocks_1_linear0=INT8, blocks_2_linear0=Fidelity.uniform(3, 128)
+    )
     found = priced(Constraints(), plan)
     assert found.off_menu == ("blocks.1.linear0", "blocks.2.linear0")
     assert found.weight_bytes == plan.weight_bytes
@@ -253,7 +331,10 @@ def test_a_time_that_the_table_does_not_know_is_asked_for() -> None:
     profile = make_profile(0)
     table = LatencyTable(tuple(("*", fidelity.name, 1.0) for fidelity in profile.fidelities))
     with pytest.raises(RuleError, match=r"no row for layer 'blocks\.1\.linear0' at int8g64"):
-        priced(Constraints(latency=table, most_latency_us=9.0), edited(profile.plan([0] * 5), blocks_1_linear0=INT8))
+        priced(
+            Constraints(latency=table, most_latency_us=9.0),
+            edited(profile.plan([0] * 5), blocks_1_linear0=INT8),
+        )
 
 
 # plans of our own
@@ -273,10 +354,18 @@ RULES = ("*>=2.5", "*.0.*=int4g64", "*.o_proj!=int2g64", "*.1.*<=3", "*.1.self_a
     share=st.floats(0, 1),
 )
 def test_a_plan_is_always_sound_under_its_own_constraints(
-    seed: int, target: str, ties: tuple[str, ...], rules: list[str], limit: str, tight: float, share: float
+    seed: int,
+    target: str,
+    ties: tuple[str, ...],
+    rules: list[str],
+    limit: str,
+    tight: float,
+    share: float,
 ) -> None:
     profile = make_decoder_profile(seed, KINDS, 2)
-    constraints = Constraints(target=target, ties=ties, rules=tuple(Rule.parse(rule) for rule in rules))
+    constraints = Constraints(
+        target=target, ties=ties, rules=tuple(Rule.parse(rule) for rule in rules)
+    )
     free = WhatIf(profile, constraints)
     smallest, largest = (free.plan(end).plan for end in free.byte_range)
     constraints = replace(constraints, **limit_between(smallest, largest, limit, tight))
@@ -302,7 +391,11 @@ def limit_between(smallest: Plan, largest: Plan, limit: str, tight: float) -> di
         return {"pools": (Pool("first", "model.layers.0.*", at(4)),)}
     if limit == "latency":
         rows = (
-            (layer.name, fidelity.name, float(fidelity.weight_bytes(layer.out_features, layer.in_features)))
+            (
+                layer.name,
+                fidelity.name,
+                float(fidelity.weight_bytes(layer.out_features, layer.in_features)),
+            )
             for layer in smallest.layers
             for fidelity in MENU
         )
@@ -312,12 +405,16 @@ def limit_between(smallest: Plan, largest: Plan, limit: str, tight: float) -> di
 
 def test_the_rule_that_took_a_fidelity_away_is_named_not_the_last_one() -> None:
     rules = tuple(Rule.parse(text) for text in ("*>=2.5", "*!=int4g64"))
-    (broken, *_) = priced(Constraints(rules=rules), make_profile(0).plan([0, 1, 2, 2, 2])).broken_rules
+    (broken, *_) = priced(
+        Constraints(rules=rules), make_profile(0).plan([0, 1, 2, 2, 2])
+    ).broken_rules
     assert broken.endswith("against the rule '*>=2.5'")
 
 
 def test_what_is_off_the_menu_may_keep_the_rules_all_the_same() -> None:
     profile, rule = make_profile(0), Rule.parse("*>=2.6")
-    found = priced(Constraints(rules=(rule,)), Plan.uniform(profile.layers, Fidelity.uniform(8, GROUP)))
+    found = priced(
+        Constraints(rules=(rule,)), Plan.uniform(profile.layers, Fidelity.uniform(8, GROUP))
+    )
     assert found.broken_rules == ()
     assert len(found.off_menu) == 5

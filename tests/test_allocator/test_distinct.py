@@ -1,4 +1,7 @@
-"""Plans of few distinct fidelities: never more than asked for, and a bound that holds for every part of the menu."""
+"""Plans of few distinct fidelities.
+
+Never more than asked for, and a bound that holds for every part of the menu.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -54,7 +57,12 @@ def best_of_few(profile: Profile, most: int, budget: int) -> float:
 
 
 @PROPERTY
-@given(seed=ANY_SEED, kind=st.sampled_from([*KINDS, *RISING]), most=st.integers(1, 4), share=st.floats(0, 1.1))
+@given(
+    seed=ANY_SEED,
+    kind=st.sampled_from([*KINDS, *RISING]),
+    most=st.integers(1, 4),
+    share=st.floats(0, 1.1),
+)
 def test_a_plan_has_no_more_fidelities_than_asked_for_and_its_bound_is_below_the_best_of_all_parts(
     seed: int, kind: dict[str, Any], most: int, share: float
 ) -> None:
@@ -91,7 +99,11 @@ def test_one_fidelity_is_the_best_uniform_plan_that_fits(kind: dict[str, Any]) -
         uniform = [Plan.uniform(profile.layers, fidelity) for fidelity in profile.fidelities]
         for share in (0.0, 0.4, 0.8, 1.0):
             budget = budget_at(profile, share)
-            best = min(profile.loss([at] * 5) for at, plan in enumerate(uniform) if plan.weight_bytes <= budget)
+            best = min(
+                profile.loss([at] * 5)
+                for at, plan in enumerate(uniform)
+                if plan.weight_bytes <= budget
+            )
             allocation = few(profile, 1).plan(budget)
             assert allocation.plan in uniform
             assert allocation.predicted_loss == pytest.approx(best, abs=1e-9)
@@ -103,7 +115,10 @@ def test_as_many_as_the_menu_has_is_no_limit(most: int, kind: dict[str, Any]) ->
     for seed in range(3):
         profile = make_profile(seed, layers=8, menu=MENU, **kind)
         for share in (0.0, 0.3, 0.6, 1.0):
-            free, limited = (whatif.plan(budget_at(profile, share)) for whatif in (WhatIf(profile), few(profile, most)))
+            free, limited = (
+                whatif.plan(budget_at(profile, share))
+                for whatif in (WhatIf(profile), few(profile, most))
+            )
             assert limited.plan == free.plan
             assert limited.predicted_loss == free.predicted_loss
             assert limited.bound == pytest.approx(free.bound, rel=1e-2)
@@ -116,7 +131,9 @@ def test_few_fidelities_are_never_proven_better_than_many() -> None:
         free = WhatIf(profile).plan(budget)
         found = [few(profile, most).plan(budget) for most in (1, 2, 3)]
         assert all(allocation.bound >= free.bound for allocation in found)
-        assert found[0].predicted_loss > found[1].predicted_loss > free.bound  # a single one leaves much of the budget
+        assert (
+            found[0].predicted_loss > found[1].predicted_loss > free.bound
+        )  # a single one leaves much of the budget
         assert found[0].bound > free.predicted_loss  # so much that the bound itself knows
 
 
@@ -134,7 +151,9 @@ def test_a_bound_holds_where_not_all_parts_are_solved() -> None:
 
 
 @pytest.mark.parametrize("kind", RISING, ids=str)
-def test_a_bound_holds_for_all_parts_and_the_best_part_is_nearly_always_found(kind: dict[str, Any]) -> None:
+def test_a_bound_holds_for_all_parts_and_the_best_part_is_nearly_always_found(
+    kind: dict[str, Any],
+) -> None:
     worse = 0
     for seed in range(12):
         profile = make_profile(seed, menu=MENU, **kind)
@@ -162,9 +181,13 @@ def test_ties_and_rules_hold_for_few_fidelities_too() -> None:
 
 def test_rules_that_need_more_fidelities_than_allowed_are_told_to_allow_more() -> None:
     profile = make_profile(0)
-    pinned = tuple(Rule.parse(text) for text in ("blocks.0.linear0=int2g64", "blocks.0.linear1=int4g64"))
+    pinned = tuple(
+        Rule.parse(text) for text in ("blocks.0.linear0=int2g64", "blocks.0.linear1=int4g64")
+    )
     high = byte_ends(profile)[1]
-    with pytest.raises(RuleError, match="at most 1 distinct fidelities keeps the rules; allow more"):
+    with pytest.raises(
+        RuleError, match="at most 1 distinct fidelities keeps the rules; allow more"
+    ):
         few(profile, 1, rules=pinned)
     allocation = few(profile, 2, rules=pinned).plan(high)
     assert {fidelity.name for fidelity in allocation.plan.fidelities} == {"int2g64", "int4g64"}
@@ -182,7 +205,12 @@ def test_a_budget_below_every_plan_is_refused_for_the_reason_that_it_is_without_
 def test_a_menu_with_too_many_parts_is_refused() -> None:
     fidelities = tuple(Fidelity(2, 4, 0.04 * step, GROUP) for step in range(1, 21))
     base = make_profile(0, rank=0)
-    profile = replace(base, fidelities=fidelities, linear=-np.tile(np.arange(20.0), (5, 1)), factor=np.zeros((0, 100)))
+    profile = replace(
+        base,
+        fidelities=fidelities,
+        linear=-np.tile(np.arange(20.0), (5, 1)),
+        factor=np.zeros((0, 100)),
+    )
     budget = budget_at(profile, 0.5)
     with pytest.raises(RuleError, match="a menu of 20 has 184756 parts of 10"):
         few(profile, 10).plan(budget)

@@ -1,4 +1,7 @@
-"""Measured ends become a loss model of the whole menu: ends are kept exactly, what lies between is interpolated."""
+"""Measured ends become a loss model of the whole menu.
+
+Ends are kept exactly, what lies between is interpolated.
+"""
 
 import numpy as np
 import pytest
@@ -45,18 +48,35 @@ def exact_gram(effects: Effects) -> Array:
 def make_profile(effects: Effects) -> Profile:
     linear, factor, truncation = assemble(effects, SHARES)
     fidelities = make_fidelities(MENU)
-    return Profile("output", LAYERS, fidelities, CONTEXT, effects.context_loss, linear, factor, truncation, TOKENS, "a", "b")
+    return Profile(
+        "output",
+        LAYERS,
+        fidelities,
+        CONTEXT,
+        effects.context_loss,
+        linear,
+        factor,
+        truncation,
+        TOKENS,
+        "a",
+        "b",
+    )
 
 
 def ends(values: Array) -> Array:
-    """Return [..., 2 L] of [..., L * K]: the columns of the low and of the high end of each layer."""
+    """Return [..., 2 L] of [..., L * K].
+
+    The columns of the low and of the high end of each layer.
+    """
     split = values.reshape(*values.shape[:-1], len(LAYERS), -1)
     return split[..., [0, -1]].reshape(*values.shape[:-1], ROWS)
 
 
 @PROPERTY
 @given(seed=st.integers(0, 10**6), layers=st.integers(1, 5), context=st.integers(1, MENU - 2))
-def test_effects_fall_to_the_context_and_rise_behind_it(seed: int, layers: int, context: int) -> None:
+def test_effects_fall_to_the_context_and_rise_behind_it(
+    seed: int, layers: int, context: int
+) -> None:
     shares = interpolation(falling_errors(seed, layers), context)
     assert shares.shape == (layers, MENU, 2)
     assert (shares[:, 0] == (1, 0)).all()
@@ -68,8 +88,14 @@ def test_effects_fall_to_the_context_and_rise_behind_it(seed: int, layers: int, 
 
 
 @PROPERTY
-@given(seed=st.integers(0, 10**6), layers=st.integers(1, 5), context=st.none() | st.integers(1, MENU - 2))
-def test_shares_of_noisy_errors_lie_between_nothing_and_an_end(seed: int, layers: int, context: int | None) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    layers=st.integers(1, 5),
+    context=st.none() | st.integers(1, MENU - 2),
+)
+def test_shares_of_noisy_errors_lie_between_nothing_and_an_end(
+    seed: int, layers: int, context: int | None
+) -> None:
     shares = interpolation(np.random.default_rng(seed).uniform(0, 1, (layers, MENU)), context)
     assert ((shares >= 0) & (shares <= 1)).all()
     assert (shares.min(axis=2) == 0).all()
@@ -78,8 +104,12 @@ def test_shares_of_noisy_errors_lie_between_nothing_and_an_end(seed: int, layers
 def test_a_share_is_how_far_the_error_is_on_its_way_to_the_end() -> None:
     error = np.array([[10.0, 8.0, 4.0, 2.0, 1.5, 1.0, 0.0], [7.0, 6.0, 5.0, 3.0, 2.0, 2.0, 1.0]])
     shares = interpolation(error, 3)
-    np.testing.assert_allclose(shares[:, :, 0], [[1, 0.75, 0.25, 0, 0, 0, 0], [1, 0.75, 0.5, 0, 0, 0, 0]])
-    np.testing.assert_allclose(shares[:, :, 1], [[0, 0, 0, 0, 0.25, 0.5, 1], [0, 0, 0, 0, 0.5, 0.5, 1]])
+    np.testing.assert_allclose(
+        shares[:, :, 0], [[1, 0.75, 0.25, 0, 0, 0, 0], [1, 0.75, 0.5, 0, 0, 0, 0]]
+    )
+    np.testing.assert_allclose(
+        shares[:, :, 1], [[0, 0, 0, 0, 0.25, 0.5, 1], [0, 0, 0, 0, 0.5, 0.5, 1]]
+    )
 
 
 def test_an_error_beyond_an_end_counts_as_the_end() -> None:
@@ -87,8 +117,12 @@ def test_an_error_beyond_an_end_counts_as_the_end() -> None:
     assert shares[0].tolist() == [[1, 0], [1, 0], [0, 0], [0, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("error", [[3.0, 2.5, 1.0, 0.75, 2.0], [1.5, 2.5, 2.0, 1.75, 1.0]], ids=["worse", "better"])
-def test_where_both_ends_are_worse_than_the_context_or_both_better_one_of_them_is_used(error: list[float]) -> None:
+@pytest.mark.parametrize(
+    "error", [[3.0, 2.5, 1.0, 0.75, 2.0], [1.5, 2.5, 2.0, 1.75, 1.0]], ids=["worse", "better"]
+)
+def test_where_both_ends_are_worse_than_the_context_or_both_better_one_of_them_is_used(
+    error: list[float],
+) -> None:
     shares = interpolation(np.array([error]), 2)[0]
     towards = 1 if error[-1] > error[2] else 3  # the fidelity on the ends' side of the context
     assert (shares[towards] > 0).sum() == 1
@@ -111,7 +145,9 @@ def test_each_layer_is_interpolated_on_its_own_and_in_any_unit(seed: int, contex
     error = falling_errors(seed)
     shares = interpolation(error, context)
     for row in range(len(error)):
-        np.testing.assert_allclose(interpolation(error[[row]] * 1e-6, context)[0], shares[row], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            interpolation(error[[row]] * 1e-6, context)[0], shares[row], rtol=1e-9, atol=1e-9
+        )
 
 
 @PROPERTY
@@ -141,7 +177,9 @@ def test_the_factor_is_what_layers_do_to_each_other() -> None:
     effects = make_effects(0.5)
     profile = make_profile(effects)
     expected, left_out = between_layers(exact_gram(effects), 2)
-    np.testing.assert_allclose(ends(profile.factor), expected, atol=1e-5)  # sketches have single precision
+    np.testing.assert_allclose(
+        ends(profile.factor), expected, atol=1e-5
+    )  # sketches have single precision
     assert profile.truncation == pytest.approx(left_out, abs=1e-4)
 
 
@@ -170,7 +208,9 @@ def test_the_context_has_no_effect() -> None:
 
 
 def test_changes_without_effect_are_no_division_by_zero() -> None:
-    profile = make_profile(Effects(np.zeros((ROWS, TOKENS)), torch.zeros(ROWS, TOKENS * WIDTH), 0.5))
+    profile = make_profile(
+        Effects(np.zeros((ROWS, TOKENS)), torch.zeros(ROWS, TOKENS * WIDTH), 0.5)
+    )
     assert not profile.linear.any()
     assert not profile.factor.any()
     assert profile.truncation == 0

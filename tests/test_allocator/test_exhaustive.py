@@ -15,7 +15,10 @@ from tests.test_allocator.synthetic import budget_at, byte_ends, make_profile
 
 
 def knapsack_loss(profile: Profile, budget_bytes: int) -> float:
-    """Return the least loss where damages just add up, layer by layer: of plans of the same size, only the best is kept."""
+    """Return the least loss where damages just add up, layer by layer.
+
+    Of plans of the same size, only the best is kept.
+    """
     kept = {0: profile.context_loss}
     for sizes, damages in zip(profile.weight_bytes.tolist(), profile.linear.tolist(), strict=True):
         longer: dict[int, float] = {}
@@ -33,7 +36,10 @@ def demanding(seed: int, rank: int) -> tuple[Profile, Program]:
     free, _ = best_choice(whole, budget_at(profile, 0.5))
     allowed, cost = rng.random((5, 4)) < 0.7, rng.uniform(0, 1, (5, 4))
     allowed[:, 0], allowed[0] = True, np.arange(4) != free[0]
-    return profile, replace(whole.among(allowed), limits=(Limit("time", "us", cost, float(cost[rows, free].sum() * 0.9)),))
+    return profile, replace(
+        whole.among(allowed),
+        limits=(Limit("time", "us", cost, float(cost[rows, free].sum() * 0.9)),),
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -43,14 +49,20 @@ def test_the_best_plan_is_better_than_any_other_that_fits(rank: int) -> None:
     choice, best = best_choice(Program.of(profile), budget)
     assert profile.plan(choice).weight_bytes <= budget
     assert profile.loss(choice) == pytest.approx(best, rel=1e-12)
-    tried = [row for row in rng.integers(4, size=(300, 5)) if profile.plan(row).weight_bytes <= budget]
+    tried = [
+        row for row in rng.integers(4, size=(300, 5)) if profile.plan(row).weight_bytes <= budget
+    ]
     assert len(tried) > 100
     assert all(profile.loss(row) >= best * (1 - 1e-12) for row in tried)
 
 
-@pytest.mark.parametrize("options", [{}, {"rising": True}, {"spread": 6.0}, {"in_original": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"rising": True}, {"spread": 6.0}, {"in_original": True}], ids=str
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_where_damages_just_add_up_the_best_plan_is_that_of_a_knapsack(seed: int, options: dict[str, Any]) -> None:
+def test_where_damages_just_add_up_the_best_plan_is_that_of_a_knapsack(
+    seed: int, options: dict[str, Any]
+) -> None:
     profile = make_profile(seed, rank=0, **options)
     for share in (0.0, 0.3, 0.7, 1.0):
         budget = budget_at(profile, share)
@@ -80,12 +92,18 @@ def test_too_many_plans_are_refused() -> None:
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_rules_and_limits_leave_the_best_of_the_plans_that_respect_them(seed: int, rank: int) -> None:
+def test_rules_and_limits_leave_the_best_of_the_plans_that_respect_them(
+    seed: int, rank: int
+) -> None:
     profile, program = demanding(seed, rank)
     budget, (limit,) = budget_at(profile, 0.5), program.limits
-    plans = [plan for plan in product(range(4), repeat=5) if profile.plan(plan).weight_bytes <= budget]
+    plans = [
+        plan for plan in product(range(4), repeat=5) if profile.plan(plan).weight_bytes <= budget
+    ]
     ruled = [plan for plan in plans if all(program.allowed[at] for at in enumerate(plan))]
-    limited = [plan for plan in plans if sum(limit.cost[at] for at in enumerate(plan)) <= limit.most]
+    limited = [
+        plan for plan in plans if sum(limit.cost[at] for at in enumerate(plan)) <= limit.most
+    ]
     both = [plan for plan in ruled if plan in limited]
     for demands, left in (
         (replace(program, limits=()), ruled),
@@ -103,7 +121,9 @@ def test_a_limit_holds_a_plan_that_uses_all_of_it_and_no_more() -> None:
     profile = make_profile(0, rank=0)
     whole, budget = Program.of(profile), budget_at(profile, 0.5)
     best, _ = best_choice(whole, budget)
-    cost = np.eye(4)[best] * np.array([0.1, 0.2, 0.3, 0.4, 0.5])[:, None]  # 1.5 for the best plan, less for all others
+    cost = (
+        np.eye(4)[best] * np.array([0.1, 0.2, 0.3, 0.4, 0.5])[:, None]
+    )  # 1.5 for the best plan, less for all others
 
     def within(most: float) -> Choice:
         return best_choice(replace(whole, limits=(Limit("time", "us", cost, most),)), budget)[0]

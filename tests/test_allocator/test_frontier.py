@@ -16,7 +16,14 @@ from allocator.frontier import KNEE, budgets_between, frontier, hull_of, knees_o
 from allocator.profile import Profile
 from allocator.rules import Rule
 from allocator.whatif import WhatIf
-from tests.test_allocator.synthetic import PROPERTY, budget_at, byte_ends, every_plan, make_decoder_profile, make_profile
+from tests.test_allocator.synthetic import (
+    PROPERTY,
+    budget_at,
+    byte_ends,
+    every_plan,
+    make_decoder_profile,
+    make_profile,
+)
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -68,13 +75,20 @@ def test_budgets_are_evenly_spaced_whole_bytes_each_once(low: int, span: int, co
 
 @PROPERTY
 @given(seed=ANY_SEED, kind=st.sampled_from(KINDS), points=st.integers(2, 12))
-def test_losses_never_rise_with_bytes_and_every_plan_is_within_its_budget(seed: int, kind: dict[str, Any], points: int) -> None:
+def test_losses_never_rise_with_bytes_and_every_plan_is_within_its_budget(
+    seed: int, kind: dict[str, Any], points: int
+) -> None:
     profile = make_profile(seed, **kind)
     for whatif in limited(profile):
         found = [point.allocation for point in whole_frontier(whatif, points)]
         assert len(found) == points
-        assert [allocation.budget_bytes for allocation in found] == budgets_between(*whatif.byte_range, points)
-        assert all(allocation.plan.weight_bytes == allocation.weight_bytes <= allocation.budget_bytes for allocation in found)
+        assert [allocation.budget_bytes for allocation in found] == budgets_between(
+            *whatif.byte_range, points
+        )
+        assert all(
+            allocation.plan.weight_bytes == allocation.weight_bytes <= allocation.budget_bytes
+            for allocation in found
+        )
         for one, two in pairwise(found):
             assert one.weight_bytes <= two.weight_bytes
             assert one.predicted_loss >= two.predicted_loss
@@ -82,17 +96,23 @@ def test_losses_never_rise_with_bytes_and_every_plan_is_within_its_budget(seed: 
 
 @PROPERTY
 @given(seed=ANY_SEED, kind=st.sampled_from(KINDS))
-def test_no_plan_within_a_budget_of_the_frontier_is_below_its_bound(seed: int, kind: dict[str, Any]) -> None:
+def test_no_plan_within_a_budget_of_the_frontier_is_below_its_bound(
+    seed: int, kind: dict[str, Any]
+) -> None:
     profile = make_profile(seed, **kind)
     _, sizes, losses = every_plan(profile)
     for point in whole_frontier(WhatIf(profile), 8):
         allocation = point.allocation
         assert allocation.bound <= losses[sizes <= allocation.budget_bytes].min() + 1e-9
-        assert allocation.predicted_loss == pytest.approx(profile.loss_of_shares(shares(profile, allocation.plan)), abs=1e-9)
+        assert allocation.predicted_loss == pytest.approx(
+            profile.loss_of_shares(shares(profile, allocation.plan)), abs=1e-9
+        )
 
 
 def shares(profile: Profile, plan: Any) -> Any:
-    return np.array([[float(option == chosen) for option in profile.fidelities] for chosen in plan.fidelities])
+    return np.array(
+        [[float(option == chosen) for option in profile.fidelities] for chosen in plan.fidelities]
+    )
 
 
 def test_where_more_bytes_do_harm_the_smaller_plan_is_kept() -> None:
@@ -104,15 +124,21 @@ def test_where_more_bytes_do_harm_the_smaller_plan_is_kept() -> None:
         assert last.budget_bytes == high
         assert last.bound <= losses.min() + 1e-9
         assert last.weight_bytes < high
-        assert last.predicted_loss < whatif.plan(high).predicted_loss  # which is the largest plan, as asked for
+        assert (
+            last.predicted_loss < whatif.plan(high).predicted_loss
+        )  # which is the largest plan, as asked for
 
 
 def test_budgets_may_come_in_any_order_and_twice() -> None:
     profile = make_profile(0)
     whatif = WhatIf(profile)
     budgets = [budget_at(profile, share) for share in (0.1, 0.4, 0.9)]
-    assert frontier(whatif, [budgets[2], budgets[0], budgets[1], budgets[0]]) == frontier(whatif, budgets)
-    assert [point.allocation for point in frontier(whatif, budgets[:1])] == [whatif.plan(budgets[0])]
+    assert frontier(whatif, [budgets[2], budgets[0], budgets[1], budgets[0]]) == frontier(
+        whatif, budgets
+    )
+    assert [point.allocation for point in frontier(whatif, budgets[:1])] == [
+        whatif.plan(budgets[0])
+    ]
 
 
 def test_a_budget_that_nothing_fits_is_refused() -> None:
@@ -123,7 +149,9 @@ def test_a_budget_that_nothing_fits_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_the_points_on_the_hull_are_those_that_no_mix_of_two_others_beats(kind: dict[str, Any]) -> None:
+def test_the_points_on_the_hull_are_those_that_no_mix_of_two_others_beats(
+    kind: dict[str, Any],
+) -> None:
     profile = make_profile(2, layers=6, **kind)
     points = whole_frontier(WhatIf(profile), 30)
     sizes = [point.allocation.weight_bytes for point in points]
@@ -136,10 +164,15 @@ def test_the_points_on_the_hull_are_those_that_no_mix_of_two_others_beats(kind: 
 def is_beaten(sizes: Sequence[float], losses: Sequence[float], at: int) -> bool:
     """Return whether a point equals an earlier one, is above one of its size, or is on or above the line of two others."""
     here, others = (sizes[at], losses[at]), [other for other in range(len(sizes)) if other != at]
-    if any(sizes[other] == here[0] and (losses[other] < here[1] or (losses[other] == here[1] and other < at)) for other in others):
+    if any(
+        sizes[other] == here[0]
+        and (losses[other] < here[1] or (losses[other] == here[1] and other < at))
+        for other in others
+    ):
         return True
     return any(
-        (here[1] - losses[left]) * (sizes[right] - sizes[left]) >= (here[0] - sizes[left]) * (losses[right] - losses[left])
+        (here[1] - losses[left]) * (sizes[right] - sizes[left])
+        >= (here[0] - sizes[left]) * (losses[right] - losses[left])
         for left in others
         for right in others
         if sizes[left] < here[0] < sizes[right]
@@ -152,8 +185,13 @@ POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(-4, 4)), min_size=1, 
 @PROPERTY
 @given(points=POINTS)
 def test_the_hull_is_the_lower_convex_hull(points: list[tuple[int, int]]) -> None:
-    sizes, losses = (np.array(values, dtype=np.float64) for values in zip(*sorted(points, key=lambda point: point[0]), strict=True))
-    expected = [at for at in range(len(points)) if not is_beaten(sizes.tolist(), losses.tolist(), at)]
+    sizes, losses = (
+        np.array(values, dtype=np.float64)
+        for values in zip(*sorted(points, key=lambda point: point[0]), strict=True)
+    )
+    expected = [
+        at for at in range(len(points)) if not is_beaten(sizes.tolist(), losses.tolist(), at)
+    ]
     assert hull_of(sizes, losses) == expected
 
 
@@ -189,7 +227,12 @@ def test_a_bend_is_a_knee_from_its_least_share_of_the_ranges_on() -> None:
 
 @PROPERTY
 @given(
-    points=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 400)), min_size=1, max_size=12, unique_by=lambda point: point[0]),
+    points=st.lists(
+        st.tuples(st.integers(0, 30), st.integers(0, 400)),
+        min_size=1,
+        max_size=12,
+        unique_by=lambda point: point[0],
+    ),
     powers=st.tuples(st.integers(-20, 30), st.integers(-30, 20)),
     right=st.integers(0, 10**6),
 )
@@ -198,14 +241,22 @@ def test_knees_do_not_depend_on_units_or_on_where_bytes_are_counted_from(
 ) -> None:
     points = sorted(points)
     found = knees(*points)
-    assert knees(*(((size + right) * 2.0 ** powers[0], loss * 2.0 ** powers[1]) for size, loss in points)) == found
+    assert (
+        knees(
+            *(((size + right) * 2.0 ** powers[0], loss * 2.0 ** powers[1]) for size, loss in points)
+        )
+        == found
+    )
     assert all(0 < at < len(points) - 1 for at in found)
 
 
 def test_a_frontier_bends_where_the_useful_bytes_are_spent() -> None:
     base = make_profile(0, layers=8, rank=0, duplicated=True)
     linear = np.zeros(base.linear.shape)
-    linear[:, 0], linear[:, 1:] = 1.0, [0.02, 0.01, 0.0]  # the step from the smallest fidelity is worth it, no other is
+    linear[:, 0], linear[:, 1:] = (
+        1.0,
+        [0.02, 0.01, 0.0],
+    )  # the step from the smallest fidelity is worth it, no other is
     profile = replace(base, linear=linear)
     points = whole_frontier(WhatIf(profile), 40)
     (bend,) = (point.allocation for point in points if point.knee)
@@ -273,7 +324,9 @@ def test_a_loss_that_only_the_largest_plan_has_gets_it() -> None:
 def test_a_loss_that_no_plan_has_is_told_the_best_one(kind: dict[str, Any]) -> None:
     profile = make_profile(0, **kind)
     least, high = profile.loss([3] * 5), byte_ends(profile)[1]
-    with pytest.raises(LossUnreachable, match=f"{least - 0.01:.6g} nats/token; .* {least:.6g}, with {high} bytes"):
+    with pytest.raises(
+        LossUnreachable, match=f"{least - 0.01:.6g} nats/token; .* {least:.6g}, with {high} bytes"
+    ):
         smallest_plan(WhatIf(profile), least - 0.01)
 
 
@@ -281,7 +334,11 @@ def test_where_more_bytes_do_harm_a_loss_that_the_largest_plan_lacks_is_found() 
     for seed in range(20):
         profile = make_profile(seed, rising=True)
         most = float(np.quantile(every_plan(profile)[2], 0.01))
-        assert smallest_plan(WhatIf(profile), most).allocation.predicted_loss <= most < profile.loss([3] * 5)
+        assert (
+            smallest_plan(WhatIf(profile), most).allocation.predicted_loss
+            <= most
+            < profile.loss([3] * 5)
+        )
 
 
 def test_the_smallest_plan_heeds_ties_rules_and_pools() -> None:
@@ -291,12 +348,21 @@ def test_the_smallest_plan_heeds_ties_rules_and_pools() -> None:
         choices, sizes, losses = every_plan(profile)
         inside = profile.weight_bytes[:3][np.arange(3), choices[:, :3]].sum(axis=1)
         pool = Pool("first", "model.layers.0.*", int(profile.weight_bytes[:3, 1].sum()))
-        fine = (choices[:, 0] == choices[:, 1]) & (choices[:, 3] == choices[:, 4]) & (choices[:, 5] >= 2)
+        fine = (
+            (choices[:, 0] == choices[:, 1])
+            & (choices[:, 3] == choices[:, 4])
+            & (choices[:, 5] >= 2)
+        )
         fine &= inside <= pool.most_bytes
         most = float(np.quantile(losses[fine], 0.3))
-        whatif = WhatIf(profile, Constraints(target="vllm", rules=(Rule.parse("*.1.mlp.down_proj>=3"),), pools=(pool,)))
+        whatif = WhatIf(
+            profile,
+            Constraints(target="vllm", rules=(Rule.parse("*.1.mlp.down_proj>=3"),), pools=(pool,)),
+        )
         found = smallest_plan(whatif, most)
-        chosen = tuple(profile.fidelities.index(fidelity) for fidelity in found.allocation.plan.fidelities)
+        chosen = tuple(
+            profile.fidelities.index(fidelity) for fidelity in found.allocation.plan.fidelities
+        )
         at = int(np.flatnonzero((choices == chosen).all(axis=1))[0])
         assert fine[at]
         assert losses[at] <= most
@@ -306,5 +372,8 @@ def test_the_smallest_plan_heeds_ties_rules_and_pools() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_bounds_never_rise_with_the_budget(seed: int) -> None:
     whatif = WhatIf(make_profile(seed, layers=8, menu=5))
-    bounds = [point.allocation.bound for point in frontier(whatif, budgets_between(*whatif.byte_range, 40))]
+    bounds = [
+        point.allocation.bound
+        for point in frontier(whatif, budgets_between(*whatif.byte_range, 40))
+    ]
     assert bounds == sorted(bounds, reverse=True)

@@ -11,7 +11,16 @@ from allocator.gradient import gradient, sample_effects
 from allocator.profile import Array
 from allocator.scene import LossModel, Scene
 from quantizer.durable import PartStore
-from tests.test_allocator.scenes import MENU, divergences, log_probs, make_loader, make_scene, make_spec, weight_gradients, windows
+from tests.test_allocator.scenes import (
+    MENU,
+    divergences,
+    log_probs,
+    make_loader,
+    make_scene,
+    make_spec,
+    weight_gradients,
+    windows,
+)
 
 PROBES = windows(5, 32, 1)
 
@@ -20,7 +29,12 @@ PROBES = windows(5, 32, 1)
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     folder = tmp_path_factory.mktemp("gradient")
     model = make_loader(folder, request.param)()
-    return make_scene(model, PartStore(folder / "forms"), PartStore(folder / "parts"), make_spec("gradient", PROBES, batch=2))
+    return make_scene(
+        model,
+        PartStore(folder / "forms"),
+        PartStore(folder / "parts"),
+        make_spec("gradient", PROBES, batch=2),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +67,9 @@ def test_samples_are_the_products_of_explicit_gradients(scene: Scene, exact: Arr
     assert np.linalg.norm(samples - exact) < 1e-3 * np.linalg.norm(exact)
 
 
-def test_damage_is_the_mean_product_and_half_the_fisher_term(found: LossModel, exact: Array, scene: Scene) -> None:
+def test_damage_is_the_mean_product_and_half_the_fisher_term(
+    found: LossModel, exact: Array, scene: Scene
+) -> None:
     own = np.square(found.factor).sum(axis=0).reshape(found.linear.shape)
     damage = (found.linear + own / 2)[:, [0, -1]].ravel()
     expected = exact.mean(axis=1) + 32 * np.square(exact).mean(axis=1) / 2
@@ -62,15 +78,21 @@ def test_damage_is_the_mean_product_and_half_the_fisher_term(found: LossModel, e
 
 
 def test_the_coupling_is_the_gram_matrix_of_the_samples(found: LossModel, exact: Array) -> None:
-    ends = found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, [0, -1]].reshape(len(found.factor), -1)
+    ends = found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, [0, -1]].reshape(
+        len(found.factor), -1
+    )
     expected = 32 * exact @ exact.T / exact.shape[1]
-    apart = np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0  # a layer's own products stand in the linear term
+    apart = (
+        np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0
+    )  # a layer's own products stand in the linear term
     off = np.linalg.norm((ends.T @ ends - expected)[apart]) / np.linalg.norm(expected[apart])
     assert off < 0.02
     assert found.truncation == pytest.approx(off, abs=2e-3)
 
 
-def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_changes_sum_to(found: LossModel, exact: Array) -> None:
+def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_changes_sum_to(
+    found: LossModel, exact: Array
+) -> None:
     rng, layers = np.random.default_rng(0), len(found.linear)
     for _ in range(10):
         ends = rng.integers(-1, 2, layers)  # low, not at all, high
@@ -79,22 +101,32 @@ def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_chan
         effect = found.factor @ share.ravel()
         total = share[:, [0, -1]].ravel() @ exact
         second = 32 * np.square(total).mean() / 2
-        assert (found.linear * share).sum() + effect @ effect / 2 == pytest.approx(total.mean() + second, rel=0.02, abs=1e-5)
+        assert (found.linear * share).sum() + effect @ effect / 2 == pytest.approx(
+            total.mean() + second, rel=0.02, abs=1e-5
+        )
 
 
 def test_the_context_has_no_effect_and_its_own_loss(found: LossModel, scene: Scene) -> None:
     assert not found.linear[:, MENU.context].any()
-    assert not found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, MENU.context].any()
+    assert not found.factor.reshape(len(found.factor), *found.linear.shape)[
+        :, :, MENU.context
+    ].any()
     model = scene.runner.model
     scene.put_all(None)
     original = log_probs(model, PROBES)
     scene.put_all(MENU.fidelities[MENU.context])
-    assert found.context_loss == pytest.approx(float(divergences(original, model, PROBES).mean()), rel=1e-4)
+    assert found.context_loss == pytest.approx(
+        float(divergences(original, model, PROBES).mean()), rel=1e-4
+    )
     assert found.tokens == PROBES.numel()
 
 
 def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) -> None:
-    load, forms, spec = make_loader(tmp_path), PartStore(tmp_path / "forms"), make_spec("gradient", PROBES, batch=4)
+    load, forms, spec = (
+        make_loader(tmp_path),
+        PartStore(tmp_path / "forms"),
+        make_spec("gradient", PROBES, batch=4),
+    )
     whole = sample_effects(make_scene(load(), forms, PartStore(tmp_path / "a"), spec)).first
     scene, refused = make_scene(load(), forms, PartStore(tmp_path / "b"), spec), []
 

@@ -12,7 +12,16 @@ from allocator.errors import BudgetInfeasible, LimitInfeasible
 from allocator.exhaustive import best_choice
 from allocator.rules import Rule
 from allocator.whatif import WhatIf
-from tests.test_allocator.limits import ANY_SEED, FIRST_BLOCK, bytes_in, latency_at, pool_at, rules, table_of, time_of
+from tests.test_allocator.limits import (
+    ANY_SEED,
+    FIRST_BLOCK,
+    bytes_in,
+    latency_at,
+    pool_at,
+    rules,
+    table_of,
+    time_of,
+)
 from tests.test_allocator.synthetic import (
     PROPERTY,
     budget_at,
@@ -29,8 +38,16 @@ def test_a_pool_of_exactly_what_its_layers_need_is_enough_and_one_byte_less_is_n
     exact = pool_at(profile, "first", "blocks.0.*", FIRST_BLOCK, 0)
     allocation = WhatIf(profile, Constraints(pools=(exact,))).plan(budget_at(profile, 0.5))
     assert bytes_in(allocation, FIRST_BLOCK) == exact.most_bytes
-    with pytest.raises(LimitInfeasible, match=f"'first' of {exact.most_bytes - 1} bytes .* {exact.most_bytes} bytes"):
-        WhatIf(profile, Constraints(pools=(Pool("loose", "*", 10**9), replace(exact, most_bytes=exact.most_bytes - 1))))
+    with pytest.raises(
+        LimitInfeasible,
+        match=f"'first' of {exact.most_bytes - 1} bytes .* {exact.most_bytes} bytes",
+    ):
+        WhatIf(
+            profile,
+            Constraints(
+                pools=(Pool("loose", "*", 10**9), replace(exact, most_bytes=exact.most_bytes - 1))
+            ),
+        )
 
 
 def test_a_time_below_that_of_the_fastest_plan_is_told_how_fast_it_is() -> None:
@@ -48,14 +65,19 @@ def test_rules_are_heeded_when_the_least_use_of_a_limit_is_told() -> None:
     least = profile.weight_bytes[0, 3] + profile.weight_bytes[1, 0]
     pinned = rules("blocks.0.linear0=int4g64")
     with pytest.raises(LimitInfeasible, match=f"'first' .* {least} bytes"):
-        WhatIf(profile, Constraints(rules=pinned, pools=(Pool("first", "blocks.0.*", int(least) - 1),)))
+        WhatIf(
+            profile, Constraints(rules=pinned, pools=(Pool("first", "blocks.0.*", int(least) - 1),))
+        )
     WhatIf(profile, Constraints(rules=pinned, pools=(Pool("first", "blocks.0.*", int(least)),)))
 
 
 def test_limits_that_cannot_be_met_together_are_all_named() -> None:
     profile = make_profile(0)
     small = Pool("small", "*", byte_ends(profile)[0])
-    fast = {"latency": table_of(profile, np.tile([4.0, 3.0, 2.5, 2.0], (5, 1))), "most_latency_us": 11.0}
+    fast = {
+        "latency": table_of(profile, np.tile([4.0, 3.0, 2.5, 2.0], (5, 1))),
+        "most_latency_us": 11.0,
+    }
     WhatIf(profile, Constraints(pools=(small,)))
     WhatIf(profile, Constraints(**fast))
     with pytest.raises(LimitInfeasible, match="within the limits 'small', 'latency' together"):
@@ -117,7 +139,9 @@ def test_rules_that_bind_are_named_by_the_bytes_they_cost_and_the_nearest_budget
 
 def test_a_rule_that_costs_no_bytes_does_not_bind() -> None:
     profile = make_profile(0)
-    whatif = WhatIf(profile, Constraints(rules=rules("blocks.0.*>=3", "blocks.1.*<=3", "blocks.2.*!=int4g64")))
+    whatif = WhatIf(
+        profile, Constraints(rules=rules("blocks.0.*>=3", "blocks.1.*<=3", "blocks.2.*!=int4g64"))
+    )
     assert refused(whatif, byte_ends(profile)[0]).binding == ("blocks.0.*>=3",)
 
 
@@ -147,7 +171,9 @@ def test_a_limit_that_needs_larger_layers_binds() -> None:
 def test_rules_and_limits_that_bind_are_both_named() -> None:
     profile = make_profile(0)
     slow_when_small = table_of(profile, np.tile([4.0, 3.0, 2.5, 2.0], (5, 1)))
-    constraints = Constraints(latency=slow_when_small, most_latency_us=12.0, rules=rules("blocks.0.linear0=int4g64"))
+    constraints = Constraints(
+        latency=slow_when_small, most_latency_us=12.0, rules=rules("blocks.0.linear0=int4g64")
+    )
     error = refused(WhatIf(profile, constraints), byte_ends(profile)[0] - 1)
     assert error.binding == ("menu", "blocks.0.linear0=int4g64", "latency")
 
@@ -202,6 +228,8 @@ def test_few_fidelities_and_a_limit_that_some_of_them_break_go_together() -> Non
     profile = make_profile(0)
     times = np.tile(np.arange(1.0, 5.0), (5, 1))
     table = latency_at(profile, times, 0.5)["latency"]
-    found = WhatIf(profile, Constraints(latency=table, most_latency_us=12.0, most_distinct=2)).plan(byte_ends(profile)[1])
+    found = WhatIf(profile, Constraints(latency=table, most_latency_us=12.0, most_distinct=2)).plan(
+        byte_ends(profile)[1]
+    )
     assert time_of(profile, times, found) <= 12
     assert len(set(found.plan.fidelities)) <= 2

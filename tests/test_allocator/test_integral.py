@@ -68,7 +68,9 @@ def original(load: Loader) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def profile(load: Loader, forms: PartStore, tmp_path_factory: pytest.TempPathFactory) -> Profile:
-    return run(load(), PartStore(tmp_path_factory.mktemp("profile")), make_spec("integral"), MENU, forms)
+    return run(
+        load(), PartStore(tmp_path_factory.mktemp("profile")), make_spec("integral"), MENU, forms
+    )
 
 
 def slow_shares(scene: Scene, original: torch.Tensor, points: Array, weights: Array) -> Array:
@@ -79,17 +81,25 @@ def slow_shares(scene: Scene, original: torch.Tensor, points: Array, weights: Ar
         for name, before in scene.originals.items():
             model.get_submodule(name).weight.data = before + point * (context[name] - before)
         rows = weight_gradients(model, lambda: divergences(original, model))
-        errors = {name: (context[name] - before).double() for name, before in scene.originals.items()}
-        total += weight * np.array([[float((row[name] * errors[name]).sum()) for name in errors] for row in rows])
+        errors = {
+            name: (context[name] - before).double() for name, before in scene.originals.items()
+        }
+        total += weight * np.array(
+            [[float((row[name] * errors[name]).sum()) for name in errors] for row in rows]
+        )
     for name, weight in context.items():
         model.get_submodule(name).weight.data = weight
     return total
 
 
-def test_shares_are_those_of_explicit_gradients_at_the_nodes(fresh: MakeScene, original: torch.Tensor) -> None:
+def test_shares_are_those_of_explicit_gradients_at_the_nodes(
+    fresh: MakeScene, original: torch.Tensor
+) -> None:
     scene = fresh()
     spread = 0.5 / 3**0.5  # two Gauss-Legendre nodes: 1/2 -+ 1/sqrt(12), of equal weight
-    exact = slow_shares(scene, original, np.array([0.5 - spread, 0.5 + spread]), np.array([0.5, 0.5]))
+    exact = slow_shares(
+        scene, original, np.array([0.5 - spread, 0.5 + spread]), np.array([0.5, 0.5])
+    )
     shares, _ = layer_shares(scene, 2)
     assert shares.shape == (len(PROBES), 21)
     assert np.linalg.norm(shares - exact) < 1e-3 * np.linalg.norm(exact)
@@ -104,13 +114,17 @@ def test_two_nodes_give_nearly_the_shares_of_many(fresh: MakeScene, original: to
     assert np.linalg.norm(shares - exact) < 0.02 * np.linalg.norm(exact)
 
 
-def test_shares_add_up_to_the_divergence_of_the_context_the_closer_the_more_nodes(fresh: MakeScene, original: torch.Tensor) -> None:
+def test_shares_add_up_to_the_divergence_of_the_context_the_closer_the_more_nodes(
+    fresh: MakeScene, original: torch.Tensor
+) -> None:
     off = []
     for nodes in (1, 2, 8):
         scene = fresh()
         shares, losses = layer_shares(scene, nodes)
         with torch.no_grad():
-            exact = divergences(original, scene.runner.model).numpy()  # the model is back in the context
+            exact = divergences(
+                original, scene.runner.model
+            ).numpy()  # the model is back in the context
         assert losses == pytest.approx(exact, rel=1e-3)
         off.append(float(np.abs(shares.sum(1) - exact).max() / exact.mean()))
     assert off[0] > off[1] > off[2]
@@ -159,18 +173,34 @@ def test_uniform_plans_are_ranked_as_they_measure_when_installed(
         model = load()
         layers = find_layers(model)
         choices = dict.fromkeys((layer.name for layer in layers), (fidelity,))
-        quantize_blocks(BlockRunner(model), layers, choices, CALIBRATION, PartStore(tmp_path / fidelity.name), no_progress)
+        quantize_blocks(
+            BlockRunner(model),
+            layers,
+            choices,
+            CALIBRATION,
+            PartStore(tmp_path / fidelity.name),
+            no_progress,
+        )
         with torch.no_grad():
             exact.append(float(divergences(original, model).mean()))
     predicted = [profile.loss([k] * 21) for k in range(len(menu.fidelities))]
-    apart = [(worse, better) for worse in range(4) for better in range(4) if exact[better] < 0.95 * exact[worse]]
+    apart = [
+        (worse, better)
+        for worse in range(4)
+        for better in range(4)
+        if exact[better] < 0.95 * exact[worse]
+    ]
     assert len(apart) >= 5
     assert all(predicted[better] < predicted[worse] for worse, better in apart)
     assert predicted[menu.context] == pytest.approx(exact[menu.context], rel=1e-3)
-    assert np.linalg.norm(np.subtract(predicted, exact)) < 0.4 * np.linalg.norm(np.subtract(exact, exact[menu.context]))
+    assert np.linalg.norm(np.subtract(predicted, exact)) < 0.4 * np.linalg.norm(
+        np.subtract(exact, exact[menu.context])
+    )
 
 
-def test_probing_stops_once_further_windows_say_the_same(load: Loader, forms: PartStore, tmp_path: Path) -> None:
+def test_probing_stops_once_further_windows_say_the_same(
+    load: Loader, forms: PartStore, tmp_path: Path
+) -> None:
     told: list[tuple[int, int]] = []
 
     def profile_of(times: int, measure: Any = no_progress) -> Profile:
@@ -191,8 +221,13 @@ def test_three_batches_are_too_few_to_tell(load: Loader, forms: PartStore, tmp_p
 
 
 @pytest.mark.parametrize(("tokens", "least", "most"), [(8, 0.5, 0.9), (48, 0.9, STABLE)])
-def test_probing_goes_on_while_windows_disagree(tokens: int, least: float, most: float, fresh: MakeScene) -> None:
-    """Batches take turns between two windows; the shorter these are, the less they have in common."""
+def test_probing_goes_on_while_windows_disagree(
+    tokens: int, least: float, most: float, fresh: MakeScene
+) -> None:
+    """Batches take turns between two windows.
+
+    The shorter these are, the less they have in common.
+    """
     scene = fresh(windows(2, tokens, 4).repeat(4, 1), batch=1)
     shares, losses = layer_shares(scene)
     assert least < np.corrcoef(shares[:2])[0, 1] < most

@@ -39,7 +39,10 @@ def names_of(range_index: int) -> tuple[str, ...]:
 def range_of(menu: Menu) -> int:
     """Return which of `RANGES` a menu is, whatever its group size."""
     widths = [(fidelity.bits_lo, fidelity.bits_hi, fidelity.ratio) for fidelity in menu.fidelities]
-    spans = [[(fidelity.bits_lo, fidelity.bits_hi, fidelity.ratio) for fidelity in span.fidelities] for span in RANGES]
+    spans = [
+        [(fidelity.bits_lo, fidelity.bits_hi, fidelity.ratio) for fidelity in span.fidelities]
+        for span in RANGES
+    ]
     return spans.index(widths)
 
 
@@ -49,7 +52,9 @@ def context_bytes(menu: Menu) -> int:
 
 LOWEST, HIGHEST = bytes_of(RANGES[0].fidelities[0]), bytes_of(RANGES[2].fidelities[-1])
 COMMON = ceil(LOWEST_SPAN * min(bytes_of(fidelity) for fidelity in RANGES[1].fidelities))
-FOUR = next(fidelity for fidelity in RANGES[1].fidelities if (fidelity.bits_lo, fidelity.ratio) == (4, 0))
+FOUR = next(
+    fidelity for fidelity in RANGES[1].fidelities if (fidelity.bits_lo, fidelity.ratio) == (4, 0)
+)
 FOUR_BITS = bytes_of(FOUR)
 BUDGETS = st.integers(LOWEST, HIGHEST * 2)
 
@@ -60,7 +65,12 @@ def choose(budget: int) -> Menu:
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(LOWEST, COMMON - 1, 0), (COMMON, FOUR_BITS - 1, 1), (FOUR_BITS, HIGHEST, 2), (HIGHEST, HIGHEST * 99, 2)],
+    [
+        (LOWEST, COMMON - 1, 0),
+        (COMMON, FOUR_BITS - 1, 1),
+        (FOUR_BITS, HIGHEST, 2),
+        (HIGHEST, HIGHEST * 99, 2),
+    ],
 )
 def test_each_range_of_budgets_has_its_menu(low: int, high: int, expected: int) -> None:
     for budget in (low, low + (high - low) // 3, low + (high - low) // 2, high):
@@ -68,23 +78,34 @@ def test_each_range_of_budgets_has_its_menu(low: int, high: int, expected: int) 
 
 
 def test_two_bits_without_a_high_impact_part_are_on_the_menu_of_the_lowest_budgets_only() -> None:
-    alone = [any((fidelity.bits_lo, fidelity.ratio) == (2, 0) for fidelity in span.fidelities) for span in RANGES]
+    alone = [
+        any((fidelity.bits_lo, fidelity.ratio) == (2, 0) for fidelity in span.fidelities)
+        for span in RANGES
+    ]
     assert alone == [True, False, False]
 
 
-@pytest.mark.parametrize("fidelities", [span.fidelities for span in RANGES], ids=["lowest", "common", "high"])
-def test_a_menu_rises_in_bits_per_weight_and_holds_each_fidelity_once(fidelities: tuple[Fidelity, ...]) -> None:
+@pytest.mark.parametrize(
+    "fidelities", [span.fidelities for span in RANGES], ids=["lowest", "common", "high"]
+)
+def test_a_menu_rises_in_bits_per_weight_and_holds_each_fidelity_once(
+    fidelities: tuple[Fidelity, ...],
+) -> None:
     bits = []
     for fidelity in fidelities:
         codes = fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo)
-        bits.append(codes + (codes + fidelity.scale_bits) / fidelity.group_size)  # a zero point and a scale for each group
+        bits.append(
+            codes + (codes + fidelity.scale_bits) / fidelity.group_size
+        )  # a zero point and a scale for each group
     assert all(small <= large for small, large in pairwise(bits))
     assert len(set(fidelities)) == len(fidelities)
 
 
 @PROPERTY
 @given(budget=BUDGETS, group_size=GROUPS)
-def test_the_context_lies_between_the_two_ends_of_its_menu(budget: int, group_size: int | None) -> None:
+def test_the_context_lies_between_the_two_ends_of_its_menu(
+    budget: int, group_size: int | None
+) -> None:
     assume(budget >= bytes_of(RANGES[0].fidelities[0], group_size))
     menu = choose_menu(LAYERS, budget, group_size)
     assert 0 < menu.context < len(menu.fidelities) - 1
@@ -106,15 +127,21 @@ def test_a_menu_can_use_its_budget(budget: int, group_size: int | None) -> None:
 
 @PROPERTY
 @given(budget=BUDGETS, group_size=st.sampled_from([32, 64, 128, 256]))
-def test_a_group_size_that_was_asked_for_is_that_of_all_fidelities(budget: int, group_size: int) -> None:
-    menu = choose_menu(LAYERS, max(budget, bytes_of(RANGES[0].fidelities[0], group_size)), group_size)
+def test_a_group_size_that_was_asked_for_is_that_of_all_fidelities(
+    budget: int, group_size: int
+) -> None:
+    menu = choose_menu(
+        LAYERS, max(budget, bytes_of(RANGES[0].fidelities[0], group_size)), group_size
+    )
     assert {fidelity.group_size for fidelity in menu.fidelities} == {group_size}
     assert len(set(menu.fidelities)) == len(menu.fidelities)
 
 
 @PROPERTY
 @given(group_size=st.sampled_from([32, 64, 128, 256]))
-def test_ranges_begin_and_end_at_the_bytes_of_the_group_size_that_was_asked_for(group_size: int) -> None:
+def test_ranges_begin_and_end_at_the_bytes_of_the_group_size_that_was_asked_for(
+    group_size: int,
+) -> None:
     smallest = min(bytes_of(fidelity, group_size) for fidelity in RANGES[1].fidelities)
     turns = ceil(LOWEST_SPAN * smallest), bytes_of(FOUR, group_size)
     for expected, turn in enumerate(turns):
@@ -134,7 +161,9 @@ def test_more_bytes_never_choose_a_lower_menu_or_context(first: int, second: int
 @given(budget=BUDGETS)
 def test_the_context_is_the_one_nearest_the_budget_by_their_quotient(budget: int) -> None:
     menu = choose(budget)
-    distances = [abs(log(bytes_of(context) / budget)) for context in RANGES[range_of(menu)].contexts]
+    distances = [
+        abs(log(bytes_of(context) / budget)) for context in RANGES[range_of(menu)].contexts
+    ]
     assert menu.fidelities[menu.context] in RANGES[range_of(menu)].contexts
     assert abs(log(context_bytes(menu) / budget)) == min(distances)
 
@@ -151,20 +180,32 @@ def test_contexts_change_at_their_geometric_mean(index: int) -> None:
 def test_the_smaller_context_is_used_as_far_as_it_reaches(index: int, reach: float) -> None:
     less, more = (bytes_of(context) for context in RANGES[index].contexts)
     turn = min(int(reach * less), HIGHEST)
-    found = [context_bytes(choose_menu(LAYERS, budget, reach=reach)) for budget in (turn - 1, turn + 1)]
+    found = [
+        context_bytes(choose_menu(LAYERS, budget, reach=reach)) for budget in (turn - 1, turn + 1)
+    ]
     assert found == [less, more]
 
 
 def test_near_budgets_share_a_menu() -> None:
     steps = [choose(LOWEST + (HIGHEST - LOWEST) * step // 1000) for step in range(1001)]
-    assert sum(left != right for left, right in pairwise(steps)) == sum(len(span.contexts) for span in RANGES) - 1
-    around = {choose(context_bytes(steps[300]) + offset * LOWEST // 1000) for offset in range(-5, 6)}
+    assert (
+        sum(left != right for left, right in pairwise(steps))
+        == sum(len(span.contexts) for span in RANGES) - 1
+    )
+    around = {
+        choose(context_bytes(steps[300]) + offset * LOWEST // 1000) for offset in range(-5, 6)
+    }
     assert around == {steps[300]}
 
 
 @pytest.mark.parametrize("group_size", [None, 32, 128])
-def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range(group_size: int | None) -> None:
-    low, high = bytes_of(RANGES[0].fidelities[0], group_size), bytes_of(RANGES[2].fidelities[-1], group_size)
+def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range(
+    group_size: int | None,
+) -> None:
+    low, high = (
+        bytes_of(RANGES[0].fidelities[0], group_size),
+        bytes_of(RANGES[2].fidelities[-1], group_size),
+    )
     assert range_of(choose_menu(LAYERS, low, group_size)) == 0
     with pytest.raises(BudgetInfeasible) as caught:
         choose_menu(LAYERS, low - 1, group_size)
@@ -194,4 +235,6 @@ def test_bits_per_weight_are_bytes_times_eight_over_weights() -> None:
 @pytest.mark.parametrize("fidelity", ["int3g64", "int2+4r0.25g128"])
 def test_uniform_bytes_are_the_sum_over_layers_of_mixed_shapes(fidelity: str) -> None:
     layers, parsed = make_layers(6), Fidelity.parse(fidelity)
-    assert uniform_bytes(layers, parsed) == sum(parsed.weight_bytes(layer.out_features, layer.in_features) for layer in layers)
+    assert uniform_bytes(layers, parsed) == sum(
+        parsed.weight_bytes(layer.out_features, layer.in_features) for layer in layers
+    )

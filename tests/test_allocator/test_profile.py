@@ -42,7 +42,16 @@ def arrays(**named: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"menu": 1}, {"layers": 1, "rank": 7}, {"spread": 12.0}, {"silent": 5}, {"rank": 0}, {"in_original": True}]
+    "options",
+    [
+        {},
+        {"menu": 1},
+        {"layers": 1, "rank": 7},
+        {"spread": 12.0},
+        {"silent": 5},
+        {"rank": 0},
+        {"in_original": True},
+    ],
 )
 def test_reading_returns_exactly_what_was_written(options: dict[str, Any]) -> None:
     profile = make_profile(3, **options)
@@ -74,7 +83,9 @@ def test_loss_is_the_sum_over_all_pairs_of_changes(seed: int, choice: list[int])
 @given(seed=st.integers(0, 100), choice=st.lists(st.integers(0, 4), min_size=4, max_size=4))
 def test_without_a_factor_damages_just_add_up(seed: int, choice: list[int]) -> None:
     profile = make_profile(seed, layers=4, menu=5, rank=0)
-    expected = profile.context_loss + sum(profile.damage()[layer, option] for layer, option in enumerate(choice))
+    expected = profile.context_loss + sum(
+        profile.damage()[layer, option] for layer, option in enumerate(choice)
+    )
     assert profile.loss(choice) == pytest.approx(expected, rel=1e-12)
 
 
@@ -97,22 +108,33 @@ def test_damage_is_the_loss_of_each_single_change() -> None:
         for option in range(5):
             choice = [2] * 4
             choice[layer] = option
-            assert PROFILE.damage()[layer, option] == pytest.approx(PROFILE.loss(choice) - PROFILE.context_loss, abs=1e-14)
+            assert PROFILE.damage()[layer, option] == pytest.approx(
+                PROFILE.loss(choice) - PROFILE.context_loss, abs=1e-14
+            )
 
 
 def test_bytes_are_those_of_the_plan() -> None:
     choice = [4, 0, 2, 1]
     plan = PROFILE.plan(choice)
     assert plan.fidelities == tuple(PROFILE.fidelities[at] for at in choice)
-    assert plan.layer_bytes == tuple(int(PROFILE.weight_bytes[layer, at]) for layer, at in enumerate(choice))
+    assert plan.layer_bytes == tuple(
+        int(PROFILE.weight_bytes[layer, at]) for layer, at in enumerate(choice)
+    )
 
 
-@pytest.mark.parametrize(("signal", "below", "above"), [("integral", *VALIDITY["integral"]), ("output", 0.12, 0.12)])
-def test_budgets_are_trusted_within_shares_of_the_context_that_the_signal_has(signal: str, below: float, above: float) -> None:
+@pytest.mark.parametrize(
+    ("signal", "below", "above"), [("integral", *VALIDITY["integral"]), ("output", 0.12, 0.12)]
+)
+def test_budgets_are_trusted_within_shares_of_the_context_that_the_signal_has(
+    signal: str, below: float, above: float
+) -> None:
     middle = PROFILE.plan([2] * 4).weight_bytes
     low, high = replace(PROFILE, signal=signal).budget_range
     assert low < middle < high
-    assert (low, high) == (pytest.approx(middle * (1 - below), abs=1), pytest.approx(middle * (1 + above), abs=1))
+    assert (low, high) == (
+        pytest.approx(middle * (1 - below), abs=1),
+        pytest.approx(middle * (1 + above), abs=1),
+    )
 
 
 def test_no_budget_is_near_the_original() -> None:
@@ -133,12 +155,17 @@ def test_every_change_of_the_original_does_damage_from_nothing_on() -> None:
 def in_blocks(profile: Profile, choice: list[int], blocks: set[int]) -> list[int]:
     """Return the choice with the context in all layers outside of some blocks."""
     assert profile.context is not None
-    return [at if layer.block in blocks else profile.context for layer, at in zip(profile.layers, choice, strict=True)]
+    return [
+        at if layer.block in blocks else profile.context
+        for layer, at in zip(profile.layers, choice, strict=True)
+    ]
 
 
 def scattered(seed: int, rank: int) -> Profile:
     """Return a profile of three blocks of two layers each, none beside the other layer of its block."""
-    return permuted(make_profile(seed, layers=6, menu=5, rank=rank, coupling=0.5), [0, 2, 4, 3, 1, 5])
+    return permuted(
+        make_profile(seed, layers=6, menu=5, rank=rank, coupling=0.5), [0, 2, 4, 3, 1, 5]
+    )
 
 
 RANKS = st.sampled_from([0, 1, 3, 40])
@@ -149,9 +176,13 @@ CHOICES = st.lists(st.integers(0, 4), min_size=6, max_size=6)
 
 @PROPERTY
 @given(seed=st.integers(0, 100), rank=RANKS, coupling=st.sampled_from(COUPLINGS))
-def test_single_changes_keep_their_damage_whatever_the_coupling(seed: int, rank: int, coupling: str) -> None:
+def test_single_changes_keep_their_damage_whatever_the_coupling(
+    seed: int, rank: int, coupling: str
+) -> None:
     profile = scattered(seed, rank)
-    np.testing.assert_allclose(profile.with_coupling(coupling).damage(), profile.damage(), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        profile.with_coupling(coupling).damage(), profile.damage(), rtol=1e-9, atol=1e-12
+    )
 
 
 @PROPERTY
@@ -165,23 +196,34 @@ def test_no_coupling_adds_up_single_damages(seed: int, rank: int, choice: list[i
 
 @PROPERTY
 @given(seed=st.integers(0, 100), rank=RANKS, choice=CHOICES, block=st.integers(0, 2))
-def test_coupling_of_blocks_prices_changes_of_one_block_in_full(seed: int, rank: int, choice: list[int], block: int) -> None:
+def test_coupling_of_blocks_prices_changes_of_one_block_in_full(
+    seed: int, rank: int, choice: list[int], block: int
+) -> None:
     profile = scattered(seed, rank)
     inside = in_blocks(profile, choice, {block})
-    assert profile.with_coupling("block").loss(inside) == pytest.approx(profile.loss(inside), rel=1e-9)
+    assert profile.with_coupling("block").loss(inside) == pytest.approx(
+        profile.loss(inside), rel=1e-9
+    )
 
 
 @PROPERTY
 @given(seed=st.integers(0, 100), rank=RANKS, choice=CHOICES)
 def test_coupling_of_blocks_adds_up_across_blocks(seed: int, rank: int, choice: list[int]) -> None:
     profile = scattered(seed, rank)
-    extra = [profile.loss(in_blocks(profile, choice, {block})) - profile.context_loss for block in range(3)]
-    assert profile.with_coupling("block").loss(choice) == pytest.approx(profile.context_loss + sum(extra), rel=1e-9)
+    extra = [
+        profile.loss(in_blocks(profile, choice, {block})) - profile.context_loss
+        for block in range(3)
+    ]
+    assert profile.with_coupling("block").loss(choice) == pytest.approx(
+        profile.context_loss + sum(extra), rel=1e-9
+    )
 
 
 @PROPERTY
 @given(seed=st.integers(0, 100), rank=RANKS)
-def test_coupling_of_blocks_is_the_block_diagonal_part_of_the_full_one(seed: int, rank: int) -> None:
+def test_coupling_of_blocks_is_the_block_diagonal_part_of_the_full_one(
+    seed: int, rank: int
+) -> None:
     profile = scattered(seed, rank)
     blocks = np.repeat([layer.block for layer in profile.layers], 5)
     expected = np.where(blocks[:, None] == blocks, profile.factor.T @ profile.factor, 0)
@@ -248,7 +290,18 @@ def test_shapes_that_disagree_are_refused(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "head",
-    [b"", b"{", b"\xff\xfe", b"null", b"[]", b"3", b'"text"', b"{}", edited(schema="bitwright.profile/1"), edited(layers=None)],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"{}",
+        edited(schema="bitwright.profile/1"),
+        edited(layers=None),
+    ],
 )
 def test_a_damaged_document_is_refused(head: bytes) -> None:
     with pytest.raises(ProfileError):
@@ -265,10 +318,19 @@ def test_a_missing_field_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"signal": 3}, {"signal": None}, {"signal": ["integral"]}, {"context": 1.5}, {"context": "2"}, {"context": [2]}],
+    [
+        {"signal": 3},
+        {"signal": None},
+        {"signal": ["integral"]},
+        {"context": 1.5},
+        {"context": "2"},
+        {"context": [2]},
+    ],
     ids=str,
 )
-def test_a_signal_that_is_no_name_or_a_context_that_is_no_index_is_refused(changes: dict[str, Any]) -> None:
+def test_a_signal_that_is_no_name_or_a_context_that_is_no_index_is_refused(
+    changes: dict[str, Any],
+) -> None:
     with pytest.raises(ProfileError):
         Profile.loads(edited(**changes), PROFILE.dumps()[1])
 

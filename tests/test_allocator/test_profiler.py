@@ -19,7 +19,17 @@ from quantizer.durable import PartStore, Progress
 from quantizer.layers import find_layers
 from quantizer.runner import BlockRunner
 from service.request import PROBES as USUAL_PROBES
-from tests.test_allocator.scenes import CALIBRATION, MENU, PROBES, Loader, make_loader, make_spec, no_progress, run, weights_of
+from tests.test_allocator.scenes import (
+    CALIBRATION,
+    MENU,
+    PROBES,
+    Loader,
+    make_loader,
+    make_spec,
+    no_progress,
+    run,
+    weights_of,
+)
 
 signals = pytest.mark.parametrize("signal", list(SIGNALS))
 
@@ -45,12 +55,16 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 def quantized(load: Loader, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Return the folder of the stored forms, and the model in its context."""
     folder, model = tmp_path_factory.mktemp("forms"), load()
-    make_forms(BlockRunner(model), find_layers(model), MENU, CALIBRATION, PartStore(folder), no_progress)
+    make_forms(
+        BlockRunner(model), find_layers(model), MENU, CALIBRATION, PartStore(folder), no_progress
+    )
     return folder, model
 
 
 @pytest.fixture(scope="module")
-def whole(load: Loader, quantized: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Profile, Any]]:
+def whole(
+    load: Loader, quantized: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Profile, Any]]:
     """Return a profile by each signal, measured without an interruption, and the model that it leaves."""
     found = {}
     for signal in SIGNALS:
@@ -80,7 +94,9 @@ def test_every_signal_has_its_usual_probes() -> None:
 
 
 @signals
-def test_a_profile_says_what_was_measured(signal: str, whole: dict[str, tuple[Profile, Any]]) -> None:
+def test_a_profile_says_what_was_measured(
+    signal: str, whole: dict[str, tuple[Profile, Any]]
+) -> None:
     profile, model = whole[signal]
     assert profile.signal == signal
     assert profile.layers == find_layers(model)
@@ -92,7 +108,9 @@ def test_a_profile_says_what_was_measured(signal: str, whole: dict[str, tuple[Pr
 
 
 @signals
-def test_the_context_has_no_effect_and_the_low_end_harms(signal: str, whole: dict[str, tuple[Profile, Any]]) -> None:
+def test_the_context_has_no_effect_and_the_low_end_harms(
+    signal: str, whole: dict[str, tuple[Profile, Any]]
+) -> None:
     profile, _ = whole[signal]
     damage = profile.damage()
     assert damage.shape == (21, len(MENU.fidelities))
@@ -111,21 +129,30 @@ def test_the_model_is_left_in_the_context_exactly(
 ) -> None:
     expected, found = weights_of(quantized[1]), weights_of(whole[signal][1])
     assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in whole[signal][1].modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in whole[signal][1].modules()
+    )
 
 
-def test_forms_of_the_context_and_the_ends_are_kept_and_errors_of_all(quantized: tuple[Path, Any]) -> None:
+def test_forms_of_the_context_and_the_ends_are_kept_and_errors_of_all(
+    quantized: tuple[Path, Any],
+) -> None:
     folder, model = quantized
     layers = [layer for layer in find_layers(model) if layer.block == 1]
     ends = (MENU.fidelities[MENU.context], MENU.fidelities[0], MENU.fidelities[-1])
     block = read_block(PartStore(folder), layers, {layer.name: ends for layer in layers}, 1)
     assert block is not None
     for layer in layers:
-        assert torch.equal(model.get_submodule(layer.name).weight, block.weights[layer.name][ends[0].name].dequantize())
+        assert torch.equal(
+            model.get_submodule(layer.name).weight,
+            block.weights[layer.name][ends[0].name].dequantize(),
+        )
         assert set(block.errors[layer.name]) == {fidelity.name for fidelity in MENU.fidelities}
 
 
-def test_all_forms_are_kept_on_request_and_no_other_is_made(load: Loader, quantized: tuple[Path, Any], tmp_path: Path) -> None:
+def test_all_forms_are_kept_on_request_and_no_other_is_made(
+    load: Loader, quantized: tuple[Path, Any], tmp_path: Path
+) -> None:
     folder, model, parts = quantized[0], load(), PartStore(tmp_path)
     layers = find_layers(model)
     make_forms(BlockRunner(model), layers, MENU, CALIBRATION, parts, no_progress, keep_all=True)
@@ -135,28 +162,42 @@ def test_all_forms_are_kept_on_request_and_no_other_is_made(load: Loader, quanti
         members = [layer for layer in layers if layer.block == index]
         every, few = (
             read_block(store, members, {layer.name: fidelities for layer in members}, index)
-            for store, fidelities in ((parts, MENU.fidelities), (PartStore(folder), MENU.fidelities[:2]))
+            for store, fidelities in (
+                (parts, MENU.fidelities),
+                (PartStore(folder), MENU.fidelities[:2]),
+            )
         )
         assert every is not None
         assert few is not None
         assert every.errors == few.errors
         for name, forms in few.weights.items():
             assert set(every.weights[name]) == {fidelity.name for fidelity in MENU.fidelities}
-            assert all(torch.equal(every.weights[name][kept].dequantize(), form.dequantize()) for kept, form in forms.items())
+            assert all(
+                torch.equal(every.weights[name][kept].dequantize(), form.dequantize())
+                for kept, form in forms.items()
+            )
 
 
-def test_forms_may_lie_among_the_other_parts(load: Loader, whole: dict[str, tuple[Profile, Any]], tmp_path: Path) -> None:
+def test_forms_may_lie_among_the_other_parts(
+    load: Loader, whole: dict[str, tuple[Profile, Any]], tmp_path: Path
+) -> None:
     assert_same(run(load(), PartStore(tmp_path), make_spec("hessian")), whole["hessian"][0])
 
 
 @signals
 def test_a_resumed_profile_is_the_same_and_takes_the_less_work_the_later_it_was_interrupted(
-    signal: str, load: Loader, quantized: tuple[Path, Any], whole: dict[str, tuple[Profile, Any]], tmp_path: Path
+    signal: str,
+    load: Loader,
+    quantized: tuple[Path, Any],
+    whole: dict[str, tuple[Profile, Any]],
+    tmp_path: Path,
 ) -> None:
     def profile(parts: PartStore, measure: Progress = no_progress) -> tuple[Profile, int]:
         passes, model = [], load()
         model.register_forward_pre_hook(lambda *_: passes.append(1))
-        return run(model, parts, make_spec(signal), MENU, PartStore(quantized[0]), measure=measure), len(passes)
+        return run(
+            model, parts, make_spec(signal), MENU, PartStore(quantized[0]), measure=measure
+        ), len(passes)
 
     told: list[int] = []
     again, all_passes = profile(PartStore(tmp_path / "whole"), lambda done, _: told.append(done))
@@ -195,7 +236,9 @@ def test_a_damaged_part_is_measured_again(
     content = bytearray(shares[0].read_bytes())
     content[-1] ^= 1
     shares[0].write_bytes(content)
-    assert_same(run(load(), PartStore(tmp_path / "parts"), make_spec("integral")), whole["integral"][0])
+    assert_same(
+        run(load(), PartStore(tmp_path / "parts"), make_spec("integral")), whole["integral"][0]
+    )
 
 
 @signals

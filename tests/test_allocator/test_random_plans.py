@@ -22,7 +22,9 @@ def test_plans_fit_and_use_their_share_of_the_budget(seed: int, share: float) ->
 
 def test_plans_differ_and_only_by_the_seed() -> None:
     profile = make_profile(1, layers=20, menu=6)
-    first, again, other = (random_plans(profile, budget_at(profile, 0.5), 8, seed) for seed in (3, 3, 4))
+    first, again, other = (
+        random_plans(profile, budget_at(profile, 0.5), 8, seed) for seed in (3, 3, 4)
+    )
 
     assert all(np.array_equal(one, two) for one, two in zip(first, again, strict=True))
     assert len({tuple(choice) for choice in (*first, *other)}) == 16
@@ -33,5 +35,7 @@ def test_what_was_measured_does_not_decide() -> None:
     budget = budget_at(one, 0.5)
     assert all(
         np.array_equal(left, right)
-        for left, right in zip(random_plans(one, budget, 6, 0), random_plans(two, budget, 6, 0), strict=True)
+        for left, right in zip(
+            random_plans(one, budget, 6, 0), random_plans(two, budget, 6, 0), strict=True
+        )
     )

@@ -30,7 +30,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"menu": 1},
     {"layers": 1, "menu": 8},
 ]
-HARMED_BY_BYTES: list[dict[str, Any]] = [{"rising": True}, {"rising": True, "spread": 4.0}, {"rising": True, "spread": 12.0}]
+HARMED_BY_BYTES: list[dict[str, Any]] = [
+    {"rising": True},
+    {"rising": True, "spread": 4.0},
+    {"rising": True, "spread": 12.0},
+]
 """Profiles whose best plan leaves some of most budgets unused."""
 
 SEEDS = st.integers(0, 10**6)
@@ -55,7 +59,9 @@ def used(profile: Profile, choice: Choice) -> int:
     return profile.plan(choice).weight_bytes
 
 
-def improvements(profile: Profile, choice: Choice, fits: Callable[[Choice], bool], changes: int) -> list[float]:
+def improvements(
+    profile: Profile, choice: Choice, fits: Callable[[Choice], bool], changes: int
+) -> list[float]:
     """Return by how much the loss falls with each `changes` layers changed that fits and lowers it."""
     here, menu = profile.loss(choice), profile.linear.shape[1]
     found = []
@@ -75,7 +81,11 @@ def larger_ones(profile: Profile, choice: Choice, budget: int) -> list[float]:
     changed = [choice.copy() for _ in range(profile.linear.size)]
     for at, (layer, option) in enumerate(np.ndindex(profile.linear.shape)):
         changed[at][layer] = option
-    return [profile.loss(other) for other in changed if used(profile, choice) < used(profile, other) <= budget]
+    return [
+        profile.loss(other)
+        for other in changed
+        if used(profile, choice) < used(profile, other) <= budget
+    ]
 
 
 def constrained(seed: int, *, conflicting: bool, **options: Any) -> tuple[Profile, Program, int]:
@@ -90,19 +100,32 @@ def constrained(seed: int, *, conflicting: bool, **options: Any) -> tuple[Profil
     allowed[rows, choice] = True
     costs = rng.uniform(0, 1, (2, *whole.sizes.shape))
     costs = costs if conflicting else costs.cumsum(axis=2)
-    limits = tuple(Limit(name, "us", cost, float(cost[rows, choice].sum())) for name, cost in zip("ab", costs, strict=True))
+    limits = tuple(
+        Limit(name, "us", cost, float(cost[rows, choice].sum()))
+        for name, cost in zip("ab", costs, strict=True)
+    )
     return profile, replace(whole.among(allowed), limits=limits), whole.used_bytes(choice)
 
 
 def within(program: Program, budget: int, choice: Choice) -> bool:
     rows = np.arange(program.groups)
-    spent = all(limit.cost[rows, choice].sum() <= limit.most * (1 + 1e-9) for limit in program.limits)
-    return spent and bool(program.allowed[rows, choice].all()) and int(program.sizes[rows, choice].sum()) <= budget
+    spent = all(
+        limit.cost[rows, choice].sum() <= limit.most * (1 + 1e-9) for limit in program.limits
+    )
+    return (
+        spent
+        and bool(program.allowed[rows, choice].all())
+        and int(program.sizes[rows, choice].sum()) <= budget
+    )
 
 
 @PROPERTY
-@given(seed=SEEDS, options=st.sampled_from(OPTIONS), place=st.floats(0, 1.1), price=st.floats(0, 1e-3))
-def test_budget_is_never_exceeded(seed: int, options: dict[str, Any], place: float, price: float) -> None:
+@given(
+    seed=SEEDS, options=st.sampled_from(OPTIONS), place=st.floats(0, 1.1), price=st.floats(0, 1e-3)
+)
+def test_budget_is_never_exceeded(
+    seed: int, options: dict[str, Any], place: float, price: float
+) -> None:
     profile = make_profile(seed, **options)
     budget = budget_at(profile, place)
     choice = rounded(profile, random_shares(seed, profile), price, budget)
@@ -136,7 +159,9 @@ def test_where_damages_just_add_up_no_change_that_still_fits_is_within_the_allow
 
 @PROPERTY
 @given(seed=SEEDS, options=st.sampled_from([*OPTIONS, *HARMED_BY_BYTES]), place=st.floats(0, 1.1))
-def test_filling_up_does_no_more_harm_than_is_allowed(seed: int, options: dict[str, Any], place: float) -> None:
+def test_filling_up_does_no_more_harm_than_is_allowed(
+    seed: int, options: dict[str, Any], place: float
+) -> None:
     profile = make_profile(seed, **options)
     budget = budget_at(profile, place)
     best, loss = best_choice(Program.of(profile), budget)
@@ -145,9 +170,12 @@ def test_filling_up_does_no_more_harm_than_is_allowed(seed: int, options: dict[s
 
 
 @pytest.mark.parametrize(
-    ("context_loss", "filled"), [(0.4, [0, 0, 0, 0]), (2.0, [1, 0, 1, 0]), (3.0, [1, 1, 1, 0]), (20.0, [1] * 4)]
+    ("context_loss", "filled"),
+    [(0.4, [0, 0, 0, 0]), (2.0, [1, 0, 1, 0]), (3.0, [1, 1, 1, 0]), (20.0, [1] * 4)],
 )
-def test_the_budget_is_filled_up_by_what_harms_least_until_the_allowance_is_used_up(context_loss: float, filled: list[int]) -> None:
+def test_the_budget_is_filled_up_by_what_harms_least_until_the_allowance_is_used_up(
+    context_loss: float, filled: list[int]
+) -> None:
     profile = make_profile(0, layers=4, menu=2, duplicated=True, rank=0)
     linear = np.zeros((4, 2))
     linear[:, 1] = [0.001, 0.0012, 0.0005, 0.01]
@@ -158,7 +186,9 @@ def test_the_budget_is_filled_up_by_what_harms_least_until_the_allowance_is_used
 def test_the_budget_is_filled_up_by_what_harms_least_for_its_bytes() -> None:
     profile = make_profile(0, layers=2, menu=2, duplicated=True, rank=0)
     layers = (profile.layers[0], replace(profile.layers[1], out_features=1024))  # twice as large
-    profile = replace(profile, layers=layers, linear=np.array([[0.0, 0.0012], [0.0, 0.0018]]), context=0)
+    profile = replace(
+        profile, layers=layers, linear=np.array([[0.0, 0.0012], [0.0, 0.0018]]), context=0
+    )
     assert rounded(profile, one_hot([0, 0], 2), 0.0, byte_ends(profile)[1]).tolist() == [0, 1]
 
 
@@ -170,7 +200,10 @@ def test_no_one_or_two_changes_improve_the_plan(seed: int, rank: int) -> None:
     choice = rounded(profile, random_shares(seed, profile), 1e-6, budget)
     assert used(profile, choice) <= budget
     for changes in (1, 2):
-        assert improvements(profile, choice, lambda changed: used(profile, changed) <= budget, changes) == []
+        assert (
+            improvements(profile, choice, lambda changed: used(profile, changed) <= budget, changes)
+            == []
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 3])
@@ -202,7 +235,10 @@ def test_a_start_that_is_too_large_is_lowered_where_it_harms_least() -> None:
     profile = replace(profile, linear=linear)
     low, high = byte_ends(profile)
     step = (high - low) // 4
-    choices = [rounded(profile, one_hot([1] * 4, 2), 0.0, high - count * step).tolist() for count in range(5)]
+    choices = [
+        rounded(profile, one_hot([1] * 4, 2), 0.0, high - count * step).tolist()
+        for count in range(5)
+    ]
     assert choices == [[1, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]
 
 
@@ -210,7 +246,12 @@ def test_coupled_layers_are_changed_together() -> None:
     profile = make_profile(0, layers=4, menu=2, duplicated=True)
     linear, factor = np.zeros((4, 2)), np.zeros((1, 4, 2))
     linear[:, 1] = [-0.5, -0.5, 1.0, 1.0]
-    factor[0, :, 1] = [2.0, -2.0, 0.0, 0.0]  # raising one of the first two is worst of all, raising both is best
+    factor[0, :, 1] = [
+        2.0,
+        -2.0,
+        0.0,
+        0.0,
+    ]  # raising one of the first two is worst of all, raising both is best
     profile = replace(profile, context=0, linear=linear, factor=factor.reshape(1, -1))
     budget = sum(byte_ends(profile)) // 2  # two of four layers at the high width
     assert profile.damage()[:, 1].tolist() == [1.5, 1.5, 1.0, 1.0]
@@ -229,14 +270,20 @@ def test_a_negligible_gain_does_not_end_the_search() -> None:
 
 @PROPERTY
 @given(seed=SEEDS, options=st.sampled_from(OPTIONS), price=st.floats(0, 1e-3))
-def test_rules_and_further_limits_are_respected(seed: int, options: dict[str, Any], price: float) -> None:
+def test_rules_and_further_limits_are_respected(
+    seed: int, options: dict[str, Any], price: float
+) -> None:
     profile, program, budget = constrained(seed, conflicting=False, **options)
-    assert within(program, budget, Rounder(program).round(random_shares(seed, profile), price, budget))
+    assert within(
+        program, budget, Rounder(program).round(random_shares(seed, profile), price, budget)
+    )
 
 
 @PROPERTY
 @given(seed=SEEDS, options=st.sampled_from(OPTIONS))
-def test_where_limits_conflict_a_plan_within_all_of_them_is_found_or_none_is_returned(seed: int, options: dict[str, Any]) -> None:
+def test_where_limits_conflict_a_plan_within_all_of_them_is_found_or_none_is_returned(
+    seed: int, options: dict[str, Any]
+) -> None:
     profile, program, budget = constrained(seed, conflicting=True, **options)
     try:
         choice = Rounder(program).round(random_shares(seed, profile), 0.0, budget)
@@ -250,19 +297,30 @@ def test_limits_that_no_plan_is_within_together_are_refused() -> None:
     costs = np.tile([1.0, 2.0], (4, 1)), np.tile([2.0, 1.0], (4, 1))
 
     def at_most(most: float) -> Choice:
-        limits = tuple(Limit(name, "us", cost, most) for name, cost in zip("ab", costs, strict=True))
+        limits = tuple(
+            Limit(name, "us", cost, most) for name, cost in zip("ab", costs, strict=True)
+        )
         program = replace(Program.of(profile), limits=limits)
         return Rounder(program).round(one_hot([0] * 4, 2), 0.0, byte_ends(profile)[1])
 
     assert at_most(6.0).sum() == 2
-    with pytest.raises(LimitInfeasible, match="no plan was found within the budget and all limits together"):
+    with pytest.raises(
+        LimitInfeasible, match="no plan was found within the budget and all limits together"
+    ):
         at_most(5.0)
 
 
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_one_or_two_changes_within_rules_and_limits_improve_the_plan(seed: int, rank: int) -> None:
-    profile, program, budget = constrained(seed, conflicting=False, layers=6, menu=6, coupling=0.05, rank=rank)
+def test_no_one_or_two_changes_within_rules_and_limits_improve_the_plan(
+    seed: int, rank: int
+) -> None:
+    profile, program, budget = constrained(
+        seed, conflicting=False, layers=6, menu=6, coupling=0.05, rank=rank
+    )
     choice = Rounder(program).round(random_shares(seed, profile), 1e-6, budget)
     for changes in (1, 2):
-        assert improvements(profile, choice, lambda changed: within(program, budget, changed), changes) == []
+        assert (
+            improvements(profile, choice, lambda changed: within(program, budget, changed), changes)
+            == []
+        )

@@ -1,4 +1,7 @@
-"""Rules are read in order; each narrows what is left, the last one wins, and it is known which one decided a layer."""
+"""Rules are read in order.
+
+Each narrows what is left, the last one wins, and it is known which one decided a layer.
+"""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,9 +17,19 @@ from allocator.rules import Rule, code_bits, decide
 from allocator.ties import group_layers
 from allocator.whatif import WhatIf
 from quantizer.fidelity import Fidelity
-from tests.test_allocator.synthetic import PROPERTY, budget_at, decoder_layers, make_decoder_profile, make_layers, make_profile
+from tests.test_allocator.synthetic import (
+    PROPERTY,
+    budget_at,
+    decoder_layers,
+    make_decoder_profile,
+    make_layers,
+    make_profile,
+)
 
-MENU = tuple(Fidelity.parse(name) for name in ("int2g256", "int2g64", "int2+4r0.125g64", "int3g64", "int3+4r0.5g64", "int4g64"))
+MENU = tuple(
+    Fidelity.parse(name)
+    for name in ("int2g256", "int2g64", "int2+4r0.125g64", "int3g64", "int3+4r0.5g64", "int4g64")
+)
 LAYERS = make_layers(6)
 ALONE = [(at,) for at in range(6)]
 NAMES = tuple(fidelity.name for fidelity in MENU)
@@ -30,7 +43,10 @@ def left_by(*rules: str, layer: int = 0) -> list[str]:
 
 def deciders(*rules: str) -> list[str]:
     """Return the rule that decided each layer, empty where none did."""
-    return [str(rule or "") for rule in decide(LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules]).decided_by]
+    return [
+        str(rule or "")
+        for rule in decide(LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules]).decided_by
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +66,26 @@ def test_a_rule_is_a_pattern_a_relation_and_a_value(text: str, rule: Rule) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "*", "=int4g64", "*=", "*==int4g64", "*>3", "*<3", "*=>3", "*>=", "a b=int4g64", "*=int4g64 int3g64", "*:int4g64"]
+    "text",
+    [
+        "",
+        "*",
+        "=int4g64",
+        "*=",
+        "*==int4g64",
+        "*>3",
+        "*<3",
+        "*=>3",
+        "*>=",
+        "a b=int4g64",
+        "*=int4g64 int3g64",
+        "*:int4g64",
+    ],
 )
 def test_what_is_no_rule_is_told_how_to_write_one(text: str) -> None:
-    with pytest.raises(RuleError, match="write PATTERN=FIDELITY, PATTERN!=FIDELITY, PATTERN>=BITS or PATTERN<=BITS"):
+    with pytest.raises(
+        RuleError, match="write PATTERN=FIDELITY, PATTERN!=FIDELITY, PATTERN>=BITS or PATTERN<=BITS"
+    ):
         Rule.parse(text)
 
 
@@ -122,7 +154,14 @@ def test_the_rule_that_decided_a_layer_is_the_last_one_that_changed_its_choice()
     everywhere, block, layer = "*>=2.25", "blocks.0.*=int4g64", "blocks.2.linear1!=int4g64"
     assert deciders() == [""] * 6
     assert deciders(block) == [block, block, "", "", "", ""]
-    assert deciders(everywhere, block, layer) == [block, block, everywhere, everywhere, everywhere, layer]
+    assert deciders(everywhere, block, layer) == [
+        block,
+        block,
+        everywhere,
+        everywhere,
+        everywhere,
+        layer,
+    ]
     assert deciders(block, everywhere)[0] == block  # at 4 bits already
     assert deciders("*=int2g64", block)[:3] == [block, block, "*=int2g64"]
     assert deciders("*!=int8g64") == [""] * 6
@@ -134,7 +173,9 @@ def test_a_rule_for_one_of_several_tied_layers_holds_for_all_of_them() -> None:
     rules = [Rule.parse("model.layers.0.self_attn.q_proj>=3"), Rule.parse("*.k_proj!=int4g64")]
     decision = decide(layers, MENU, groups, rules)
     assert groups == ((0, 1), (2,), (3, 4), (5,))
-    assert [[name for name, fine in zip(NAMES, row, strict=True) if fine] for row in decision.allowed] == [
+    assert [
+        [name for name, fine in zip(NAMES, row, strict=True) if fine] for row in decision.allowed
+    ] == [
         ["int3g64", "int3+4r0.5g64"],
         list(NAMES),
         list(NAMES[:-1]),
@@ -144,7 +185,10 @@ def test_a_rule_for_one_of_several_tied_layers_holds_for_all_of_them() -> None:
 
 
 def test_a_rule_that_names_no_layer_is_told_what_layers_are_called() -> None:
-    with pytest.raises(RuleError, match=r"'blocks\.7\.\*' names no layer; .*'blocks\.0\.linear0' to 'blocks\.2\.linear1'"):
+    with pytest.raises(
+        RuleError,
+        match=r"'blocks\.7\.\*' names no layer; .*'blocks\.0\.linear0' to 'blocks\.2\.linear1'",
+    ):
         left_by("blocks.7.*=int4g64")
 
 
@@ -172,7 +216,12 @@ def read_in_order(
             now = (left[at] & admitted or admitted) if set(layers) & set(group) else left[at]
             if now != left[at]:
                 left[at], decided[at] = now, text
-    of_layer = [at for layer in range(sum(map(len, groups))) for at, group in enumerate(groups) if layer in group]
+    of_layer = [
+        at
+        for layer in range(sum(map(len, groups)))
+        for at, group in enumerate(groups)
+        if layer in group
+    ]
     return [left[at] for at in of_layer], [decided[at] for at in of_layer]
 
 
@@ -196,10 +245,22 @@ ADMITTED = {
 
 
 @PROPERTY
-@given(rules=st.lists(st.tuples(st.sampled_from(list(PATTERNS)), st.sampled_from(list(ADMITTED))), max_size=6))
-def test_any_rules_leave_each_layer_a_choice_by_narrowing_in_order_or_replacing(rules: list[tuple[str, str]]) -> None:
-    left, decided = read_in_order(ALONE, 6, [(pattern + demand, PATTERNS[pattern], ADMITTED[demand]) for pattern, demand in rules])
-    decision = decide(LAYERS, MENU, ALONE, [Rule.parse(pattern + demand) for pattern, demand in rules])
+@given(
+    rules=st.lists(
+        st.tuples(st.sampled_from(list(PATTERNS)), st.sampled_from(list(ADMITTED))), max_size=6
+    )
+)
+def test_any_rules_leave_each_layer_a_choice_by_narrowing_in_order_or_replacing(
+    rules: list[tuple[str, str]],
+) -> None:
+    left, decided = read_in_order(
+        ALONE,
+        6,
+        [(pattern + demand, PATTERNS[pattern], ADMITTED[demand]) for pattern, demand in rules],
+    )
+    decision = decide(
+        LAYERS, MENU, ALONE, [Rule.parse(pattern + demand) for pattern, demand in rules]
+    )
     assert [set(np.flatnonzero(row).tolist()) for row in decision.allowed] == left
     assert [str(rule or "") for rule in decision.decided_by] == decided
     assert decision.allowed.any(axis=1).all()
@@ -212,7 +273,15 @@ DECODER = {
     "*.[12].self_attn.q_proj": (2, 4),
     "model.layers.2.self_attn.k_proj": (5,),
 }
-FOUR = {"=int2*": {0, 1, 2}, "!=int2*": {3}, "!=*+*": {0, 3}, ">=2.75": {1, 2, 3}, ">=3": {2, 3}, "<=3": {0, 1, 2}, "<=2": {0}}
+FOUR = {
+    "=int2*": {0, 1, 2},
+    "!=int2*": {3},
+    "!=*+*": {0, 3},
+    ">=2.75": {1, 2, 3},
+    ">=3": {2, 3},
+    "<=3": {0, 1, 2},
+    "<=2": {0},
+}
 """What demands admit of the menu int2g64, int2+4r0.375g64, int2+4r0.5g64, int4g64."""
 
 GROUPS = {"transformers": ALONE, "vllm": [(0, 1), (2, 3), (4, 5)]}
@@ -221,7 +290,9 @@ GROUPS = {"transformers": ALONE, "vllm": [(0, 1), (2, 3), (4, 5)]}
 @PROPERTY
 @given(
     seed=st.integers(0, 10**6),
-    rules=st.lists(st.tuples(st.sampled_from(list(DECODER)), st.sampled_from(list(FOUR))), max_size=4),
+    rules=st.lists(
+        st.tuples(st.sampled_from(list(DECODER)), st.sampled_from(list(FOUR))), max_size=4
+    ),
     share=st.floats(0, 1),
     rank=st.sampled_from([0, 3]),
     target=st.sampled_from(list(GROUPS)),
@@ -229,18 +300,29 @@ GROUPS = {"transformers": ALONE, "vllm": [(0, 1), (2, 3), (4, 5)]}
 def test_a_plan_obeys_its_rules_and_says_which_one_decided_each_layer(
     seed: int, rules: list[tuple[str, str]], share: float, rank: int, target: str
 ) -> None:
-    profile = make_decoder_profile(seed, ("self_attn.q_proj", "self_attn.k_proj"), 3, menu=4, rank=rank)
-    left, decided = read_in_order(
-        GROUPS[target], 4, [(pattern + demand, DECODER[pattern], FOUR[demand]) for pattern, demand in rules]
+    profile = make_decoder_profile(
+        seed, ("self_attn.q_proj", "self_attn.k_proj"), 3, menu=4, rank=rank
     )
-    whatif = WhatIf(profile, Constraints(target=target, rules=tuple(Rule.parse(pattern + demand) for pattern, demand in rules)))
+    left, decided = read_in_order(
+        GROUPS[target],
+        4,
+        [(pattern + demand, DECODER[pattern], FOUR[demand]) for pattern, demand in rules],
+    )
+    whatif = WhatIf(
+        profile,
+        Constraints(
+            target=target, rules=tuple(Rule.parse(pattern + demand) for pattern, demand in rules)
+        ),
+    )
     low, high = whatif.byte_range
     allocation = whatif.plan(low + round(share * (high - low)))
     chosen = [profile.fidelities.index(fidelity) for fidelity in allocation.plan.fidelities]
     assert all(option in options for option, options in zip(chosen, left, strict=True))
     assert list(allocation.decided_by) == (decided if rules else [])
     document = json.loads(allocation.dumps())
-    assert document["decided_by"] == {layer.name: rule for layer, rule in zip(profile.layers, decided, strict=True) if rule}
+    assert document["decided_by"] == {
+        layer.name: rule for layer, rule in zip(profile.layers, decided, strict=True) if rule
+    }
 
 
 def test_a_pinned_layer_keeps_its_fidelity_at_every_budget_and_the_others_make_room() -> None:

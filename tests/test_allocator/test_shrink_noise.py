@@ -13,7 +13,9 @@ def effects(signal: float, noise: float) -> tuple[Effects, np.ndarray]:
     """Return effects whose first-order terms are -2 x squared effect + signal + noise per token, and the true means."""
     rng = np.random.default_rng(3)
     scale = rng.uniform(0.5, 1.5, 2 * LAYERS)
-    sketch = torch.tensor(rng.normal(size=(2 * LAYERS, TOKENS * WIDTH)) * scale[:, None], dtype=torch.float32)
+    sketch = torch.tensor(
+        rng.normal(size=(2 * LAYERS, TOKENS * WIDTH)) * scale[:, None], dtype=torch.float32
+    )
     own = sketch.square().sum(1).double().numpy() / TOKENS
     truth = -2 * own + signal * rng.normal(size=2 * LAYERS)
     first = truth[:, None] + noise * rng.normal(size=(2 * LAYERS, TOKENS))
@@ -23,7 +25,9 @@ def effects(signal: float, noise: float) -> tuple[Effects, np.ndarray]:
 def test_pure_noise_is_removed() -> None:
     noisy, truth = effects(signal=0.0, noise=20.0)
     shrunk = shrink_noise(noisy).first.mean(axis=1)
-    assert np.square(shrunk - truth).mean() < 0.1 * np.square(noisy.first.mean(axis=1) - truth).mean()
+    assert (
+        np.square(shrunk - truth).mean() < 0.1 * np.square(noisy.first.mean(axis=1) - truth).mean()
+    )
 
 
 def test_what_both_halves_agree_on_is_kept() -> None:

@@ -28,7 +28,9 @@ class Scene:
     def log_probs(self, head_input: Tensor) -> Tensor:
         """Return the log of the next-token distributions, float64 [N, vocabulary]."""
         with torch.no_grad():
-            return self.runner.logits(self.windows, head_input).double().log_softmax(-1).flatten(0, 1)
+            return (
+                self.runner.logits(self.windows, head_input).double().log_softmax(-1).flatten(0, 1)
+            )
 
     def divergence(self, head_input: Tensor) -> Tensor:
         """Return KL(original || what `head_input` gives) of each token, [N]."""
@@ -42,7 +44,14 @@ class Scene:
 
     def metric_at(self, context: Tensor, width: int, seed: int) -> OutputMetric:
         """Return the metric of another context, width or seed."""
-        return output_metric(self.runner, self.windows, context, self.original, width, torch.Generator().manual_seed(seed))
+        return output_metric(
+            self.runner,
+            self.windows,
+            context,
+            self.original,
+            width,
+            torch.Generator().manual_seed(seed),
+        )
 
     def moved(self, change: Tensor) -> Tensor:
         return self.context + change.view_as(self.context)
@@ -56,7 +65,9 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     original = runner.head_input(windows, runner.enter(windows), 0)
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
     context = original + 0.1 * original.std() * noise
-    metric = output_metric(runner, windows, context, original, WIDTH, torch.Generator().manual_seed(2))
+    metric = output_metric(
+        runner, windows, context, original, WIDTH, torch.Generator().manual_seed(2)
+    )
     return Scene(runner, windows, original, context, metric)
 
 
@@ -135,13 +146,18 @@ def test_products_of_sketches_are_the_coupling_of_changes(scene: Scene) -> None:
 def test_the_squared_sketch_is_right_on_average_at_any_width(scene: Scene) -> None:
     change = scene.random_change(0.1, 8)
     exact = float(second_order(scene, change, change).sum())
-    found = [float(scene.metric_at(scene.context, 2, seed).measure(change)[1].square().sum()) for seed in range(20)]
+    found = [
+        float(scene.metric_at(scene.context, 2, seed).measure(change)[1].square().sum())
+        for seed in range(20)
+    ]
     assert sum(found) / len(found) == pytest.approx(exact, rel=0.05)
 
 
 def test_what_all_logits_have_in_common_does_not_count(scene: Scene) -> None:
     weight = scene.runner.head.weight.detach()
-    even = torch.linalg.lstsq(weight, torch.ones(len(weight), 1)).solution.t()  # raises all logits, as evenly as can be
+    even = torch.linalg.lstsq(
+        weight, torch.ones(len(weight), 1)
+    ).solution.t()  # raises all logits, as evenly as can be
     change = even.expand(TOKENS, -1)
     exact = second_order(scene, change, change).sum()
     common = (scene.log_probs(scene.context).exp() @ (weight @ even.t()).double()).square().sum()

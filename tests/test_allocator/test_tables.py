@@ -1,4 +1,7 @@
-"""Promises of allocator.tables: of all ways to store embedding and head the one that, with the layers' best plan, loses least."""
+"""Promises of allocator.tables.
+
+Of all ways to store embedding and head the one that, with the layers' best plan, loses least.
+"""
 
 from itertools import product
 
@@ -23,7 +26,9 @@ def _ways(losses: list[float]) -> list[list[TableChoice]]:
     rows = iter(losses)
     return [
         [
-            TableChoice(table, Fidelity.parse(name), Fidelity.parse(name).weight_bytes(500, 64), next(rows))
+            TableChoice(
+                table, Fidelity.parse(name), Fidelity.parse(name).weight_bytes(500, 64), next(rows)
+            )
             if name
             else TableChoice(table, None, 500 * 64 * 2, 0.0)
             for name in NAMES
@@ -32,17 +37,27 @@ def _ways(losses: list[float]) -> list[list[TableChoice]]:
     ]
 
 
-def _loss(profile: Profile, ways: tuple[TableChoice, ...], budget_bytes: int, constraints: Constraints) -> float:
+def _loss(
+    profile: Profile, ways: tuple[TableChoice, ...], budget_bytes: int, constraints: Constraints
+) -> float:
     try:
-        layers = allocate(profile, budget_bytes - sum(way.weight_bytes for way in ways), constraints).predicted_loss
+        layers = allocate(
+            profile, budget_bytes - sum(way.weight_bytes for way in ways), constraints
+        ).predicted_loss
     except BudgetInfeasible:
         return float("inf")
     return layers + sum(way.loss for way in ways)
 
 
 @PROPERTY
-@given(seed=st.integers(0, 1000), losses=st.lists(st.floats(0, 2), min_size=6, max_size=6), share=st.floats(0, 1.2))
-def test_the_way_of_least_modelled_loss_is_chosen(seed: int, losses: list[float], share: float) -> None:
+@given(
+    seed=st.integers(0, 1000),
+    losses=st.lists(st.floats(0, 2), min_size=6, max_size=6),
+    share=st.floats(0, 1.2),
+)
+def test_the_way_of_least_modelled_loss_is_chosen(
+    seed: int, losses: list[float], share: float
+) -> None:
     profile, choices = make_profile(seed), _ways(losses)
     least, most = int(profile.weight_bytes.min(1).sum()), int(profile.weight_bytes.max(1).sum())
     smallest = sum(min(way.weight_bytes for way in ways) for ways in choices)

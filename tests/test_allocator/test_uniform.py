@@ -1,4 +1,7 @@
-"""The uniform plan gives every layer the same share and wastes at most one step of one layer; the best of a menu's is the rival."""
+"""The uniform plan gives every layer the same share and wastes at most one step of one layer.
+
+The best of a menu's is the rival.
+"""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -11,7 +14,14 @@ from hypothesis import strategies as st
 from allocator.errors import BudgetInfeasible
 from allocator.menu import RANGES, uniform_bytes
 from allocator.profile import Profile
-from allocator.uniform import CLOSE, UNUSED, likely_uniform_plans, shares_of, uniform_plan, uniform_plans
+from allocator.uniform import (
+    CLOSE,
+    UNUSED,
+    likely_uniform_plans,
+    shares_of,
+    uniform_plan,
+    uniform_plans,
+)
 from quantizer.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, make_fidelities, make_profile
@@ -32,7 +42,9 @@ def decoder(blocks: int, hidden: int, inner: int) -> tuple[LayerSpec, ...]:
         "down_proj": (hidden, inner),
     }
     return tuple(
-        LayerSpec(f"layers.{block}.{kind}", block, kind, *shape) for block in range(blocks) for kind, shape in shapes.items()
+        LayerSpec(f"layers.{block}.{kind}", block, kind, *shape)
+        for block in range(blocks)
+        for kind, shape in shapes.items()
     )
 
 
@@ -82,18 +94,29 @@ def test_budget_is_never_exceeded(widths: tuple[int, int], share: float) -> None
 
 @PROPERTY
 @given(
-    layers=st.builds(decoder, st.integers(1, 4), st.sampled_from([64, 192, 256]), st.sampled_from([160, 384, 512])),
+    layers=st.builds(
+        decoder,
+        st.integers(1, 4),
+        st.sampled_from([64, 192, 256]),
+        st.sampled_from([160, 384, 512]),
+    ),
     widths=WIDTHS,
     share=SHARES,
 )
-def test_at_most_one_step_of_one_layer_is_left_unused(layers: tuple[LayerSpec, ...], widths: tuple[int, int], share: float) -> None:
+def test_at_most_one_step_of_one_layer_is_left_unused(
+    layers: tuple[LayerSpec, ...], widths: tuple[int, int], share: float
+) -> None:
     budget = between(layers, widths, share)
     plan = uniform_plan(layers, kind_of(*widths), budget)
     assert budget - plan.weight_bytes <= largest_step(layers, widths)
 
 
-@pytest.mark.parametrize(("blocks", "hidden", "inner", "share"), [(8, 576, 1536, 108 / 149), (4, 80, 160, 0.95)])
-def test_layers_never_take_a_step_together(blocks: int, hidden: int, inner: int, share: float) -> None:
+@pytest.mark.parametrize(
+    ("blocks", "hidden", "inner", "share"), [(8, 576, 1536, 108 / 149), (4, 80, 160, 0.95)]
+)
+def test_layers_never_take_a_step_together(
+    blocks: int, hidden: int, inner: int, share: float
+) -> None:
     layers = decoder(blocks, hidden, inner)
     budget = between(layers, (2, 4), share)
     plan = uniform_plan(layers, kind_of(2, 4), budget)
@@ -104,7 +127,10 @@ def test_layers_never_take_a_step_together(blocks: int, hidden: int, inner: int,
 @given(widths=WIDTHS, share=SHARES)
 def test_all_layers_have_nearly_the_same_share(widths: tuple[int, int], share: float) -> None:
     plan = uniform_plan(LAYERS, kind_of(*widths), between(LAYERS, widths, share))
-    shares = [high_share(layer, fidelity, widths) for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)]
+    shares = [
+        high_share(layer, fidelity, widths)
+        for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
+    ]
     steps = [COLUMN_STEP / layer.in_features for layer in LAYERS]
     assert max(s - step for s, step in zip(shares, steps, strict=True)) <= min(
         s + step for s, step in zip(shares, steps, strict=True)
@@ -123,18 +149,27 @@ def test_only_the_two_widths_are_used(widths: tuple[int, int], share: float) -> 
 @given(first=SHARES, second=SHARES)
 def test_more_bytes_never_give_a_smaller_plan(first: float, second: float) -> None:
     less, more = (between(LAYERS, (2, 4), share) for share in sorted((first, second)))
-    assert uniform_plan(LAYERS, kind_of(2, 4), less).weight_bytes <= uniform_plan(LAYERS, kind_of(2, 4), more).weight_bytes
+    assert (
+        uniform_plan(LAYERS, kind_of(2, 4), less).weight_bytes
+        <= uniform_plan(LAYERS, kind_of(2, 4), more).weight_bytes
+    )
 
 
 def test_the_smallest_budget_gives_every_layer_the_low_width() -> None:
     low, _ = ends(LAYERS, (2, 4))
-    assert uniform_plan(LAYERS, kind_of(2, 4), low) == Plan.uniform(LAYERS, Fidelity.uniform(2, GROUP))
+    assert uniform_plan(LAYERS, kind_of(2, 4), low) == Plan.uniform(
+        LAYERS, Fidelity.uniform(2, GROUP)
+    )
 
 
 @pytest.mark.parametrize("surplus", [0, 1, 10**9])
-def test_a_budget_of_the_largest_plan_or_more_gives_every_layer_the_high_width(surplus: int) -> None:
+def test_a_budget_of_the_largest_plan_or_more_gives_every_layer_the_high_width(
+    surplus: int,
+) -> None:
     _, high = ends(LAYERS, (2, 4))
-    assert uniform_plan(LAYERS, kind_of(2, 4), high + surplus) == Plan.uniform(LAYERS, Fidelity.uniform(4, GROUP))
+    assert uniform_plan(LAYERS, kind_of(2, 4), high + surplus) == Plan.uniform(
+        LAYERS, Fidelity.uniform(4, GROUP)
+    )
 
 
 def test_a_budget_below_the_low_width_is_refused_with_the_least_that_would_do() -> None:
@@ -143,7 +178,10 @@ def test_a_budget_below_the_low_width_is_refused_with_the_least_that_would_do() 
         uniform_plan(LAYERS, kind_of(3, 4), low - 1)
 
 
-CODED = tuple(Fidelity.parse(name) for name in ("int2g64s6", "int2+3r0.25g64s6", "int2+4r0.25g64", "int3g64s8"))
+CODED = tuple(
+    Fidelity.parse(name)
+    for name in ("int2g64s6", "int2+3r0.25g64s6", "int2+4r0.25g64", "int3g64s8")
+)
 MENUS = [*(span.fidelities for span in RANGES), make_fidelities(6), make_fidelities(1), CODED]
 """Mixed menus, one of a single pair of widths, one of a single fidelity, and one of several widths of scales."""
 
@@ -153,7 +191,10 @@ Kind = tuple[int, int, int, int]
 
 def kinds_of(fidelities: tuple[Fidelity, ...]) -> set[Kind]:
     """Return the kinds of fidelities on a menu."""
-    return {(fidelity.bits_lo, fidelity.bits_hi, fidelity.group_size, fidelity.scale_bits) for fidelity in fidelities}
+    return {
+        (fidelity.bits_lo, fidelity.bits_hi, fidelity.group_size, fidelity.scale_bits)
+        for fidelity in fidelities
+    }
 
 
 def lowest_of(kind: Kind) -> Fidelity:
@@ -175,7 +216,9 @@ def menu_budget(menu: tuple[Fidelity, ...], share: float) -> int:
 
 @PROPERTY
 @given(menu=st.sampled_from(MENUS), share=st.floats(0, 1.2))
-def test_each_uniform_plan_fits_and_is_of_one_kind_on_the_menu(menu: tuple[Fidelity, ...], share: float) -> None:
+def test_each_uniform_plan_fits_and_is_of_one_kind_on_the_menu(
+    menu: tuple[Fidelity, ...], share: float
+) -> None:
     budget = menu_budget(menu, share)
     plans = uniform_plans(LAYERS, menu, budget)
     assert plans
@@ -187,7 +230,9 @@ def test_each_uniform_plan_fits_and_is_of_one_kind_on_the_menu(menu: tuple[Fidel
 
 @PROPERTY
 @given(menu=st.sampled_from(MENUS), share=st.floats(0, 1.2))
-def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(menu: tuple[Fidelity, ...], share: float) -> None:
+def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(
+    menu: tuple[Fidelity, ...], share: float
+) -> None:
     budget = menu_budget(menu, share)
     fitting = [kind for kind in kinds_of(menu) if uniform_bytes(LAYERS, lowest_of(kind)) <= budget]
     every = [uniform_plan(LAYERS, kind_of(*kind), budget) for kind in fitting]
@@ -198,7 +243,9 @@ def test_uniform_plans_are_all_that_use_the_budget_as_well_as_the_fullest(menu: 
 
 def test_a_mixed_menu_has_rivals_of_several_widths() -> None:
     layers = decoder(4, 1024, 2048)
-    plans = uniform_plans(layers, RANGES[0].fidelities, uniform_bytes(layers, RANGES[0].fidelities[3]))
+    plans = uniform_plans(
+        layers, RANGES[0].fidelities, uniform_bytes(layers, RANGES[0].fidelities[3])
+    )
     assert {max(fidelity.bits_hi for fidelity in plan.fidelities) for plan in plans} == {3, 4}
 
 
@@ -215,7 +262,9 @@ def test_plans_that_leave_more_unused_than_allowed_are_left_out() -> None:
     least, near, fullest = (uniform_bytes(layers, fidelity) for fidelity in menu)
     assert least < (1 - UNUSED) * fullest < near < fullest
     assert least > (1 - 2 * UNUSED) * fullest
-    assert set(uniform_plans(layers, menu, fullest)) == {Plan.uniform(layers, fidelity) for fidelity in menu[1:]}
+    assert set(uniform_plans(layers, menu, fullest)) == {
+        Plan.uniform(layers, fidelity) for fidelity in menu[1:]
+    }
 
 
 def test_a_budget_below_every_uniform_plan_is_refused() -> None:
@@ -233,21 +282,27 @@ def mixed_profile(seed: int) -> Profile:
 
 def offers(profile: Profile, plan: Plan) -> int:
     """Return how many fidelities of the menu have the code widths, group size and width of scales of a plan."""
-    (widths,) = {(f.bits_lo, f.bits_hi) for f in plan.fidelities if f.ratio} or {(plan.fidelities[0].bits_lo,) * 2}
+    (widths,) = {(f.bits_lo, f.bits_hi) for f in plan.fidelities if f.ratio} or {
+        (plan.fidelities[0].bits_lo,) * 2
+    }
     kind = (*widths, plan.fidelities[0].group_size, plan.fidelities[0].scale_bits)
     return sum(kinds_of((fidelity,)) == {kind} for fidelity in profile.fidelities)
 
 
 @PROPERTY
 @given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
-def test_uniform_plans_of_nearly_the_least_modelled_loss_are_likely_to_be_best(seed: int, share: float) -> None:
+def test_uniform_plans_of_nearly_the_least_modelled_loss_are_likely_to_be_best(
+    seed: int, share: float
+) -> None:
     profile = mixed_profile(seed)
     budget = budget_at(profile, share)
     plans = uniform_plans(profile.layers, profile.fidelities, budget)
     likely = likely_uniform_plans(profile, budget)
     losses = {plan: profile.loss_of_shares(shares_of(profile, plan)) for plan in plans}
     least = min(losses.values())
-    assert set(likely) == {plan for plan, loss in losses.items() if loss <= least + CLOSE * abs(least)}
+    assert set(likely) == {
+        plan for plan, loss in losses.items() if loss <= least + CLOSE * abs(least)
+    }
     found = [(-offers(profile, plan), losses[plan]) for plan in likely]
     assert found == sorted(found)
 
@@ -259,8 +314,12 @@ def test_the_best_uniform_plan_takes_the_widths_that_do_least_damage(favoured: s
     linear = np.array([[float(fidelity.name != favoured) for fidelity in fidelities]] * len(layers))
     factor = np.zeros((0, linear.size))
     profile = Profile("integral", layers, fidelities, 0, 1.0, linear, factor, 0.0, 1, "a", "b")
-    best, *_ = likely_uniform_plans(profile, max(uniform_bytes(layers, fidelity) for fidelity in fidelities))
-    assert {fidelity.bits_hi for fidelity in best.fidelities if fidelity.ratio} == {Fidelity.parse(favoured).bits_hi}
+    best, *_ = likely_uniform_plans(
+        profile, max(uniform_bytes(layers, fidelity) for fidelity in fidelities)
+    )
+    assert {fidelity.bits_hi for fidelity in best.fidelities if fidelity.ratio} == {
+        Fidelity.parse(favoured).bits_hi
+    }
 
 
 def test_a_budget_below_every_uniform_plan_has_no_best_one() -> None:
@@ -277,11 +336,19 @@ def test_a_plan_of_fidelities_on_the_menu_is_those_alone(seed: int, choice: list
 
 
 @PROPERTY
-@given(seed=st.integers(0, 10**6), share=st.floats(0, 1), kind=st.sampled_from(sorted(kinds_of(RANGES[1].fidelities))))
-def test_a_plan_is_a_mix_of_the_same_bytes_as_far_as_the_menu_reaches(seed: int, share: float, kind: Kind) -> None:
+@given(
+    seed=st.integers(0, 10**6),
+    share=st.floats(0, 1),
+    kind=st.sampled_from(sorted(kinds_of(RANGES[1].fidelities))),
+)
+def test_a_plan_is_a_mix_of_the_same_bytes_as_far_as_the_menu_reaches(
+    seed: int, share: float, kind: Kind
+) -> None:
     profile = mixed_profile(seed)
     ends = [uniform_bytes(profile.layers, lowest_of((bits, bits, *kind[2:]))) for bits in kind[:2]]
-    plan = uniform_plan(profile.layers, kind_of(*kind), ends[0] + round(share * (ends[1] - ends[0])))
+    plan = uniform_plan(
+        profile.layers, kind_of(*kind), ends[0] + round(share * (ends[1] - ends[0]))
+    )
     mix, sizes = shares_of(profile, plan), profile.weight_bytes
     assert (mix >= 0).all()
     np.testing.assert_allclose(mix.sum(axis=1), 1)
@@ -301,4 +368,6 @@ def test_a_mix_is_made_of_the_next_smaller_and_the_next_larger_fidelity() -> Non
 @pytest.mark.parametrize("bits", [2, 3, 8])
 def test_a_menu_of_one_fidelity_is_all_that_a_mix_can_be(bits: int) -> None:
     profile = make_profile(0, menu=1)
-    assert (shares_of(profile, Plan.uniform(profile.layers, Fidelity.uniform(bits, GROUP))) == 1).all()
+    assert (
+        shares_of(profile, Plan.uniform(profile.layers, Fidelity.uniform(bits, GROUP))) == 1
+    ).all()

@@ -41,7 +41,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 @PROPERTY
 @given(seed=SEEDS, options=st.sampled_from(OPTIONS), place=st.floats(0, 1.2))
-def test_a_plan_fits_and_lies_between_its_bound_and_all_other_plans(seed: int, options: dict[str, Any], place: float) -> None:
+def test_a_plan_fits_and_lies_between_its_bound_and_all_other_plans(
+    seed: int, options: dict[str, Any], place: float
+) -> None:
     profile = make_profile(seed, **options)
     budget = budget_at(profile, place)
     found = WhatIf(profile).plan(budget)
@@ -51,7 +53,9 @@ def test_a_plan_fits_and_lies_between_its_bound_and_all_other_plans(seed: int, o
     assert found.bound <= best + scale
     if place < 1:  # larger budgets get the largest plan, better or not
         assert best <= found.predicted_loss + scale
-    assert found.predicted_loss == pytest.approx(profile.loss([profile.fidelities.index(f) for f in found.plan.fidelities]))
+    assert found.predicted_loss == pytest.approx(
+        profile.loss([profile.fidelities.index(f) for f in found.plan.fidelities])
+    )
 
 
 @PROPERTY
@@ -79,7 +83,9 @@ def test_the_ends_of_the_range_have_one_answer(options: dict[str, Any]) -> None:
 
 def test_layers_that_are_the_same_are_treated_the_same_but_for_the_last_bytes() -> None:
     profile = make_profile(3, layers=8, menu=4, duplicated=True, rank=0)
-    kinds = {fidelity.name for fidelity in WhatIf(profile).plan(budget_at(profile, 0.5)).plan.fidelities}
+    kinds = {
+        fidelity.name for fidelity in WhatIf(profile).plan(budget_at(profile, 0.5)).plan.fidelities
+    }
     assert len(kinds) <= 3
 
 
@@ -104,7 +110,11 @@ def test_effects_that_are_no_numbers_are_refused_with_the_layer(value: float) ->
 @pytest.mark.parametrize("rows", [0, -4])
 def test_layers_without_bytes_are_refused_by_name(rows: int) -> None:
     profile = make_profile(0)
-    layers = (*profile.layers[:2], replace(profile.layers[2], out_features=rows), *profile.layers[3:])
+    layers = (
+        *profile.layers[:2],
+        replace(profile.layers[2], out_features=rows),
+        *profile.layers[3:],
+    )
     with pytest.raises(ProfileError, match=profile.layers[2].name):
         replace(profile, layers=layers)
 
@@ -139,7 +149,10 @@ def tied_profile() -> Profile:
 
 def test_ties_cost_something_and_are_kept() -> None:
     profile = tied_profile()
-    free, tied = (WhatIf(profile, Constraints(target=target)).plan(34_000_000) for target in ("transformers", "vllm"))
+    free, tied = (
+        WhatIf(profile, Constraints(target=target)).plan(34_000_000)
+        for target in ("transformers", "vllm")
+    )
     chosen = tied.plan.by_name
     for block in range(30):
         attention = {chosen[f"model.layers.{block}.self_attn.{name}_proj"] for name in "qkv"}
@@ -155,7 +168,9 @@ def test_the_fast_path_starts_quickly_and_without_torch_or_cvxpy() -> None:
         "spent = time.perf_counter() - start; import sys; print(spent, *sys.modules)"
     )
     found = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.split()
         for _ in range(3)
     ]
     assert min(float(words[0]) for words in found) < 1.0

@@ -9,7 +9,16 @@ import torch
 from quantizer.checkpoint import pack_model, save_checkpoint
 from quantizer.source import ModelFolder, find_model, load_model
 from tests.test_quantizer.edits import Edit
-from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, Packed, PackedModel, TinyFolder, TinyModel, logits_of, mixed_plan
+from tests.test_quantizer.helpers import (
+    PACKED_TOKENS,
+    Edited,
+    Packed,
+    PackedModel,
+    TinyFolder,
+    TinyModel,
+    logits_of,
+    mixed_plan,
+)
 from tests.tiny import save_tiny
 
 
@@ -34,7 +43,9 @@ def tiny_model(tiny_folder: TinyFolder) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
-def packed(tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> PackedModel:
+def packed(
+    tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> PackedModel:
     """Return the saved packed model of a family, made once."""
     made: dict[str, Packed] = {}
 
@@ -43,7 +54,10 @@ def packed(tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pyt
             model, source = tiny_model(family), tiny_folder(family)
             plan, weights = mixed_plan(model)
             pack_model(model, plan, weights)
-            logits, folder = logits_of(model, PACKED_TOKENS), tmp_path_factory.mktemp("packed") / family
+            logits, folder = (
+                logits_of(model, PACKED_TOKENS),
+                tmp_path_factory.mktemp("packed") / family,
+            )
             save_checkpoint(model, source, plan, folder)
             made[family] = Packed(folder, source, plan, weights, logits)
         return made[family]

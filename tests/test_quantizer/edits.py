@@ -25,7 +25,9 @@ def config(**values: object) -> Edit:
 
     def edit(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text()) | values
-        (folder / "config.json").write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
+        (folder / "config.json").write_text(
+            json.dumps({key: value for key, value in found.items() if value is not ...})
+        )
 
     return edit
 
@@ -58,9 +60,14 @@ def without(name: str) -> Edit:
 
 def code_of_its_own(folder: Path) -> None:
     """Add code that leaves a trace when it is run."""
-    lines = [f"open({str(folder / 'trace')!r}, 'w').close()", "from transformers import LlamaConfig, LlamaForCausalLM"]
+    lines = [
+        f"open({str(folder / 'trace')!r}, 'w').close()",
+        "from transformers import LlamaConfig, LlamaForCausalLM",
+    ]
     (folder / "own.py").write_text("\n".join(lines))
-    config(auto_map={"AutoConfig": "own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"})(folder)
+    config(
+        auto_map={"AutoConfig": "own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"}
+    )(folder)
 
 
 class _Trap:

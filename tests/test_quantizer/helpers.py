@@ -1,4 +1,7 @@
-"""What several tests need: fixed hypothesis settings, token windows, slow exact twins of packing and grids."""
+"""What several tests need.
+
+Fixed hypothesis settings, token windows, slow exact twins of packing and grids.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -47,9 +50,21 @@ Edited = Callable[..., Path]
 PackedModel = Callable[[str], Packed]
 
 PACKED_TOKENS = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
-MENU = (Fidelity.uniform(3, 32), Fidelity(2, 4, 0.4, 32), Fidelity.uniform(8, 64), Fidelity.uniform(2, 32))
+MENU = (
+    Fidelity.uniform(3, 32),
+    Fidelity(2, 4, 0.4, 32),
+    Fidelity.uniform(8, 64),
+    Fidelity.uniform(2, 32),
+)
 
-OPTION_NAMES = ("int2g32s8", "int3g64s6", "int2g32o0.01", "int2g32a4", "int2+4r0.4g32s8o0.005a16", "int3+8r0.3g64s6o0.02a256")
+OPTION_NAMES = (
+    "int2g32s8",
+    "int3g64s6",
+    "int2g32o0.01",
+    "int2g32a4",
+    "int2+4r0.4g32s8o0.005a16",
+    "int3+8r0.3g64s6o0.02a256",
+)
 """Fidelities with each option, and with all of them."""
 
 ROOT = Path(__file__).parents[2]
@@ -63,29 +78,41 @@ few = settings(fixed, max_examples=25)
 group_sizes = st.integers(1, 8).map(lambda steps: steps * COLUMN_STEP)
 
 
-def fidelities(smallest_ratio: float = 0.0001, largest_ratio: float = 0.999999) -> st.SearchStrategy[Fidelity]:
+def fidelities(
+    smallest_ratio: float = 0.0001, largest_ratio: float = 0.999999
+) -> st.SearchStrategy[Fidelity]:
     """Return a strategy for uniform and split fidelities, with and without options."""
     widths = st.sampled_from([(low, high) for low in CODE_BITS for high in CODE_BITS if low < high])
-    ratios = st.integers(round(smallest_ratio * 1e6), round(largest_ratio * 1e6)).map(lambda millionths: millionths / 1e6)
-    split = st.builds(lambda pair, ratio, size: Fidelity(*pair, ratio, size), widths, ratios, group_sizes)
+    ratios = st.integers(round(smallest_ratio * 1e6), round(largest_ratio * 1e6)).map(
+        lambda millionths: millionths / 1e6
+    )
+    split = st.builds(
+        lambda pair, ratio, size: Fidelity(*pair, ratio, size), widths, ratios, group_sizes
+    )
     plain = split | st.builds(Fidelity.uniform, st.sampled_from(CODE_BITS), group_sizes)
     shares = st.just(0.0) | st.integers(1, 99_999).map(lambda millionths: millionths / 1e6)
     ranks = st.just(0) | st.integers(1, RANK_LIMIT)
     return st.builds(
-        lambda fidelity, bits, share, rank: replace(fidelity, scale_bits=bits, outlier_share=share, adapter_rank=rank),
+        lambda fidelity, bits, share, rank: replace(
+            fidelity, scale_bits=bits, outlier_share=share, adapter_rank=rank
+        ),
         *(plain, st.sampled_from(SCALE_BITS), shares, ranks),
     )
 
 
 def token_windows(windows: int, tokens: int, seed: int = 0) -> Tensor:
     """Return random token ids, int64 [windows, tokens]."""
-    return torch.randint(VOCABULARY, (windows, tokens), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        VOCABULARY, (windows, tokens), generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def correlated_inputs(tokens: int, features: int, seed: int = 0) -> Tensor:
     """Return inputs whose columns are strongly correlated and of very different sizes, float32 [tokens, features]."""
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.randn(features, features, generator=generator) * torch.logspace(0, -2, features).unsqueeze(1)
+    mixing = torch.randn(features, features, generator=generator) * torch.logspace(
+        0, -2, features
+    ).unsqueeze(1)
     return torch.randn(tokens, features, generator=generator) @ mixing
 
 
@@ -94,10 +121,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def random_weight(fidelity: Fidelity, out_features: int, in_features: int, seed: int = 0) -> QuantizedWeight:
+def random_weight(
+    fidelity: Fidelity, out_features: int, in_features: int, seed: int = 0
+) -> QuantizedWeight:
     """Return a stored layer of random codes, scales, zero points, column order, outliers and adapter.
 
-    An adapter's entries are sixteenths of at most a half: sums of their products are exact in float32 in any order.
+    An adapter's entries are sixteenths of at most a half: sums of their products are exact in
+    float32 in any order.
     """
     generator = torch.Generator().manual_seed(seed)
     plain = replace(fidelity, adapter_rank=0)
@@ -111,7 +141,9 @@ def random_weight(fidelity: Fidelity, out_features: int, in_features: int, seed:
         if row_scale is None:
             scale = torch.rand(groups, out_features, generator=generator).add(0.01).half().float()
         else:
-            counts = torch.randint(1, 2**fidelity.scale_bits, (groups, out_features), generator=generator)
+            counts = torch.randint(
+                1, 2**fidelity.scale_bits, (groups, out_features), generator=generator
+            )
             scale = part_unit(row_scale, fidelity, bits) * counts
         zero = torch.randint(2**bits, (groups, out_features), generator=generator).float()
         parts.append(PartCodes(codes, scale, zero))
@@ -132,18 +164,26 @@ def random_weight(fidelity: Fidelity, out_features: int, in_features: int, seed:
 
 def stored_bytes(weight: QuantizedWeight) -> int:
     """Return the bytes of all tensors, counted as a file would hold them."""
-    return sum(len(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for tensor in weight.tensors.values())
+    return sum(
+        len(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for tensor in weight.tensors.values()
+    )
 
 
 def pack_slowly(codes: list[int], bits: int) -> bytes:
-    """Pack one row by the definition: code i at bits i*b .. of one little-endian integer, padded to 32-bit words."""
+    """Pack one row by the definition.
+
+    Code i at bits i*b .. of one little-endian integer, padded to 32-bit words.
+    """
     stream = sum(code << (index * bits) for index, code in enumerate(codes))
     return stream.to_bytes(-(-len(codes) * bits // 32) * 4, "little")
 
 
 def unpack_slowly(row: Tensor, bits: int, values: int) -> list[int]:
     """Read one row of int32 words back by the definition."""
-    stream = int.from_bytes(b"".join(word.to_bytes(4, "little", signed=True) for word in row.tolist()), "little")
+    stream = int.from_bytes(
+        b"".join(word.to_bytes(4, "little", signed=True) for word in row.tolist()), "little"
+    )
     return [(stream >> (index * bits)) & (2**bits - 1) for index in range(values)]
 
 
@@ -153,8 +193,14 @@ def scales_slowly(weight: QuantizedWeight, name: str, bits: int) -> list[list[fl
     if fidelity.scale_bits == 16:
         scales: list[list[float]] = weight.tensors[f"{name}_scales"].tolist()
         return scales
-    units = [row_scale / 2 ** (bits - fidelity.bits_lo) for row_scale in weight.tensors["row_scales"].tolist()]
-    codes = [unpack_slowly(row, fidelity.scale_bits, weight.out_features) for row in weight.tensors[f"{name}_scale_codes"]]
+    units = [
+        row_scale / 2 ** (bits - fidelity.bits_lo)
+        for row_scale in weight.tensors["row_scales"].tolist()
+    ]
+    codes = [
+        unpack_slowly(row, fidelity.scale_bits, weight.out_features)
+        for row in weight.tensors[f"{name}_scale_codes"]
+    ]
     return [[unit * code for unit, code in zip(units, group, strict=True)] for group in codes]
 
 
@@ -162,22 +208,35 @@ def outliers_slowly(weight: QuantizedWeight) -> dict[tuple[int, int], float]:
     """Return the outliers by row and column."""
     if not weight.fidelity.outlier_share:
         return {}
-    values, columns, starts = (weight.tensors[f"outlier_{name}"].tolist() for name in ("values", "columns", "starts"))
-    return {(out, columns[at]): values[at] for out in range(weight.out_features) for at in range(starts[out], starts[out + 1])}
+    values, columns, starts = (
+        weight.tensors[f"outlier_{name}"].tolist() for name in ("values", "columns", "starts")
+    )
+    return {
+        (out, columns[at]): values[at]
+        for out in range(weight.out_features)
+        for at in range(starts[out], starts[out + 1])
+    }
 
 
 def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
-    """Return the weight by plain loops over the stored tensors; each sum and product is rounded to float32."""
+    """Return the weight by plain loops over the stored tensors.
+
+    Each sum and product is rounded to float32.
+    """
     columns = [int(column) for column in weight.tensors["columns"].tolist()]
     dense = [[float("nan")] * weight.in_features for _ in range(weight.out_features)]
     start = 0
     for name, count, bits in named_parts(weight.fidelity, weight.in_features):
         scales = scales_slowly(weight, name, bits)
-        zeros = [unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]]
+        zeros = [
+            unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]
+        ]
         for out, row in enumerate(weight.tensors[f"{name}_codes"].t()):
             for position, code in enumerate(unpack_slowly(row, bits, count)):
                 group = position // weight.fidelity.group_size
-                dense[out][columns[start + position]] = float(np.float32(scales[group][out] * (code - zeros[group][out])))
+                dense[out][columns[start + position]] = float(
+                    np.float32(scales[group][out] * (code - zeros[group][out]))
+                )
         start += count
     for (out, column), value in outliers_slowly(weight).items():
         dense[out][column] = float(np.float32(dense[out][column] + value))
@@ -204,6 +263,11 @@ def mixed_plan(model: Any) -> tuple[Plan, dict[str, QuantizedWeight]]:
     weights = {}
     for seed, (layer, fidelity) in enumerate(zip(plan.layers, plan.fidelities, strict=True)):
         weight = random_weight(fidelity, layer.out_features, layer.in_features, seed)
-        small = {name: tensor * 0.02 if name.endswith("_scales") else tensor for name, tensor in weight.tensors.items()}
-        weights[layer.name] = QuantizedWeight(fidelity, layer.out_features, layer.in_features, small)
+        small = {
+            name: tensor * 0.02 if name.endswith("_scales") else tensor
+            for name, tensor in weight.tensors.items()
+        }
+        weights[layer.name] = QuantizedWeight(
+            fidelity, layer.out_features, layer.in_features, small
+        )
     return plan, weights

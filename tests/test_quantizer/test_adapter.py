@@ -1,4 +1,7 @@
-"""Promises of quantizer.adapter: no matrix of the same rank leaves less error at the layer's output."""
+"""Promises of quantizer.adapter.
+
+No matrix of the same rank leaves less error at the layer's output.
+"""
 
 import pytest
 import torch
@@ -26,12 +29,16 @@ def _unrounded(error: Tensor, hessian: Tensor, rank: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 3, 12])
-def test_what_remains_is_the_sum_of_the_other_squared_singular_values(shape: tuple[int, int], rank: int) -> None:
+def test_what_remains_is_the_sum_of_the_other_squared_singular_values(
+    shape: tuple[int, int], rank: int
+) -> None:
     error, hessian, rank = normal(*shape), _moments(shape[1]), min(rank, *shape)
     singular = torch.linalg.svdvals(error.double() @ torch.linalg.cholesky(hessian))
     optimum = float(singular[rank:].square().sum())
     whole = float(singular.square().sum())
-    assert _loss(error - _unrounded(error, hessian, rank), hessian) == pytest.approx(optimum, rel=1e-6, abs=1e-10 * whole)
+    assert _loss(error - _unrounded(error, hessian, rank), hessian) == pytest.approx(
+        optimum, rel=1e-6, abs=1e-10 * whole
+    )
     stored = adapter_weight(fit_adapter(error, hessian.float(), rank))
     assert _loss(error - stored, hessian) == pytest.approx(optimum, rel=1e-3, abs=1e-6 * whole)
 
@@ -43,7 +50,12 @@ def test_the_closed_form_by_the_cholesky_factor_is_the_same_matrix(shape: tuple[
     left, singular, right = torch.linalg.svd(error @ lower, full_matrices=False)
     truncated = (left[:, :rank] * singular[:rank]) @ right[:rank]
     expected = torch.linalg.solve_triangular(lower, truncated, upper=False, left=False)
-    assert torch.allclose(_unrounded(error, hessian, rank), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    assert torch.allclose(
+        _unrounded(error, hessian, rank),
+        expected,
+        rtol=1e-5,
+        atol=1e-5 * float(expected.abs().max()),
+    )
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
@@ -59,7 +71,9 @@ def test_fewer_inputs_than_columns_are_enough(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
 def test_directions_are_orthonormal(shape: tuple[int, int]) -> None:
     directions = leading_directions(normal(*shape).double(), _moments(shape[1]), 6)
-    assert torch.allclose(directions.t() @ directions, torch.eye(6, dtype=torch.float64), atol=1e-10)
+    assert torch.allclose(
+        directions.t() @ directions, torch.eye(6, dtype=torch.float64), atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e3, 1e6])
@@ -67,15 +81,25 @@ def test_directions_are_orthonormal(shape: tuple[int, int]) -> None:
 def test_errors_and_moments_of_any_size_stay_within_halves(size: float, factor: float) -> None:
     error, hessian = normal(12, 40) * size, _moments(40)
     stored = adapter_weight(fit_adapter(error, (factor * hessian).float(), 4))
-    assert _loss(error - stored, hessian) == pytest.approx(_loss(error - _unrounded(error, hessian, 4), hessian), rel=0.01)
+    assert _loss(error - stored, hessian) == pytest.approx(
+        _loss(error - _unrounded(error, hessian, 4), hessian), rel=0.01
+    )
 
 
 def test_no_error_needs_no_adapter() -> None:
     for shape in SHAPES:
-        assert not adapter_weight(fit_adapter(torch.zeros(shape), _moments(shape[1]).float(), 1)).any()
+        assert not adapter_weight(
+            fit_adapter(torch.zeros(shape), _moments(shape[1]).float(), 1)
+        ).any()
 
 
 def test_the_factors_are_multiplied_by_the_definition() -> None:
-    a, b = torch.tensor([[1.0, -2.0, 0.5], [0.25, 4.0, 8.0]]).half(), torch.tensor([[3.0, 1.0], [-1.0, 0.5]]).half()
-    expected = [[sum(float(b[out, k]) * float(a[k, column]) for k in range(2)) for column in range(3)] for out in range(2)]
+    a, b = (
+        torch.tensor([[1.0, -2.0, 0.5], [0.25, 4.0, 8.0]]).half(),
+        torch.tensor([[3.0, 1.0], [-1.0, 0.5]]).half(),
+    )
+    expected = [
+        [sum(float(b[out, k]) * float(a[k, column]) for k in range(2)) for column in range(3)]
+        for out in range(2)
+    ]
     assert adapter_weight(Adapter(a, b)).tolist() == expected

@@ -23,7 +23,9 @@ class Head:
 
     def log_probs(self, states: Tensor) -> Tensor:
         """Return log probabilities by the head's own weight, float64 [windows, tokens, vocabulary]."""
-        return torch.nn.functional.linear(states.double(), self.runner.head.weight.double()).log_softmax(-1)
+        return torch.nn.functional.linear(
+            states.double(), self.runner.head.weight.double()
+        ).log_softmax(-1)
 
 
 @pytest.fixture(scope="module", params=["llama", "opt", "gemma3", "gpt_neox"])
@@ -40,7 +42,9 @@ def test_divergence_and_its_gradient_are_those_of_the_full_logits(head: Head) ->
     exact = (log_q.exp() * (log_q - head.log_probs(leaf))).sum(-1).mean(-1)
     assert exact.min() > 0.01
     torch.testing.assert_close(losses.double(), exact.detach(), rtol=1e-4, atol=1e-7)
-    (slope,) = torch.autograd.grad(exact.sum(), leaf)  # a window's loss depends on its own states only
+    (slope,) = torch.autograd.grad(
+        exact.sum(), leaf
+    )  # a window's loss depends on its own states only
     assert (gradient - slope).norm() < 1e-4 * slope.norm()
 
 
@@ -55,7 +59,8 @@ def test_the_cross_entropy_gradient_is_that_of_each_window_s_next_tokens(head: H
     leaf = head.changed.clone().requires_grad_()
     log_p = head.log_probs(leaf)
     losses = [
-        -sum(log_p[window, at, int(IDS[window, at + 1])] for at in range(IDS.shape[1] - 1)) / (IDS.shape[1] - 1)
+        -sum(log_p[window, at, int(IDS[window, at + 1])] for at in range(IDS.shape[1] - 1))
+        / (IDS.shape[1] - 1)
         for window in range(len(IDS))
     ]
     (slope,) = torch.autograd.grad(sum(losses), leaf)

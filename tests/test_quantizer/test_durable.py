@@ -49,7 +49,12 @@ def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path: Path)
         "durable.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
         "durable.write_whole(Path(sys.argv[1]), b'new')\n"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], cwd=ROOT, capture_output=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "file")],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
     assert result.returncode == -9
     assert (tmp_path / "file").read_bytes() == b"old"
 
@@ -73,13 +78,19 @@ def test_a_part_can_be_written_again(tmp_path: Path) -> None:
     assert store.read("name") == b"new"
 
 
-def test_a_missing_part_is_none_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_part_is_none_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert PartStore(tmp_path).read("name") is None
     assert not caplog.records
 
 
-@pytest.mark.parametrize("damage", ["flip first", "flip last", "cut", "grow", "empty", "digest only"])
-def test_a_damaged_part_is_none_and_logged(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "damage", ["flip first", "flip last", "cut", "grow", "empty", "digest only"]
+)
+def test_a_damaged_part_is_none_and_logged(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = PartStore(tmp_path)
     store.write("name", b"some data")
     path = tmp_path / "name.part"

@@ -1,4 +1,7 @@
-"""Promises of quantizer.fidelity: names, what is refused, how columns are split, what a layer costs."""
+"""Promises of quantizer.fidelity.
+
+Names, what is refused, how columns are split, what a layer costs.
+"""
 
 import subprocess
 import sys
@@ -49,7 +52,15 @@ def test_names_mean_what_they_say(name: str, fidelity: Fidelity) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["int2g128", "int2+4r0.125g64", "int2g128s8", "int2g128o0.000001", "int2g128a1", "int2+4r0.0625g128s6o0.005a16"]
+    "name",
+    [
+        "int2g128",
+        "int2+4r0.125g64",
+        "int2g128s8",
+        "int2g128o0.000001",
+        "int2g128a1",
+        "int2+4r0.0625g128s6o0.005a16",
+    ],
 )
 def test_names_say_what_they_mean(name: str) -> None:
     assert Fidelity.parse(name).name == name
@@ -62,7 +73,21 @@ def test_ratios_that_print_alike_are_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "int", "int3", "g64", "INT3g64", "int3g", "int3g64 ", " int3g64", "int33g64", "int2+4g64", "int2r0.5g64", "q4_0"]
+    "name",
+    [
+        "",
+        "int",
+        "int3",
+        "g64",
+        "INT3g64",
+        "int3g",
+        "int3g64 ",
+        " int3g64",
+        "int33g64",
+        "int2+4g64",
+        "int2r0.5g64",
+        "q4_0",
+    ],
 )
 def test_other_spellings_are_refused_with_an_example(name: str) -> None:
     with pytest.raises(FidelityError, match="write int3g64"):
@@ -72,8 +97,25 @@ def test_other_spellings_are_refused_with_an_example(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("int2g64a16s8", "int2g64o0.005s8", "int2g64a4o0.005", "int2g64s8s8", "int2g64s", "int2g64o", "int2g64a", "int2g64S8"),
-        *("int2s8g64", "int2g64o5e-3", "int2g64o1", "int2g64s-8", "int2g64 s8", "int2g64a1.5", "int2g64s8_a16"),
+        *(
+            "int2g64a16s8",
+            "int2g64o0.005s8",
+            "int2g64a4o0.005",
+            "int2g64s8s8",
+            "int2g64s",
+            "int2g64o",
+            "int2g64a",
+            "int2g64S8",
+        ),
+        *(
+            "int2s8g64",
+            "int2g64o5e-3",
+            "int2g64o1",
+            "int2g64s-8",
+            "int2g64 s8",
+            "int2g64a1.5",
+            "int2g64s8_a16",
+        ),
     ],
 )
 def test_options_in_another_form_are_refused_with_their_order(name: str) -> None:
@@ -82,7 +124,14 @@ def test_options_in_another_form_are_refused_with_their_order(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["int3g64\n", "int3g\u0666\u0664", "int3g64s\u0668", "int3g" + "6" * 5000, "int3g64a" + "1" * 5000]
+    "name",
+    [
+        "int3g64\n",
+        "int3g\u0666\u0664",
+        "int3g64s\u0668",
+        "int3g" + "6" * 5000,
+        "int3g64a" + "1" * 5000,
+    ],
 )
 def test_names_are_plain_and_whole(name: str) -> None:
     with pytest.raises(FidelityError):
@@ -115,7 +164,9 @@ def test_scale_widths_that_are_not_stored_are_refused(bits: int) -> None:
         Fidelity(2, 2, 0.0, 64, scale_bits=bits)
 
 
-@pytest.mark.parametrize("share", [-0.1, -1e-9, 1e-7, 0.1, 0.0999999, 0.5, 1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "share", [-0.1, -1e-9, 1e-7, 0.1, 0.0999999, 0.5, 1.0, float("nan"), float("inf")]
+)
 def test_outlier_shares_that_cannot_be_named_or_do_not_pay_are_refused(share: float) -> None:
     with pytest.raises(FidelityError, match=r"use 0 for none, or 0\.000001 <= share < 0\.1"):
         Fidelity(2, 2, 0.0, 64, outlier_share=share)
@@ -127,7 +178,9 @@ def test_ranks_out_of_range_are_refused(rank: int) -> None:
         Fidelity(2, 2, 0.0, 64, adapter_rank=rank)
 
 
-@pytest.mark.parametrize(("low", "high", "ratio"), [(4, 2, 0.5), (4, 4, 0.5), (2, 4, 0.0), (2, 4, 1e-9)])
+@pytest.mark.parametrize(
+    ("low", "high", "ratio"), [(4, 2, 0.5), (4, 4, 0.5), (2, 4, 0.0), (2, 4, 1e-9)]
+)
 def test_contradictory_splits_are_refused(low: int, high: int, ratio: float) -> None:
     with pytest.raises(FidelityError):
         Fidelity(low, high, ratio, 64)
@@ -135,7 +188,9 @@ def test_contradictory_splits_are_refused(low: int, high: int, ratio: float) -> 
 
 @fixed
 @given(fidelities(), st.integers(1, 5000))
-def test_high_columns_are_whole_steps_near_the_share_and_leave_a_low_column(fidelity: Fidelity, in_features: int) -> None:
+def test_high_columns_are_whole_steps_near_the_share_and_leave_a_low_column(
+    fidelity: Fidelity, in_features: int
+) -> None:
     high = fidelity.high_columns(in_features)
     assert high % COLUMN_STEP == 0
     assert 0 <= high < in_features
@@ -179,7 +234,9 @@ def test_parts_cover_the_columns_once_high_part_first(fidelity: Fidelity, in_fea
 
 @few
 @given(fidelities(), st.integers(1, 70), st.integers(1, 300), st.integers(0, 2**32))
-def test_bytes_of_stored_tensors_equal_the_fidelitys_count(fidelity: Fidelity, out: int, columns: int, seed: int) -> None:
+def test_bytes_of_stored_tensors_equal_the_fidelitys_count(
+    fidelity: Fidelity, out: int, columns: int, seed: int
+) -> None:
     weight = random_weight(fidelity, out, columns, seed)
     assert fidelity.weight_bytes(out, columns) == weight.weight_bytes == stored_bytes(weight)
 
@@ -188,14 +245,22 @@ def test_bytes_of_stored_tensors_equal_the_fidelitys_count(fidelity: Fidelity, o
 @pytest.mark.parametrize("in_features", [1, 31, 33, 100, 545])
 @pytest.mark.parametrize("out_features", [1, 7, 33])
 def test_bytes_are_exact_for_awkward_shapes(bits: int, in_features: int, out_features: int) -> None:
-    for fidelity in (Fidelity.uniform(bits, 64), Fidelity(2, 8, 0.001, 32), Fidelity(3, 4, 0.999, 256)):
-        assert fidelity.weight_bytes(out_features, in_features) == stored_bytes(random_weight(fidelity, out_features, in_features))
+    for fidelity in (
+        Fidelity.uniform(bits, 64),
+        Fidelity(2, 8, 0.001, 32),
+        Fidelity(3, 4, 0.999, 256),
+    ):
+        assert fidelity.weight_bytes(out_features, in_features) == stored_bytes(
+            random_weight(fidelity, out_features, in_features)
+        )
 
 
 @pytest.mark.parametrize("in_features", [2**16, 2**16 + 1])
 def test_bytes_are_exact_where_the_permutation_grows_to_four_bytes(in_features: int) -> None:
     for fidelity in (Fidelity(2, 4, 0.25, 128), Fidelity(2, 4, 0.25, 128, outlier_share=0.01)):
-        assert fidelity.weight_bytes(1, in_features) == stored_bytes(random_weight(fidelity, 1, in_features))
+        assert fidelity.weight_bytes(1, in_features) == stored_bytes(
+            random_weight(fidelity, 1, in_features)
+        )
     assert permutation_bytes(in_features) == in_features * (2 if in_features == 2**16 else 4)
 
 
@@ -211,21 +276,37 @@ def test_bytes_of_options_follow_by_hand() -> None:
     plain = Fidelity(2, 4, 0.64, 32)  # 2 + 2 groups, 7 rows, 100 columns
     before = plain.weight_bytes(7, 100)
     for bits, in_words in ((8, 2), (6, 2)):
-        assert replace(plain, scale_bits=bits).weight_bytes(7, 100) == before - 2 * 7 * 4 + 4 * in_words * 4 + 2 * 7
+        assert (
+            replace(plain, scale_bits=bits).weight_bytes(7, 100)
+            == before - 2 * 7 * 4 + 4 * in_words * 4 + 2 * 7
+        )
     assert replace(plain, outlier_share=0.02).weight_bytes(7, 100) == before + 14 * (2 + 2) + 4 * 8
     assert replace(plain, adapter_rank=3).weight_bytes(7, 100) == before + 2 * 3 * (100 + 7)
 
 
 @pytest.mark.parametrize(
     ("share", "shape", "count"),
-    [(0.0, (7, 100), 0), (0.000001, (1, 1), 1), (0.01, (7, 100), 7), (0.0992, (5, 5), 2), (0.06, (5, 5), 2)],
+    [
+        (0.0, (7, 100), 0),
+        (0.000001, (1, 1), 1),
+        (0.01, (7, 100), 7),
+        (0.0992, (5, 5), 2),
+        (0.06, (5, 5), 2),
+    ],
 )
-def test_outliers_are_the_share_of_all_weights_but_at_least_one(share: float, shape: tuple[int, int], count: int) -> None:
+def test_outliers_are_the_share_of_all_weights_but_at_least_one(
+    share: float, shape: tuple[int, int], count: int
+) -> None:
     assert Fidelity(2, 2, 0.0, 64, outlier_share=share).outlier_count(*shape) == count
 
 
-@pytest.mark.parametrize(("rank", "shape", "width"), [(0, (7, 100), 0), (3, (7, 100), 3), (256, (7, 100), 7), (256, (100, 64), 64)])
-def test_an_adapter_is_no_wider_than_its_layer(rank: int, shape: tuple[int, int], width: int) -> None:
+@pytest.mark.parametrize(
+    ("rank", "shape", "width"),
+    [(0, (7, 100), 0), (3, (7, 100), 3), (256, (7, 100), 7), (256, (100, 64), 64)],
+)
+def test_an_adapter_is_no_wider_than_its_layer(
+    rank: int, shape: tuple[int, int], width: int
+) -> None:
     assert Fidelity(2, 2, 0.0, 64, adapter_rank=rank).adapter_width(*shape) == width
 
 
@@ -239,8 +320,11 @@ def test_words_are_the_fewest_that_hold_the_codes(values: int, bits: int) -> Non
 def test_byte_counts_need_neither_torch_nor_numpy() -> None:
     code = (
         "import sys; from quantizer.plan import Plan; from quantizer.fidelity import Fidelity;"
-        "print(Fidelity.uniform(4, 64).weight_bytes(64, 64), 'torch' in sys.modules, 'numpy' in sys.modules)"
+        "print(Fidelity.uniform(4, 64).weight_bytes(64, 64), 'torch' in sys.modules, 'numpy' in "
+        "sys.modules)"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     expected = Fidelity.uniform(4, 64).weight_bytes(64, 64)
     assert result.stdout.split() == [str(expected), "False", "False"]

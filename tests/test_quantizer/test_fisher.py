@@ -11,7 +11,9 @@ from tests.test_quantizer.training import WINDOWS
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_squared_gradients_are_those_of_whole_model_backward_passes(tiny_model: TinyModel, family: str) -> None:
+def test_squared_gradients_are_those_of_whole_model_backward_passes(
+    tiny_model: TinyModel, family: str
+) -> None:
     model = tiny_model(family)
     layers = find_layers(model)
     found = squared_gradients(BlockRunner(model), layers, WINDOWS[:3])
@@ -28,5 +30,7 @@ def test_squared_gradients_are_those_of_whole_model_backward_passes(tiny_model: 
     for name, each in expected.items():
         assert found[name].allclose(each, rtol=1e-3, atol=1e-9)
         assert column_information(found)[name].allclose(each.sum(0), rtol=1e-3, atol=1e-9)
-    assert not any(parameter.requires_grad for parameter in model.parameters()), "flags are put back"
+    assert not any(parameter.requires_grad for parameter in model.parameters()), (
+        "flags are put back"
+    )
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,7 @@
-"""Promises about the options of a fidelity from a layer to a checkpoint: quantized, saved, loaded, to the bit and to the byte."""
+"""Promises about the options of a fidelity from a layer to a checkpoint.
+
+Quantized, saved, loaded, to the bit and to the byte.
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -33,7 +36,9 @@ from tests.test_quantizer.helpers import (
 )
 from tests.test_quantizer.helpers import PACKED_TOKENS as TOKENS
 
-options = pytest.mark.parametrize("fidelity", [Fidelity.parse(name) for name in OPTION_NAMES], ids=lambda fidelity: fidelity.name)
+options = pytest.mark.parametrize(
+    "fidelity", [Fidelity.parse(name) for name in OPTION_NAMES], ids=lambda fidelity: fidelity.name
+)
 
 
 @cache
@@ -54,14 +59,23 @@ def _loss(weight: Tensor, stored: QuantizedWeight) -> float:
 
 
 @options
-def test_a_quantized_layer_is_what_its_tensors_say_and_weighs_what_its_fidelity_says(fidelity: Fidelity) -> None:
+def test_a_quantized_layer_is_what_its_tensors_say_and_weighs_what_its_fidelity_says(
+    fidelity: Fidelity,
+) -> None:
     stored = _quantize(normal(9, 100), fidelity)
     assert stored.fidelity == fidelity
     assert fidelity.weight_bytes(9, 100) == stored.weight_bytes == stored_bytes(stored)
     without = replace(fidelity, adapter_rank=0)
-    dense = QuantizedWeight(without, 9, 100, {name: kept for name, kept in stored.tensors.items() if "adapter" not in name})
+    dense = QuantizedWeight(
+        without,
+        9,
+        100,
+        {name: kept for name, kept in stored.tensors.items() if "adapter" not in name},
+    )
     assert dense.dequantize().tolist() == dequantize_slowly(dense)
-    assert torch.allclose(stored.dequantize(), torch.tensor(dequantize_slowly(stored)), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        stored.dequantize(), torch.tensor(dequantize_slowly(stored)), rtol=1e-5, atol=1e-6
+    )
 
 
 @options
@@ -78,8 +92,13 @@ def test_each_scale_has_a_code_that_is_not_zero(fidelity: Fidelity) -> None:
 def test_an_adapter_is_added_to_the_layer_without_one() -> None:
     weight = normal(24, 100)
     for name in ("int2g32", "int2+4r0.4g32s8o0.005"):
-        without, stored = _quantize(weight, Fidelity.parse(name)), _quantize(weight, Fidelity.parse(f"{name}a4"))
-        assert all(torch.equal(stored.tensors[key], tensor) for key, tensor in without.tensors.items())
+        without, stored = (
+            _quantize(weight, Fidelity.parse(name)),
+            _quantize(weight, Fidelity.parse(f"{name}a4")),
+        )
+        assert all(
+            torch.equal(stored.tensors[key], tensor) for key, tensor in without.tensors.items()
+        )
         lower = torch.linalg.cholesky(_hessian(100).double())
         singular = torch.linalg.svdvals((weight - without.dequantize()).double() @ lower)
         assert _loss(weight, stored) == pytest.approx(float(singular[4:].square().sum()), rel=1e-3)
@@ -88,7 +107,12 @@ def test_an_adapter_is_added_to_the_layer_without_one() -> None:
 def test_outliers_stand_in_the_place_of_an_exact_zero() -> None:
     stored = _quantize(normal(24, 100), Fidelity.parse("int2+4r0.4g32s6o0.02"))
     plain = replace(stored.fidelity, outlier_share=0)
-    dense = QuantizedWeight(plain, 24, 100, {name: kept for name, kept in stored.tensors.items() if "outlier" not in name})
+    dense = QuantizedWeight(
+        plain,
+        24,
+        100,
+        {name: kept for name, kept in stored.tensors.items() if "outlier" not in name},
+    )
     places, whole = outliers_slowly(stored), stored.dequantize()
     assert len(places) == 48
     for place, value in places.items():
@@ -128,7 +152,9 @@ def test_large_weights_widen_neither_ranges_nor_row_scales() -> None:
 @pytest.mark.parametrize("name", ["int2g64s6", "int2g32s8", "int2+4r0.4g32s8", "int4g32s6"])
 def test_coded_scales_have_room_for_what_groups_absorb(name: str) -> None:
     weight, fidelity = normal(48, 128), Fidelity.parse(name)
-    assert _loss(weight, _quantize(weight, fidelity)) < 1.1 * _loss(weight, _quantize(weight, replace(fidelity, scale_bits=16)))
+    assert _loss(weight, _quantize(weight, fidelity)) < 1.1 * _loss(
+        weight, _quantize(weight, replace(fidelity, scale_bits=16))
+    )
 
 
 @options
@@ -143,7 +169,11 @@ def test_arguments_are_left_alone(fidelity: Fidelity) -> None:
 def test_a_layer_that_saw_no_input_and_one_of_zeros_are_stored(fidelity: Fidelity) -> None:
     stored = quantize_layer(normal(9, 100), torch.zeros(100, 100), fidelity, torch.zeros(100))
     assert float((stored.dequantize() - normal(9, 100)).abs().mean()) < 0.5
-    assert not quantize_layer(torch.zeros(9, 100), torch.eye(100), fidelity, torch.zeros(100)).dequantize().any()
+    assert (
+        not quantize_layer(torch.zeros(9, 100), torch.eye(100), fidelity, torch.zeros(100))
+        .dequantize()
+        .any()
+    )
 
 
 def test_scores_of_another_layer_are_refused() -> None:
@@ -153,19 +183,30 @@ def test_scores_of_another_layer_are_refused() -> None:
 
 def _packed(model: torch.nn.Module, fidelity: Fidelity) -> tuple[Plan, dict[str, QuantizedWeight]]:
     plan = Plan.uniform(find_layers(model), fidelity)
-    return plan, {layer.name: _quantize(get_linear(model, layer.name).weight.data, fidelity) for layer in plan.layers}
+    return plan, {
+        layer.name: _quantize(get_linear(model, layer.name).weight.data, fidelity)
+        for layer in plan.layers
+    }
 
 
 @options
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_transformers_loads_what_was_saved_bit_for_bit(
-    family: str, fidelity: Fidelity, tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+    family: str,
+    fidelity: Fidelity,
+    tiny_folder: TinyFolder,
+    tiny_model: TinyModel,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     model, folder = tiny_model(family), tmp_path_factory.mktemp("saved") / "out"
     plan, weights = _packed(model, fidelity)
     pack_model(model, plan, weights)
     save_checkpoint(model, tiny_folder(family), plan, folder)
-    assert quantized_bytes(folder, plan) == plan.weight_bytes == sum(map(stored_bytes, weights.values()))
+    assert (
+        quantized_bytes(folder, plan)
+        == plan.weight_bytes
+        == sum(map(stored_bytes, weights.values()))
+    )
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for name, weight in weights.items():
         module = loaded.get_submodule(name)
@@ -176,7 +217,10 @@ def test_transformers_loads_what_was_saved_bit_for_bit(
         for key, tensor in weight.tensors.items():
             assert buffers[key].dtype == tensor.dtype
             assert torch.equal(buffers[key], tensor)
-    original, loaded = tiny_model(family), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    original, loaded = (
+        tiny_model(family),
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+    )
     for name, weight in weights.items():
         original.get_submodule(name).weight.data = weight.dequantize()
     assert torch.equal(logits_of(loaded, TOKENS), logits_of(original, TOKENS))
@@ -192,5 +236,7 @@ def test_a_checkpoint_that_lacks_an_option_s_tensor_is_refused(
         folder = tmp_path_factory.mktemp("saved") / "out"
         save_checkpoint(model, tiny_folder("llama"), plan, folder)
         tensors(lambda all_, leaf=leaf: all_.pop(f"model.layers.0.mlp.up_proj.{leaf}"))(folder)
-        with pytest.raises(CheckpointError, match=f"lacks 1 packed tensors, 'model.layers.0.mlp.up_proj.{leaf}'"):
+        with pytest.raises(
+            CheckpointError, match=f"lacks 1 packed tensors, 'model.layers.0.mlp.up_proj.{leaf}'"
+        ):
             AutoModelForCausalLM.from_pretrained(folder)

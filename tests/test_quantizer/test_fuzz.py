@@ -1,4 +1,7 @@
-"""Whatever bytes a model is made of, it is used or refused with one ModelError, in bounded memory. Seeded: the same at each run."""
+"""Whatever bytes a model is made of, it is used or refused with one ModelError, in bounded memory.
+
+Seeded: the same at each run.
+"""
 
 import json
 import random
@@ -26,14 +29,72 @@ from tests.test_quantizer.test_source_safety import GOOD, weights
 PEAK_BYTES = 4_000_000
 """Of Python memory for one small file, whatever it claims to hold."""
 
-BORDERS = (0, 1, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+BORDERS = (
+    0,
+    1,
+    7,
+    8,
+    255,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 NASTY: tuple[Any, ...] = (
-    *(None, True, -1, 10**30, 1e308, float("nan"), float("inf"), "", "0", "../x", "\0", "\ud800", "a" * 5000),
-    *([], {}, [[]], [0] * 20, {"a": {}}, "F32", [0, 0], ["0", 24], "llama", "eager", "someone/kernel", "https://a.b/c"),
+    *(
+        None,
+        True,
+        -1,
+        10**30,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "0",
+        "../x",
+        "\0",
+        "\ud800",
+        "a" * 5000,
+    ),
+    *(
+        [],
+        {},
+        [[]],
+        [0] * 20,
+        {"a": {}},
+        "F32",
+        [0, 0],
+        ["0", 24],
+        "llama",
+        "eager",
+        "someone/kernel",
+        "https://a.b/c",
+    ),
 )
 KEYS = (
-    *("auto_map", "_attn_implementation", "attn_implementation", "_x", "__class__", "_name_or_path", "quantization_config"),
-    *("transformers_weights", "configuration_files", "text_config", "model_type", "to_dict", "per_layer_config", "dtype"),
+    *(
+        "auto_map",
+        "_attn_implementation",
+        "attn_implementation",
+        "_x",
+        "__class__",
+        "_name_or_path",
+        "quantization_config",
+    ),
+    *(
+        "transformers_weights",
+        "configuration_files",
+        "text_config",
+        "model_type",
+        "to_dict",
+        "per_layer_config",
+        "dtype",
+    ),
 )
 
 
@@ -86,14 +147,19 @@ def bounded_memory() -> Iterator[None]:
 
 
 def mangled(rng: random.Random, data: bytes, first: int = 0, last: int | None = None) -> bytes:
-    """Return the bytes after one to four changes between two places: bits, bytes, numbers, cuts, doublings, brackets."""
+    """Return the bytes after one to four changes between two places.
+
+    Bits, bytes, numbers, cuts, doublings, brackets.
+    """
     changed, last = bytearray(data), len(data) if last is None else last
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(first, max(first, min(last, len(changed)) - 1))
         size = rng.randint(1, 12)
         match rng.randrange(7):
             case 0:
-                changed[at : at + 1] = bytes([(changed[at] if at < len(changed) else 0) ^ 1 << rng.randrange(8)])
+                changed[at : at + 1] = bytes(
+                    [(changed[at] if at < len(changed) else 0) ^ 1 << rng.randrange(8)]
+                )
             case 1:
                 changed[at : at + 1] = rng.randbytes(1)
             case 2:
@@ -103,7 +169,21 @@ def mangled(rng: random.Random, data: bytes, first: int = 0, last: int | None = 
             case 4:
                 changed[at:at] = changed[at : at + size]
             case 5:
-                changed[at:at] = rng.choice([b"{", b"[", b'"', b"\\", b"}", b",", b"[" * 3000, b"9" * 30, b"-", b"\xff", b"\0"])
+                changed[at:at] = rng.choice(
+                    [
+                        b"{",
+                        b"[",
+                        b'"',
+                        b"\\",
+                        b"}",
+                        b",",
+                        b"[" * 3000,
+                        b"9" * 30,
+                        b"-",
+                        b"\xff",
+                        b"\0",
+                    ]
+                )
             case _:
                 del changed[at + rng.randint(0, len(changed)) :]
     return bytes(changed)
@@ -137,7 +217,15 @@ def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
         for _ in range(1500):
             body = rng.randbytes(rng.randint(0, 300))
             length = rng.choice([len(body), rng.choice(BORDERS), rng.randrange(2**64)])
-            file.write_bytes(rng.choice([body, struct.pack("<Q", length) + body, struct.pack("<Q", length) + b"{" + body]))
+            file.write_bytes(
+                rng.choice(
+                    [
+                        body,
+                        struct.pack("<Q", length) + body,
+                        struct.pack("<Q", length) + b"{" + body,
+                    ]
+                )
+            )
             seen.of(lambda: check_safetensors(file))
 
 
@@ -148,7 +236,11 @@ def test_weights_with_mangled_headers(tiny_folder: TinyFolder, tmp_path: Path) -
     small = weights(GOOD | {"__metadata__": {"format": "pt"}})
     with bounded_memory(), outcomes(3000, least=20) as seen:
         for case in range(3000):
-            file.write_bytes(mangled(rng, small, 0, len(small) - 29) if case % 4 else mangled(rng, header) + real[len(header) :])
+            file.write_bytes(
+                mangled(rng, small, 0, len(small) - 29)
+                if case % 4
+                else mangled(rng, header) + real[len(header) :]
+            )
             check_with_twin(file, seen)
 
 
@@ -174,12 +266,17 @@ def random_header(rng: random.Random) -> tuple[dict[str, Any], int]:
     """Return a header that is right, its tensors in any order, and the bytes of its data."""
     sizes, rows, end = {"F32": 4, "BF16": 2, "I64": 8, "U8": 1}, [], 0
     for number in range(rng.randint(1, 5)):
-        dtype, shape = rng.choice(list(sizes)), [rng.randint(0, 4) for _ in range(rng.randint(0, 3))]
+        dtype, shape = (
+            rng.choice(list(sizes)),
+            [rng.randint(0, 4) for _ in range(rng.randint(0, 3))],
+        )
         start, count = end, sizes[dtype]
         for length in shape:
             count *= length
         end += count
-        rows.append((f"layer.{number}", {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}))
+        rows.append(
+            (f"layer.{number}", {"dtype": dtype, "shape": shape, "data_offsets": [start, end]})
+        )
     rng.shuffle(rows)
     return dict(rows), end
 
@@ -187,11 +284,31 @@ def random_header(rng: random.Random) -> tuple[dict[str, Any], int]:
 def test_indexes(edited: Edited) -> None:
     folder = edited()
     (folder / FILE).rename(folder / SHARD)
-    rng, good = dice(4), {"metadata": {"total_size": 1}, "weight_map": {"a": SHARD, "b": SHARD, "c": SHARD}}
-    names = [SHARD, SHARD, "../" + FILE, "/etc/passwd", "config.json", "", ".", "..", "x.safetensors", "a\0b.safetensors", 5, None]
+    rng, good = (
+        dice(4),
+        {"metadata": {"total_size": 1}, "weight_map": {"a": SHARD, "b": SHARD, "c": SHARD}},
+    )
+    names = [
+        SHARD,
+        SHARD,
+        "../" + FILE,
+        "/etc/passwd",
+        "config.json",
+        "",
+        ".",
+        "..",
+        "x.safetensors",
+        "a\0b.safetensors",
+        5,
+        None,
+    ]
     with bounded_memory(), outcomes(2000, least=100) as seen:
         for case in range(2000):
-            index: Any = good | {"weight_map": {str(number): rng.choice(names[: rng.choice([2, 2, 12])]) for number in range(3)}}
+            index: Any = good | {
+                "weight_map": {
+                    str(number): rng.choice(names[: rng.choice([2, 2, 12])]) for number in range(3)
+                }
+            }
             text = json.dumps(spoiled(rng, index) if case % 3 == 0 else index).encode()
             (folder / INDEX).write_bytes(mangled(rng, text) if case % 3 == 1 else text)
             seen.of(lambda: read_shards(folder, folder / INDEX))
@@ -223,10 +340,18 @@ def random_gguf(rng: random.Random) -> bytes:
         return 4, struct.pack("<I", some(value) % 2**32)
 
     values = {"general.architecture": (8, gguf_text("llama")), "llama.block_count": number(1)}
-    values |= {f"llama.{name}": number(32) for name in ("context_length", "embedding_length", "feed_forward_length")}
+    values |= {
+        f"llama.{name}": number(32)
+        for name in ("context_length", "embedding_length", "feed_forward_length")
+    }
     values |= {f"llama.attention.{name}": number(2) for name in ("head_count", "head_count_kv")}
-    values["llama.attention.layer_norm_rms_epsilon"] = (6, struct.pack("<f", rng.choice([1e-5, float("nan")])))
-    values["tokenizer.ggml.tokens"] = gguf_list(some(8) % 2**32, some(3), b"".join(gguf_text(text) for text in "abc"))
+    values["llama.attention.layer_norm_rms_epsilon"] = (
+        6,
+        struct.pack("<f", rng.choice([1e-5, float("nan")])),
+    )
+    values["tokenizer.ggml.tokens"] = gguf_list(
+        some(8) % 2**32, some(3), b"".join(gguf_text(text) for text in "abc")
+    )
     values["tokenizer.ggml.scores"] = gguf_list(some(6) % 2**32, some(3), bytes(12))
     values[rng.choice(["general.alignment", "general.file_type"])] = number(32)
     tensors = (
@@ -234,13 +359,17 @@ def random_gguf(rng: random.Random) -> bytes:
         gguf_tensor("output_norm.weight", [8], 0, some(128)),
     )
     counts = (some(2), some(len(values)))
-    return gguf_bytes(values, version=some(3) % 2**32, counts=counts, tensors=tensors, data_bytes=some(160) % 1000)
+    return gguf_bytes(
+        values, version=some(3) % 2**32, counts=counts, tensors=tensors, data_bytes=some(160) % 1000
+    )
 
 
 def test_gguf_headers(tmp_path: Path) -> None:
     rng, file = dice(6), tmp_path / "model.gguf"
     file.write_bytes(gguf_bytes())
-    assert check_gguf(file) == 2  # imports the library that the check needs before memory is measured
+    assert (
+        check_gguf(file) == 2
+    )  # imports the library that the check needs before memory is measured
     with bounded_memory(), outcomes(4000, least=400) as seen:
         for case in range(4000):
             content = random_gguf(rng)
@@ -248,13 +377,17 @@ def test_gguf_headers(tmp_path: Path) -> None:
             seen.of(lambda: check_gguf(file))
 
 
-@pytest.mark.parametrize("part", [FILE, INDEX, "config.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "part", [FILE, INDEX, "config.json", "tokenizer_config.json", "generation_config.json"]
+)
 def test_whole_folders(part: str, edited: Edited) -> None:
     folder = edited()
     rng = dice(f"folder of {part}")
     if part == INDEX:
         (folder / FILE).rename(folder / SHARD)
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": SHARD, "b": SHARD}}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {}, "weight_map": {"a": SHARD, "b": SHARD}})
+        )
     good = (folder / part).read_bytes()
     header_bytes = 8 + int.from_bytes(good[:8], "little") if part == FILE else len(good)
     with outcomes(80, least=1) as seen:
@@ -264,7 +397,11 @@ def test_whole_folders(part: str, edited: Edited) -> None:
             else:
                 content = json.dumps(spoiled(rng, json.loads(good))).encode()
             (folder / part).write_bytes(content if case else good)
-            seen.of(lambda: load_config(find_model(str(folder), folder.parent / "cache", read_weights=False)))
+            seen.of(
+                lambda: load_config(
+                    find_model(str(folder), folder.parent / "cache", read_weights=False)
+                )
+            )
 
 
 def test_tokenizers(edited: Edited) -> None:
@@ -273,8 +410,14 @@ def test_tokenizers(edited: Edited) -> None:
     with outcomes(300, least=10) as seen:
         for case in range(300):
             values = spoiled(rng, spoiled(rng, json.loads(good)))
-            (folder / "tokenizer.json").write_bytes(mangled(rng, good) if case % 3 == 0 else json.dumps(values).encode())
-            seen.of(lambda: load_tokenizer(find_model(str(folder), folder.parent / "cache", read_weights=False)))
+            (folder / "tokenizer.json").write_bytes(
+                mangled(rng, good) if case % 3 == 0 else json.dumps(values).encode()
+            )
+            seen.of(
+                lambda: load_tokenizer(
+                    find_model(str(folder), folder.parent / "cache", read_weights=False)
+                )
+            )
 
 
 def test_models(edited: Edited) -> None:
@@ -283,7 +426,13 @@ def test_models(edited: Edited) -> None:
     with outcomes(150, least=10) as seen:
         for _ in range(150):
             (folder / "config.json").write_text(json.dumps(spoiled(rng, good)))
-            seen.of(lambda: load_model(find_model(str(folder), folder.parent / "cache", read_weights=False), torch.float32, "cpu"))
+            seen.of(
+                lambda: load_model(
+                    find_model(str(folder), folder.parent / "cache", read_weights=False),
+                    torch.float32,
+                    "cpu",
+                )
+            )
 
 
 def test_whole_gguf_files(tmp_path: Path) -> None:
@@ -292,6 +441,8 @@ def test_whole_gguf_files(tmp_path: Path) -> None:
         for case in range(200):
             content = random_gguf(rng)
             file.write_bytes(mangled(rng, content) if case % 4 == 0 else content)
-            seen.of(lambda: load_config(find_model(str(file), tmp_path / "cache", read_weights=False)))
+            seen.of(
+                lambda: load_config(find_model(str(file), tmp_path / "cache", read_weights=False))
+            )
             assert refusal(lambda: find_model(str(file), tmp_path / "cache"))  # blocks are missing
             shutil.rmtree(tmp_path / "cache", ignore_errors=True)

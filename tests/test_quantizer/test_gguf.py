@@ -1,4 +1,7 @@
-"""Promises of quantizer.source for GGUF files and for dry runs: what is converted is the same model, and what is not read."""
+"""Promises of quantizer.source for GGUF files and for dry runs.
+
+What is converted is the same model, and what is not read.
+"""
 
 import json
 from pathlib import Path
@@ -54,8 +57,14 @@ def _write_gguf(path: Path, model: Any, tokenizer_file: Path) -> None:
         if module not in NAMES:
             _, _, index, module = module.split(".", 3)
             block = f"blk.{index}."
-        if module.endswith(("q_proj", "k_proj")):  # llama.cpp interleaves the two halves of each head
-            values = values.view(-1, 2, config.head_dim // 2, config.hidden_size).transpose(1, 2).reshape(values.shape)
+        if module.endswith(
+            ("q_proj", "k_proj")
+        ):  # llama.cpp interleaves the two halves of each head
+            values = (
+                values.view(-1, 2, config.head_dim // 2, config.hidden_size)
+                .transpose(1, 2)
+                .reshape(values.shape)
+            )
         writer.add_tensor(f"{block}{NAMES[module]}.weight", np.ascontiguousarray(values.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -64,7 +73,9 @@ def _write_gguf(path: Path, model: Any, tokenizer_file: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def gguf_file(tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gguf_file(
+    tiny_folder: TinyFolder, tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Return the tiny llama as a GGUF file."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     _write_gguf(path, tiny_model("llama"), tiny_folder("llama").path / "tokenizer.json")
@@ -93,7 +104,9 @@ def test_a_gguf_file_is_converted_once(gguf_file: Path, tmp_path: Path) -> None:
     assert {file.name: file.stat().st_mtime_ns for file in second.path.iterdir()} == times
 
 
-def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(gguf_file: Path, tmp_path: Path) -> None:
+def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(
+    gguf_file: Path, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(gguf_file.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"GGUF file '.*broken\.gguf' cannot be read"):
@@ -101,14 +114,18 @@ def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(gguf_file: Path, tm
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_a_dry_run_on_a_gguf_file_finds_the_configuration_alone(gguf_file: Path, tmp_path: Path) -> None:
+def test_a_dry_run_on_a_gguf_file_finds_the_configuration_alone(
+    gguf_file: Path, tmp_path: Path
+) -> None:
     found = find_model(str(gguf_file), tmp_path, read_weights=False)
     assert found.sha256 == ""
     assert json.loads((found.path / "config.json").read_text())["num_hidden_layers"] == 3
     assert not list(found.path.glob("*.safetensors"))
 
 
-def test_a_dry_run_does_not_stand_in_the_way_of_the_real_one(gguf_file: Path, tmp_path: Path) -> None:
+def test_a_dry_run_does_not_stand_in_the_way_of_the_real_one(
+    gguf_file: Path, tmp_path: Path
+) -> None:
     find_model(str(gguf_file), tmp_path, read_weights=False)
     found = find_model(str(gguf_file), tmp_path)
     assert found.sha256

@@ -1,4 +1,7 @@
-"""Promises of quantizer.gptq: errors are compensated exactly as the method says, and never in vain."""
+"""Promises of quantizer.gptq.
+
+Errors are compensated exactly as the method says, and never in vain.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +47,12 @@ def _hessian(features: int, seed: int = 0) -> Tensor:
 
 
 def _quantize(weight: Tensor, hessian: Tensor, fidelity: Fidelity) -> QuantizedWeight:
-    return quantize_layer(weight, hessian, fidelity, column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size))
+    return quantize_layer(
+        weight,
+        hessian,
+        fidelity,
+        column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size),
+    )
 
 
 def _output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
@@ -59,14 +67,19 @@ def _representable(stored: QuantizedWeight, bits: int) -> Callable[[Tensor], Ten
     return partial(coded_scale, unit=unit, scale_bits=stored.fidelity.scale_bits)
 
 
-def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def _compensate_slowly(
+    weight: Tensor, hessian: Tensor, stored: QuantizedWeight
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Quantize by explicit optimal brain surgery in float64, with the stored column order, grids and places of outliers.
 
-    After each column the inverse Hessian of the columns that remain is computed anew. Returned are the dequantized weight, and, for
-    each group of columns, the scales that fit what had remained of it and the stored ones.
+    After each column the inverse Hessian of the columns that remain is computed anew. Returned are
+    the dequantized weight, and, for each group of columns, the scales that fit what had remained of
+    it and the stored ones.
     """
     order = stored.tensors["columns"].long()
-    damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+    damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(
+        len(hessian), dtype=torch.float64
+    )
     damped, remaining, position = damped[order][:, order], weight.double()[:, order], 0
     kept = torch.zeros(weight.shape, dtype=torch.bool)
     for place in outliers_slowly(stored):
@@ -79,12 +92,20 @@ def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight)
             group = column // stored.fidelity.group_size
             scale, zero = grids[group], zeros[group].double()
             if column % stored.fidelity.group_size == 0:
-                columns = slice(position, position + min(stored.fidelity.group_size, count - column))
+                columns = slice(
+                    position, position + min(stored.fidelity.group_size, count - column)
+                )
                 dense = remaining[:, columns].masked_fill(kept[:, columns], 0).float()
-                fitted, _ = fit_grid(dense, bits, hessian.diagonal()[order][columns], _representable(stored, bits))
+                fitted, _ = fit_grid(
+                    dense, bits, hessian.diagonal()[order][columns], _representable(stored, bits)
+                )
                 scales.append((fitted[:, 0].double(), scale))
-            rounded = scale * ((remaining[:, position] / scale + zero).round().clamp(0, 2**bits - 1) - zero)
-            rounded = torch.where(kept[:, position], remaining[:, position].half().double(), rounded)
+            rounded = scale * (
+                (remaining[:, position] / scale + zero).round().clamp(0, 2**bits - 1) - zero
+            )
+            rounded = torch.where(
+                kept[:, position], remaining[:, position].half().double(), rounded
+            )
             inverse = torch.linalg.inv(damped[position:, position:])
             step = (remaining[:, position] - rounded) / inverse[0, 0]
             remaining[:, position + 1 :] -= step[:, None] * inverse[0, 1:]
@@ -96,7 +117,9 @@ def _compensate_slowly(weight: Tensor, hessian: Tensor, stored: QuantizedWeight)
 
 
 @pytest.mark.parametrize(("fidelity", "features"), CASES)
-def test_quantize_layer_is_explicit_optimal_brain_surgery(fidelity: Fidelity, features: int) -> None:
+def test_quantize_layer_is_explicit_optimal_brain_surgery(
+    fidelity: Fidelity, features: int
+) -> None:
     weight, hessian = normal(12, features), _hessian(features)
     stored = _quantize(weight, hessian, fidelity)
     slow, scales = _compensate_slowly(weight, hessian, stored)
@@ -113,15 +136,23 @@ def test_several_fidelities_of_many_outputs_are_what_each_is_alone() -> None:
     weight, hessian = normal(300, 100), _hessian(100)
     fidelities = [Fidelity.parse(name) for name in ("int2g32", "int2+4r0.25g32s6", "int8g64")]
     impacts = [column_impact(weight, hessian, each.bits_lo, each.group_size) for each in fidelities]
-    for fidelity, together in zip(fidelities, quantize_forms(weight, hessian, fidelities, impacts), strict=True):
-        error = torch.stack([together.dequantize(), _quantize(weight, hessian, fidelity).dequantize()])
-        assert int((error[0] - error[1]).abs().amax(1).lt(1e-6).sum()) >= 290  # products of another shape, borders between codes
+    for fidelity, together in zip(
+        fidelities, quantize_forms(weight, hessian, fidelities, impacts), strict=True
+    ):
+        error = torch.stack(
+            [together.dequantize(), _quantize(weight, hessian, fidelity).dequantize()]
+        )
+        assert (
+            int((error[0] - error[1]).abs().amax(1).lt(1e-6).sum()) >= 290
+        )  # products of another shape, borders between codes
         slow, _ = _compensate_slowly(weight, hessian, together)
         assert int((error[0].double() - slow).abs().amax(1).lt(1e-6).sum()) >= 280
 
 
 @pytest.mark.parametrize(("fidelity", "features"), CASES)
-def test_compensation_beats_round_to_nearest_on_correlated_inputs(fidelity: Fidelity, features: int) -> None:
+def test_compensation_beats_round_to_nearest_on_correlated_inputs(
+    fidelity: Fidelity, features: int
+) -> None:
     weight, hessian = normal(24, features, seed=1), _hessian(features, seed=1)
     rounded = round_to_nearest(weight, fidelity.bits_lo, fidelity.group_size, hessian.diagonal())
     stored = _quantize(weight, hessian, fidelity).dequantize()
@@ -140,7 +171,9 @@ def test_a_diagonal_hessian_is_plain_rounding_in_the_order_of_the_moments() -> N
     stored = _quantize(weight, moments.diag(), Fidelity.uniform(3, 32))
     order = moments.argsort(descending=True, stable=True)
     assert torch.equal(stored.tensors["columns"].long(), order)
-    assert torch.equal(stored.dequantize()[:, order], round_to_nearest(weight[:, order], 3, 32, moments[order]))
+    assert torch.equal(
+        stored.dequantize()[:, order], round_to_nearest(weight[:, order], 3, 32, moments[order])
+    )
 
 
 @pytest.mark.parametrize("fidelity", [Fidelity.uniform(3, 32), Fidelity(2, 4, 0.25, 32)])
@@ -151,7 +184,10 @@ def test_a_layer_that_saw_no_input_is_plainly_rounded(fidelity: Fidelity) -> Non
     start = 0
     for columns, bits in fidelity.parts(100):
         part = slice(start, start + columns)
-        assert torch.equal(stored.dequantize()[:, part], round_to_nearest(weight[:, part], bits, 32, torch.ones(columns)))
+        assert torch.equal(
+            stored.dequantize()[:, part],
+            round_to_nearest(weight[:, part], bits, 32, torch.ones(columns)),
+        )
         start += columns
 
 
@@ -175,8 +211,12 @@ def test_fewer_inputs_than_columns_are_enough() -> None:
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
 def test_the_size_of_the_hessian_does_not_matter(factor: float) -> None:
     weight, hessian = normal(9, 64), _hessian(64)
-    error = _output_error(weight, _quantize(weight, hessian, Fidelity.uniform(3, 32)).dequantize(), hessian)
-    scaled = _output_error(weight, _quantize(weight, factor * hessian, Fidelity.uniform(3, 32)).dequantize(), hessian)
+    error = _output_error(
+        weight, _quantize(weight, hessian, Fidelity.uniform(3, 32)).dequantize(), hessian
+    )
+    scaled = _output_error(
+        weight, _quantize(weight, factor * hessian, Fidelity.uniform(3, 32)).dequantize(), hessian
+    )
     assert scaled == pytest.approx(error, rel=0.05)
 
 
@@ -199,19 +239,30 @@ def test_moments_that_are_not_finite_are_refused(value: float) -> None:
 
 @pytest.mark.parametrize("features", [1, 2, 33, 100])
 def test_the_upper_factor_is_one_of_the_damped_inverse_in_any_order(features: int) -> None:
-    hessian, order = _hessian(features), torch.randperm(features, generator=torch.Generator().manual_seed(0))
+    hessian, order = (
+        _hessian(features),
+        torch.randperm(features, generator=torch.Generator().manual_seed(0)),
+    )
     factor = upper_factor(damped_inverse(hessian), order)
     assert factor.dtype == torch.float32
     assert not torch.tril(factor, -1).any()
     ordered = hessian.double()[order][:, order]
-    damped = ordered + DAMPING * ordered.diagonal().mean() * torch.eye(features, dtype=torch.float64)
-    assert torch.allclose(factor.double().t() @ factor.double() @ damped, torch.eye(features, dtype=torch.float64), atol=1e-4)
+    damped = ordered + DAMPING * ordered.diagonal().mean() * torch.eye(
+        features, dtype=torch.float64
+    )
+    assert torch.allclose(
+        factor.double().t() @ factor.double() @ damped,
+        torch.eye(features, dtype=torch.float64),
+        atol=1e-4,
+    )
 
 
 def test_more_is_damped_where_little_damping_fails() -> None:
     hessian = torch.tensor([[1.0, 1.5], [1.5, 1.0]], dtype=torch.float64)  # one eigenvalue is -0.5
     damped = hessian + 100 * DAMPING * torch.eye(2, dtype=torch.float64)
-    assert torch.allclose(damped_inverse(hessian) @ damped, torch.eye(2, dtype=torch.float64), atol=1e-8)
+    assert torch.allclose(
+        damped_inverse(hessian) @ damped, torch.eye(2, dtype=torch.float64), atol=1e-8
+    )
 
 
 def test_what_is_no_second_moment_is_not_inverted() -> None:
@@ -229,4 +280,6 @@ def test_the_stored_order_is_the_column_order() -> None:
     weight, hessian, fidelity = normal(9, 100), _hessian(100), Fidelity(2, 4, 0.25, 32)
     impact = column_impact(weight, hessian, 2, 32)
     stored = quantize_layer(weight, hessian, fidelity, impact)
-    assert torch.equal(stored.tensors["columns"].long(), column_order(impact, hessian.diagonal(), fidelity))
+    assert torch.equal(
+        stored.tensors["columns"].long(), column_order(impact, hessian.diagonal(), fidelity)
+    )

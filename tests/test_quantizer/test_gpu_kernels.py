@@ -53,7 +53,10 @@ def test_no_rows_give_no_rows() -> None:
 )
 def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dtype) -> None:
     if DEVICE == "cpu" and dtype == torch.bfloat16 and rows in (16, 17):
-        pytest.skip("the interpreter takes the bits of a bfloat16 for a number where matrices are multiplied")
+        pytest.skip(
+            "the interpreter takes the bits of a bfloat16 for a number where matrices are "
+            "multiplied"
+        )
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
     weight, x = random_weight(fidelity, 40, 100).to(DEVICE), normal(rows, 100).to(DEVICE, dtype)
     found = gpu.matmul(x, weight.tensors, fidelity, 40, None)
@@ -68,7 +71,13 @@ def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles
     weight = random_weight(fidelity, *shape).to(DEVICE)
     for rows in (1, 5, 70):
         x = normal(rows, shape[1]).to(DEVICE)
-        assert distance(gpu.multiply_fused(x, weight.tensors, fidelity, shape[0], tiles), truth_of(x, weight)) < 1e-5
+        assert (
+            distance(
+                gpu.multiply_fused(x, weight.tensors, fidelity, shape[0], tiles),
+                truth_of(x, weight),
+            )
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -80,16 +89,22 @@ def test_columns_can_be_split_among_programs(rows: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "o" not in name and "a" not in name])
-def test_expanded_weights_are_those_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expanded_weights_are_those_of_the_reference(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fidelity, x = Fidelity.parse(name), torch.eye(100, device=DEVICE)
     weight = random_weight(fidelity, 300, 100).to(DEVICE)
-    monkeypatch.setattr(gpu, "TILE_BYTES", 4 * 100 * 128)  # 300 outputs are two whole tiles and a ragged one
+    monkeypatch.setattr(
+        gpu, "TILE_BYTES", 4 * 100 * 128
+    )  # 300 outputs are two whole tiles and a ragged one
     found = gpu.multiply_tiles(x, weight.tensors, fidelity, 300)
     assert torch.equal(found, reference.matmul(x, weight.tensors, fidelity, 300, None))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 65])
-def test_what_a_search_is_kept_under_can_be_written(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_search_is_kept_under_can_be_written(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launched: list[dict[str, Any]] = []
 
     class Kernel:
@@ -98,7 +113,13 @@ def test_what_a_search_is_kept_under_can_be_written(rows: int, monkeypatch: pyte
 
     monkeypatch.setattr(gpu, "_launch", lambda *_: (Kernel(), {}))
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
-    gpu.matmul(normal(rows, 63).to(DEVICE), random_weight(fidelity, 17, 63).to(DEVICE).tensors, fidelity, 17, None)
+    gpu.matmul(
+        normal(rows, 63).to(DEVICE),
+        random_weight(fidelity, 17, 63).to(DEVICE).tensors,
+        fidelity,
+        17,
+        None,
+    )
     assert all(json.loads(json.dumps(constants)) == constants for constants in launched)
     assert launched
 
@@ -115,11 +136,16 @@ def test_values_are_rounded_clipped_and_packed(bits: int, shape: tuple[int, int]
 def test_kernels_compile_for_gpus_that_are_not_here(target: str, record_property: Any) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     process = subprocess.run(
-        [sys.executable, "-m", "tests.compiled_kernels", target], check=True, capture_output=True, env=environment
+        [sys.executable, "-m", "tests.compiled_kernels", target],
+        check=True,
+        capture_output=True,
+        env=environment,
     )
     for line in process.stdout.splitlines():
         row = json.loads(line)
         record_property(f"{row['kernel']} {row['format']}", line)
-        assert row["stack_bytes"] <= 16  # the assembler leaves two words there at 56 of 255 registers
+        assert (
+            row["stack_bytes"] <= 16
+        )  # the assembler leaves two words there at 56 of 255 registers
         assert 0 < row["registers"] <= 255
         assert row["shared_bytes"] <= 48 * 1024

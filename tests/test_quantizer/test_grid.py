@@ -1,4 +1,7 @@
-"""Promises of quantizer.grid: the range search finds the best of its candidates, and the grid can be stored."""
+"""Promises of quantizer.grid.
+
+The range search finds the best of its candidates, and the grid can be stored.
+"""
 
 import numpy as np
 import pytest
@@ -29,7 +32,9 @@ def _candidates(row: np.ndarray, bits: int) -> list[tuple[float, float]]:
     for step in range(13):
         shrink = 1 - 0.05 * step
         span = np.float32(high - low) * np.float32(shrink / top)
-        scale = np.float32(np.float16(min(max(span, np.float32(SMALLEST_NORMAL_HALF)), np.float32(LARGEST_HALF))))
+        scale = np.float32(
+            np.float16(min(max(span, np.float32(SMALLEST_NORMAL_HALF)), np.float32(LARGEST_HALF)))
+        )
         zero = min(max(np.rint(np.float32(low * np.float32(-shrink)) / scale), 0), top)
         found.append((float(scale), float(zero)))
     return found
@@ -39,7 +44,9 @@ def _error(row: np.ndarray, importance: np.ndarray, bits: int, scale: float, zer
     """Return the weighted squared error of one row, by a plain loop in float64."""
     total = 0.0
     for weight, share in zip(row, importance, strict=True):
-        code = min(max(np.rint(np.float32(weight / np.float32(scale)) + np.float32(zero)), 0), 2**bits - 1)
+        code = min(
+            max(np.rint(np.float32(weight / np.float32(scale)) + np.float32(zero)), 0), 2**bits - 1
+        )
         total += float(share) * (scale * (float(code) - zero) - float(weight)) ** 2
     return total
 
@@ -47,7 +54,9 @@ def _error(row: np.ndarray, importance: np.ndarray, bits: int, scale: float, zer
 def _assert_best(weight: Tensor, importance: Tensor, bits: int) -> None:
     scale, zero = fit_grid(weight, bits, importance)
     assert scale.shape == zero.shape == (len(weight), 1)
-    for row, own_scale, own_zero in zip(weight.numpy(), scale[:, 0].tolist(), zero[:, 0].tolist(), strict=True):
+    for row, own_scale, own_zero in zip(
+        weight.numpy(), scale[:, 0].tolist(), zero[:, 0].tolist(), strict=True
+    ):
         candidates = _candidates(row, bits)
         assert (own_scale, own_zero) in candidates
         errors = [_error(row, importance.numpy(), bits, *candidate) for candidate in candidates]
@@ -64,19 +73,29 @@ def test_fit_grid_finds_the_best_candidate_of_each_row(bits: int, columns: int) 
 @fixed
 @given(
     st.sampled_from(CODE_BITS),
-    st.lists(st.tuples(st.floats(-100, 100, width=32), st.floats(0, 10, width=32)), min_size=1, max_size=12),
+    st.lists(
+        st.tuples(st.floats(-100, 100, width=32), st.floats(0, 10, width=32)),
+        min_size=1,
+        max_size=12,
+    ),
 )
-def test_fit_grid_finds_the_best_candidate_of_any_row(bits: int, columns: list[tuple[float, float]]) -> None:
+def test_fit_grid_finds_the_best_candidate_of_any_row(
+    bits: int, columns: list[tuple[float, float]]
+) -> None:
     weights, importance = zip(*columns, strict=True)
     _assert_best(torch.tensor([weights]), torch.tensor(importance), bits)
 
 
 @pytest.mark.parametrize("bits", CODE_BITS)
-def test_a_fitted_grid_is_never_worse_than_the_min_max_grid_and_at_two_bits_better(bits: int) -> None:
+def test_a_fitted_grid_is_never_worse_than_the_min_max_grid_and_at_two_bits_better(
+    bits: int,
+) -> None:
     weight, importance = normal(16, 64, seed=3), normal(64, seed=4).square()
     scale, zero = fit_grid(weight, bits, importance)
     fitted, plain = [], []
-    for row, own_scale, own_zero in zip(weight.numpy(), scale[:, 0].tolist(), zero[:, 0].tolist(), strict=True):
+    for row, own_scale, own_zero in zip(
+        weight.numpy(), scale[:, 0].tolist(), zero[:, 0].tolist(), strict=True
+    ):
         fitted.append(_error(row, importance.numpy(), bits, own_scale, own_zero))
         plain.append(_error(row, importance.numpy(), bits, *_candidates(row, bits)[0]))
     assert all(mine <= other * (1 + 1e-5) for mine, other in zip(fitted, plain, strict=True))
@@ -134,7 +153,10 @@ def test_the_best_of_any_grids_is_found_for_each_of_many_rows(rows: int, strided
     weight, importance = normal(rows, 40), normal(40, seed=1).square()
     if strided:
         weight = weight.t().contiguous().t()
-    scales, zeros = normal(7, rows, seed=2).abs()[..., None] + 0.1, normal(7, rows, seed=3).abs().round()[..., None]
+    scales, zeros = (
+        normal(7, rows, seed=2).abs()[..., None] + 0.1,
+        normal(7, rows, seed=3).abs().round()[..., None],
+    )
     exact, wide = weight.double(), scales.double()
     codes = (exact / wide + zeros).round().clamp(0, 7)
     errors = ((((codes - zeros) * wide - exact) ** 2) * importance).sum(2)
@@ -152,7 +174,9 @@ def test_the_first_of_equal_grids_wins() -> None:
 
 @pytest.mark.parametrize("bits", CODE_BITS)
 def test_codes_are_clipped_to_the_width(bits: int) -> None:
-    codes = quantize(torch.tensor([[-1e6, 0.0, 1e6]]), torch.tensor([[0.5]]), torch.tensor([[1.0]]), bits)
+    codes = quantize(
+        torch.tensor([[-1e6, 0.0, 1e6]]), torch.tensor([[0.5]]), torch.tensor([[1.0]]), bits
+    )
     assert codes.tolist() == [[0, 1, 2**bits - 1]]
 
 
@@ -163,11 +187,16 @@ def test_round_to_nearest_fits_each_group_alone(columns: int) -> None:
     for start in range(0, columns, 32):
         group = slice(start, start + 32)
         scale, zero = fit_grid(weight[:, group], 3, importance[group])
-        assert torch.equal(rounded[:, group], dequantize(quantize(weight[:, group], scale, zero, 3), scale, zero))
+        assert torch.equal(
+            rounded[:, group], dequantize(quantize(weight[:, group], scale, zero, 3), scale, zero)
+        )
 
 
 def test_more_bits_round_closer() -> None:
     weight = normal(8, 128)
-    errors = [float((round_to_nearest(weight, bits, 64, torch.ones(128)) - weight).square().sum()) for bits in CODE_BITS]
+    errors = [
+        float((round_to_nearest(weight, bits, 64, torch.ones(128)) - weight).square().sum())
+        for bits in CODE_BITS
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3 * errors[0]

@@ -38,14 +38,18 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill fresh memory with what shows in every sum that it enters."""
     with torch.device("meta"):
-        torch.empty(1)  # torch notes here, once and for all, which functions a default device concerns
+        torch.empty(
+            1
+        )  # torch notes here, once and for all, which functions a default device concerns
     empty, new_empty = torch.empty, Tensor.new_empty
 
     def filled(tensor: Tensor) -> Tensor:
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", lambda *size, **kind: filled(empty(*size, **kind)))
-    monkeypatch.setattr(Tensor, "new_empty", lambda self, *size, **kind: filled(new_empty(self, *size, **kind)))
+    monkeypatch.setattr(
+        Tensor, "new_empty", lambda self, *size, **kind: filled(new_empty(self, *size, **kind))
+    )
 
 
 @pytest.fixture
@@ -67,14 +71,19 @@ def truth_of(x: Tensor, weight: QuantizedWeight) -> Tensor:
 
 
 def tolerance(fidelity: Fidelity, dtype: torch.dtype) -> float:
-    """Return what rounding explains: that of the result, and of sums of codes from which zero points are taken."""
+    """Return what rounding explains.
+
+    That of the result, and of sums of codes from which zero points are taken.
+    """
     return float(torch.finfo(dtype).eps) + 2.0 ** (fidelity.bits_hi - 23)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_products_are_those_of_the_expanded_weight(
+    name: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
     fidelity = Fidelity.parse(name)
     weight = random_weight(fidelity, *shape)
     for rows in (*FEW, *MANY):
@@ -91,27 +100,42 @@ def test_long_and_wide_layers_are_multiplied_alike(shape: tuple[int, int]) -> No
     weight = random_weight(fidelity, *shape)
     for rows in (1, 7, 40):
         x = normal(rows, shape[1])
-        assert distance(cpu.matmul(x, weight.tensors, fidelity, shape[0], None), truth_of(x, weight)) < 1e-5
+        assert (
+            distance(cpu.matmul(x, weight.tensors, fidelity, shape[0], None), truth_of(x, weight))
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_many_rows_see_the_weights_of_the_reference(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_see_the_weights_of_the_reference(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fidelity, x = Fidelity.parse(name), torch.eye(100)
     weight = random_weight(fidelity, 90, 100)
-    monkeypatch.setattr(cpu, "TILE_BYTES", 4 * 100 * 32)  # 90 outputs are two whole tiles and a ragged one
-    for dtype, multiplied in ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)):
+    monkeypatch.setattr(
+        cpu, "TILE_BYTES", 4 * 100 * 32
+    )  # 90 outputs are two whole tiles and a ragged one
+    for dtype, multiplied in (
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+    ):
         monkeypatch.setattr(cpu, "fast_precision", lambda _, multiplied=multiplied: multiplied)
         expected = reference.matmul(x.to(dtype), weight.tensors, fidelity, 90, None)
         assert torch.equal(cpu.matmul(x.to(dtype), weight.tensors, fidelity, 90, None), expected)
 
 
-def test_many_rows_are_multiplied_in_the_precision_of_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_are_multiplied_in_the_precision_of_the_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g64s6"), normal(40, 100)
     weight = random_weight(fidelity, 90, 100)
     monkeypatch.setattr(cpu, "fast_precision", lambda _: torch.bfloat16)
     rounded = cpu.matmul(x.bfloat16(), weight.tensors, fidelity, 90, None)
     with products_in(torch.bfloat16, x.device):
-        found, expected = (each.matmul(x, weight.tensors, fidelity, 90, None) for each in (cpu, reference))
+        found, expected = (
+            each.matmul(x, weight.tensors, fidelity, 90, None) for each in (cpu, reference)
+        )
     assert found.dtype == expected.dtype == torch.float32
     assert torch.equal(found, rounded.float())
     assert distance(found, expected.double()) < torch.finfo(torch.bfloat16).eps
@@ -121,7 +145,9 @@ def test_many_rows_are_multiplied_in_the_precision_of_the_context(monkeypatch: p
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("rows", [1, 7, 40])
 @pytest.mark.parametrize("name", ["int3g64", "int2+4r0.25g32s6o0.02a3"])
-def test_threads_share_the_outputs_and_change_nothing(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_the_outputs_and_change_nothing(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fidelity, x = Fidelity.parse(name), normal(rows, 70)
     weight = random_weight(fidelity, 201, 70)
     alone = cpu.matmul(x, weight.tensors, fidelity, 201, None)
@@ -157,7 +183,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for name, module in ((CPU, cpu), (REFERENCE, reference)):
         original = module.matmul
 
-        def told(*given: object, name: str = name, original: Callable[..., Tensor] = original) -> Tensor:
+        def told(
+            *given: object, name: str = name, original: Callable[..., Tensor] = original
+        ) -> Tensor:
             taken.append(name)
             return original(*given)
 
@@ -165,7 +193,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return taken
 
 
-def test_the_setting_forces_the_reference(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_forces_the_reference(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fidelity, x = Fidelity.parse("int3g32"), normal(2, 70)
     tensors = random_weight(fidelity, 20, 70).tensors
     matmul(x, tensors, fidelity, 20)
@@ -217,7 +247,9 @@ def test_a_compiled_layer_is_one_graph_and_gives_the_same(rows: int, calls: list
 
 def test_what_is_kept_follows_its_tensors() -> None:
     fidelity = Fidelity.parse("int2+3r0.4g32s6a2")
-    layer = QuantizedLinear.from_linear(nn.Linear(70, 20, bias=False), random_weight(fidelity, 20, 70))
+    layer = QuantizedLinear.from_linear(
+        nn.Linear(70, 20, bias=False), random_weight(fidelity, 20, 70)
+    )
     other = random_weight(fidelity, 20, 70, seed=1)
     x = normal(2, 70)
     before = layer(x)
@@ -228,14 +260,19 @@ def test_what_is_kept_follows_its_tensors() -> None:
     with torch.inference_mode():
         layer.row_scales = layer.row_scales * 2  # counts no changes
         layer.row_scales.mul_(2)
-        dense = QuantizedWeight(fidelity, 20, 70, {name: layer.get_buffer(name) for name in other.tensors}).dequantize()
+        dense = QuantizedWeight(
+            fidelity, 20, 70, {name: layer.get_buffer(name) for name in other.tensors}
+        ).dequantize()
         assert distance(layer(x), x.double() @ dense.double().t()) < 1e-5
 
 
 @pytest.mark.parametrize("rows", [2, 7, 40])
 @pytest.mark.parametrize("name", ["int3g32", "int2+3r0.4g32s6o0.05a3"])
 def test_a_layer_that_was_cast_multiplies_by_what_it_then_holds(name: str, rows: int) -> None:
-    layer, x = QuantizedLinear.from_linear(nn.Linear(70, 20), random_weight(Fidelity.parse(name), 20, 70)), normal(rows, 70)
+    layer, x = (
+        QuantizedLinear.from_linear(nn.Linear(70, 20), random_weight(Fidelity.parse(name), 20, 70)),
+        normal(rows, 70),
+    )
     for dtype in (torch.float32, torch.bfloat16):
         layer.to(dtype)
         truth = x.double() @ layer.dequantize(torch.float32).double().t() + layer.bias.double()
@@ -259,6 +296,10 @@ values = np.empty(4, np.float32)
 compiled._unpack(np.array([0b11100100], np.uint32), 2, 0, values)
 print(values.tolist())
 """
-    environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"}  # which takes cells of notebooks only
-    process = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "NUMBA_CACHE_LOCATOR_CLASSES": "IPythonCacheLocator"
+    }  # which takes cells of notebooks only
+    process = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, env=environment
+    )
     assert process.stdout.strip() == "[0.0, 1.0, 2.0, 3.0]"

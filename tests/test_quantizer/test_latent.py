@@ -1,4 +1,7 @@
-"""Promises of quantizer.latent: a trainable layer computes what its stored form does, and its gradients are the documented ones."""
+"""Promises of quantizer.latent.
+
+A trainable layer computes what its stored form does, and its gradients are the documented ones.
+"""
 
 from dataclasses import replace
 
@@ -16,7 +19,9 @@ from tests.test_quantizer.helpers import correlated_inputs, few, fidelities, nor
 SPLIT = Fidelity(2, 4, 0.4, 32)
 
 
-def _layer(fidelity: Fidelity = SPLIT, out: int = 24, features: int = 80) -> tuple[nn.Linear, QuantizedWeight]:
+def _layer(
+    fidelity: Fidelity = SPLIT, out: int = 24, features: int = 80
+) -> tuple[nn.Linear, QuantizedWeight]:
     linear = nn.Linear(features, out)
     linear.weight.data = normal(out, features, seed=1)
     inputs = correlated_inputs(200, features)
@@ -67,7 +72,9 @@ def test_latent_codes_are_the_original_weight_as_far_as_the_stored_code_allows()
             exact = float(linear.weight.data[row, columns[at]]) / scale + zero
             code = float(codes.codes[row, at])
             expected = min(max(exact, code - CELL), code + CELL)
-            assert float(part.latent.data[row, at // 32, at % 32]) == pytest.approx(expected, abs=1e-5)
+            assert float(part.latent.data[row, at // 32, at % 32]) == pytest.approx(
+                expected, abs=1e-5
+            )
 
 
 def test_gradients_are_straight_through_for_codes_and_exact_for_scales() -> None:
@@ -90,11 +97,22 @@ def test_gradients_are_straight_through_for_codes_and_exact_for_scales() -> None
             for group in range(part.scale.shape[1]):
                 members = range(group * 32, min(group * 32 + 32, count))
                 scale, zero = float(part.scale[row, group]), float(part.zero[row, group])
-                by_hand = sum(float(gradient[row, at]) * scale * (float(codes.codes[row, at]) - zero) for at in members)
-                assert float(part.factor.grad[row, group]) == pytest.approx(by_hand, rel=1e-4, abs=1e-5)
+                by_hand = sum(
+                    float(gradient[row, at]) * scale * (float(codes.codes[row, at]) - zero)
+                    for at in members
+                )
+                assert float(part.factor.grad[row, group]) == pytest.approx(
+                    by_hand, rel=1e-4, abs=1e-5
+                )
                 for at in members:
-                    inside = -0.5 <= float(part.latent.data[row, group, at % 32]) <= 2 ** (4 if start == 0 else 2) - 0.5
-                    assert float(found[row, at]) == pytest.approx(float(gradient[row, at]) * scale if inside else 0.0, abs=1e-6)
+                    inside = (
+                        -0.5
+                        <= float(part.latent.data[row, group, at % 32])
+                        <= 2 ** (4 if start == 0 else 2) - 0.5
+                    )
+                    assert float(found[row, at]) == pytest.approx(
+                        float(gradient[row, at]) * scale if inside else 0.0, abs=1e-6
+                    )
         start += count
     assert float(layer.parts[1].latent.grad[0, 0, 0]) == 0  # type: ignore[index]
     assert float(layer.parts[1].latent.grad[0, 0, 1]) != 0  # type: ignore[index]
@@ -126,7 +144,9 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     assert layer.weight().equal(stored.dequantize())
     start, zero = codes.scale.t().unsqueeze(-1), codes.zero.t().unsqueeze(-1)
     own = codes.codes.view(24, 2, 32)
-    nearest = (linear.weight.data[:, columns].view(24, 2, 32) / start + zero).clamp(own - CELL, own + CELL)
+    nearest = (linear.weight.data[:, columns].view(24, 2, 32) / start + zero).clamp(
+        own - CELL, own + CELL
+    )
     with torch.no_grad():
         part.factor.mul_(0.8)
     scale, exact = part.factor.detach() * start, (nearest - zero) / 0.8 + zero
@@ -137,7 +157,9 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     pull = normal(24, 64, seed=5)
     (layer.weight()[:, columns] * pull).sum().backward()
     inside = (exact >= -0.5) & (exact <= 7.5)
-    step = torch.where(inside, rounded - exact, rounded - zero)  # the gradient of LSQ, in units of the scale
+    step = torch.where(
+        inside, rounded - exact, rounded - zero
+    )  # the gradient of LSQ, in units of the scale
     expected = (pull.view(24, 2, 32) * step * start).sum(-1, keepdim=True)
     assert part.factor.grad is not None
     assert part.factor.grad.allclose(expected, rtol=1e-3, atol=1e-5)

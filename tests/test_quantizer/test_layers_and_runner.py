@@ -1,4 +1,7 @@
-"""Promises of quantizer.layers and quantizer.runner: what is found, and that parts of a model add up to the model."""
+"""Promises of quantizer.layers and quantizer.runner.
+
+What is found, and that parts of a model add up to the model.
+"""
 
 from functools import partial
 from itertools import pairwise
@@ -6,7 +9,15 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, BloomConfig, FalconConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from quantizer.errors import ModelError
 from quantizer.layers import find_blocks, find_layers
@@ -21,7 +32,14 @@ TOKENS = token_windows(2, 48)
 
 TUPLES = [
     BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
-    FalconConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, eos_token_id=0, bos_token_id=0),
+    FalconConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        eos_token_id=0,
+        bos_token_id=0,
+    ),
 ]
 """Architectures whose blocks return tuples."""
 
@@ -33,13 +51,17 @@ def _logits(model: nn.Module) -> Tensor:
 
 
 @families
-def test_every_linear_in_the_blocks_is_found_and_no_other(family: str, tiny_model: TinyModel) -> None:
+def test_every_linear_in_the_blocks_is_found_and_no_other(
+    family: str, tiny_model: TinyModel
+) -> None:
     model = tiny_model(family)
     path, blocks = find_blocks(model)
     layers = find_layers(model)
     assert [layer.block for layer in layers] == sorted(layer.block for layer in layers)
     assert len(blocks) == model.config.num_hidden_layers == layers[-1].block + 1
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
     heads = {name for name, module in linears.items() if module is model.get_output_embeddings()}
     assert len(heads) == 1
     assert [layer.name for layer in layers] == [name for name in linears if name not in heads]
@@ -60,9 +82,14 @@ def test_blocks_have_the_same_kinds(family: str, tiny_model: TinyModel) -> None:
 def test_lists_of_experts_inside_the_blocks_are_not_taken_for_the_blocks() -> None:
     expert = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
     block = nn.ModuleDict({"experts": expert, "gate": nn.Linear(32, 8)})
-    model = nn.ModuleDict({"few": nn.ModuleList([nn.Linear(4, 4)]), "blocks": nn.ModuleList([block])})
+    model = nn.ModuleDict(
+        {"few": nn.ModuleList([nn.Linear(4, 4)]), "blocks": nn.ModuleList([block])}
+    )
     assert find_blocks(model)[0] == "blocks"
-    assert [layer.kind for layer in find_layers(model)] == [*(f"experts.{index}" for index in range(8)), "gate"]
+    assert [layer.kind for layer in find_layers(model)] == [
+        *(f"experts.{index}" for index in range(8)),
+        "gate",
+    ]
 
 
 @pytest.mark.parametrize("find", [find_blocks, find_layers, BlockRunner])
@@ -73,7 +100,9 @@ def test_a_model_without_blocks_is_refused(find: object) -> None:
 
 
 def test_a_model_whose_blocks_hold_no_linear_layers_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=32, n_embd=8, n_layer=2, n_head=2, n_positions=16))
+    model = AutoModelForCausalLM.from_config(
+        GPT2Config(vocab_size=32, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+    )
     with pytest.raises(ModelError, match="GPT2LMHeadModel"):
         find_layers(model)
 
@@ -93,12 +122,16 @@ def test_parts_add_up_to_the_model_bit_for_bit(family: str, tiny_model: TinyMode
         for first, last in pairwise(cuts):
             hidden = runner.blocks_between(TOKENS, hidden, first, last)
         with torch.no_grad():
-            assert torch.equal(runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 3)), expected)
+            assert torch.equal(
+                runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 3)), expected
+            )
 
 
 @families
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
-def test_head_input_runs_the_blocks_that_are_left(family: str, first: int, tiny_model: TinyModel) -> None:
+def test_head_input_runs_the_blocks_that_are_left(
+    family: str, first: int, tiny_model: TinyModel
+) -> None:
     runner = BlockRunner(tiny_model(family))
     hidden = runner.blocks_between(TOKENS, runner.enter(TOKENS), 0, first)
     head_input = runner.head_input(TOKENS, hidden, first)
@@ -115,7 +148,9 @@ def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyMod
 
 
 @families
-def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(family: str, tiny_model: TinyModel) -> None:
+def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(
+    family: str, tiny_model: TinyModel
+) -> None:
     """The slow twin lets every layer's weight require a gradient, which is then made of the gradients at the layer's outputs."""
     model, cotangent = tiny_model(family), normal(2, 48, 64)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -125,26 +160,35 @@ def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(fam
         inputs[name] = args[0].detach()
         output.register_hook(lambda gradient: gradients.update({name: gradient}))
 
-    handles = [model.get_submodule(layer.name).register_forward_hook(partial(watch, name=layer.name)) for layer in layers]
+    handles = [
+        model.get_submodule(layer.name).register_forward_hook(partial(watch, name=layer.name))
+        for layer in layers
+    ]
     (BlockRunner(model).head_input_with_gradient(TOKENS) * cotangent).sum().backward()
     for handle in handles:
         handle.remove()
     assert all(parameter.grad is None for parameter in model.parameters())
     seen: list[Tensor] = []
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     for layer in layers:
         model.get_submodule(layer.name).weight.requires_grad_()
     model(input_ids=TOKENS, use_cache=False)
     (seen[0] * cotangent).sum().backward()
     handle.remove()
     for layer in layers:
-        found = gradients[layer.name].reshape(-1, layer.out_features).t() @ inputs[layer.name].reshape(-1, layer.in_features)
+        found = gradients[layer.name].reshape(-1, layer.out_features).t() @ inputs[
+            layer.name
+        ].reshape(-1, layer.in_features)
         exact = model.get_submodule(layer.name).weight.grad
         assert float((found - exact).norm()) < 1e-4 * float(exact.norm()), layer.name
 
 
 @families
-def test_hidden_states_are_those_that_the_model_itself_passes_on(family: str, tiny_model: TinyModel) -> None:
+def test_hidden_states_are_those_that_the_model_itself_passes_on(
+    family: str, tiny_model: TinyModel
+) -> None:
     model = tiny_model(family)
     with torch.no_grad():
         states = model(input_ids=TOKENS, use_cache=False, output_hidden_states=True).hidden_states
@@ -176,7 +220,9 @@ def test_the_first_call_of_a_runner_may_be_the_head(family: str, tiny_model: Tin
 
 
 @pytest.mark.parametrize("config", TUPLES, ids=lambda config: config.model_type)
-def test_the_first_call_of_a_runner_may_be_the_head_where_blocks_return_tuples(config: PreTrainedConfig) -> None:
+def test_the_first_call_of_a_runner_may_be_the_head_where_blocks_return_tuples(
+    config: PreTrainedConfig,
+) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     head_input = BlockRunner(model).head_input(TOKENS, BlockRunner(model).enter(TOKENS), 0)
@@ -193,7 +239,9 @@ def test_parts_add_up_to_the_model_where_blocks_return_tuples(config: PreTrained
     for index in range(2):
         hidden = runner.blocks_between(TOKENS, hidden, index, index + 1)
     with torch.no_grad():
-        assert torch.equal(runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 2)), _logits(model))
+        assert torch.equal(
+            runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 2)), _logits(model)
+        )
 
 
 @families
@@ -208,7 +256,10 @@ def test_logits_carry_gradients_to_the_head_input(family: str, tiny_model: TinyM
 @families
 def test_the_model_is_unchanged_afterwards(family: str, tiny_model: TinyModel) -> None:
     model = tiny_model(family)
-    before, weights = _logits(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before, weights = (
+        _logits(model),
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+    )
     attributes = [set(vars(module)) for module in model.modules()]
     runner = BlockRunner(model)
     hidden = runner.blocks_between(TOKENS, runner.enter(TOKENS), 0, 2)
@@ -223,13 +274,18 @@ def test_the_model_is_unchanged_after_an_error(tiny_model: TinyModel) -> None:
     model = tiny_model("llama")
     attributes = [set(vars(module)) for module in model.modules()]
     runner, wrong = BlockRunner(model), torch.zeros(1, 48, 7)
-    for call in (lambda: runner.blocks_between(TOKENS, wrong, 1, 2), lambda: runner.logits(TOKENS, wrong)):
+    for call in (
+        lambda: runner.blocks_between(TOKENS, wrong, 1, 2),
+        lambda: runner.logits(TOKENS, wrong),
+    ):
         with pytest.raises(RuntimeError):
             call()
     _assert_untouched(model, runner, attributes)
 
 
-def test_forward_methods_that_others_have_wrapped_are_used_and_put_back(tiny_model: TinyModel) -> None:
+def test_forward_methods_that_others_have_wrapped_are_used_and_put_back(
+    tiny_model: TinyModel,
+) -> None:
     model = tiny_model("llama")
     expected, calls = _logits(model), []
     block = model.model.layers[1]
@@ -242,12 +298,16 @@ def test_forward_methods_that_others_have_wrapped_are_used_and_put_back(tiny_mod
     block.forward = wrapped
     runner = BlockRunner(model)
     with torch.no_grad():
-        assert torch.equal(runner.logits(TOKENS, runner.head_input(TOKENS, runner.enter(TOKENS), 0)), expected)
+        assert torch.equal(
+            runner.logits(TOKENS, runner.head_input(TOKENS, runner.enter(TOKENS), 0)), expected
+        )
     assert calls == [1]
     assert block.forward is wrapped
 
 
-def _assert_untouched(model: PreTrainedModel, runner: BlockRunner, attributes: list[set[str]]) -> None:
+def _assert_untouched(
+    model: PreTrainedModel, runner: BlockRunner, attributes: list[set[str]]
+) -> None:
     assert [set(vars(module)) for module in model.modules()] == attributes
     assert not any("forward" in vars(block) for block in runner.blocks)
     assert not runner.head._forward_pre_hooks

@@ -1,4 +1,7 @@
-"""Promises of quantizer.linear: the packed layer computes what its weight stands for, in the place of the original."""
+"""Promises of quantizer.linear.
+
+The packed layer computes what its weight stands for, in the place of the original.
+"""
 
 import pytest
 import torch
@@ -19,11 +22,17 @@ def _linear(*, bias: bool) -> nn.Linear:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_packed_layer_is_a_linear_layer_with_the_dequantized_weight(bias: bool, dtype: torch.dtype) -> None:
+def test_the_packed_layer_is_a_linear_layer_with_the_dequantized_weight(
+    bias: bool, dtype: torch.dtype
+) -> None:
     linear, weight = _linear(bias=bias).to(dtype), random_weight(FIDELITY, 7, 100)
     packed, inputs = QuantizedLinear.from_linear(linear, weight), normal(2, 3, 100).to(dtype)
-    truth = nn.functional.linear(inputs.double(), weight.dequantize().double(), linear.bias.double() if bias else None)
-    torch.testing.assert_close(packed(inputs).double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+    truth = nn.functional.linear(
+        inputs.double(), weight.dequantize().double(), linear.bias.double() if bias else None
+    )
+    torch.testing.assert_close(
+        packed(inputs).double(), truth, rtol=2 * torch.finfo(dtype).eps, atol=1e-4
+    )
     assert torch.equal(packed.dequantize(dtype), weight.dequantize(dtype))
 
 
@@ -53,7 +62,9 @@ def test_gradients_pass_through_to_the_input() -> None:
     inputs = normal(1, 100).requires_grad_()
     packed(inputs).sum().backward()
     assert inputs.grad is not None
-    assert torch.allclose(inputs.grad[0], packed.dequantize(torch.float32).sum(0), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(
+        inputs.grad[0], packed.dequantize(torch.float32).sum(0), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_printed_layer_says_its_fidelity() -> None:

@@ -34,7 +34,9 @@ def test_losses_of_tokens() -> None:
     targets = torch.arange(TOKENS) * 7 % VOCABULARY
     found = token_loss(logits, targets)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), -logits.double().log_softmax(-1)[torch.arange(TOKENS), targets])
+    torch.testing.assert_close(
+        found.double(), -logits.double().log_softmax(-1)[torch.arange(TOKENS), targets]
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -56,6 +58,8 @@ def test_the_mean_and_its_gradient(dtype: torch.dtype) -> None:
     (slope,) = torch.autograd.grad(exact, leaf)
     assert float(found) == pytest.approx(float(exact.detach()), rel=1e-5)
     assert gradient.dtype == dtype
-    assert (gradient.double() - slope).norm() < (1e-5 if dtype == torch.float32 else 4e-3) * slope.norm()
+    assert (gradient.double() - slope).norm() < (
+        1e-5 if dtype == torch.float32 else 4e-3
+    ) * slope.norm()
     assert original.equal(before[0])
     assert logits.equal(before[1])

@@ -1,4 +1,7 @@
-"""The memory that a packed model takes, read by the kernel's count of its process: never that of its weights in 16 bits."""
+"""The memory that a packed model takes, read by the kernel's count of its process.
+
+Never that of its weights in 16 bits.
+"""
 
 import subprocess
 import sys
@@ -45,8 +48,15 @@ print(peak() - before)
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
     """Return a model of 42 million weights in layers, its packed form, and the layers' bytes in 16 bits."""
     folder = tmp_path_factory.mktemp("large")
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6}
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, num_attention_heads=12), dtype=torch.bfloat16)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 6,
+    }
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**sizes, num_attention_heads=12), dtype=torch.bfloat16
+    )
     model.save_pretrained(folder / "original")
     make_tokenizer().save_pretrained(folder / "original")
     source = find_model(str(folder / "original"), folder / "cache")
@@ -54,10 +64,17 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
     shapes = {layer.name: (layer.out_features, layer.in_features) for layer in layers}
     plan = Plan(layers, (FIDELITY,) * len(layers))
     model = load_model(source, torch.bfloat16, "cpu")
-    weights = {name: QuantizedWeight(FIDELITY, *shape, random_layer(FIDELITY, shape, "cpu")) for name, shape in shapes.items()}
+    weights = {
+        name: QuantizedWeight(FIDELITY, *shape, random_layer(FIDELITY, shape, "cpu"))
+        for name, shape in shapes.items()
+    }
     pack_model(model, plan, weights)
     save_checkpoint(model, source, plan, folder / "packed")
-    return folder / "original", folder / "packed", 2 * sum(rows * columns for rows, columns in shapes.values())
+    return (
+        folder / "original",
+        folder / "packed",
+        2 * sum(rows * columns for rows, columns in shapes.values()),
+    )
 
 
 def test_a_model_is_loaded_and_run_in_less_memory_than_half_its_weights_take(
@@ -67,7 +84,9 @@ def test_a_model_is_loaded_and_run_in_less_memory_than_half_its_weights_take(
 
     def growth(small: Path, folder: Path) -> int:
         command = [sys.executable, "-c", GROWTH, str(small), str(folder)]
-        return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+        return int(
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        )
 
     assert growth(case.source.path, original) > 0.8 * weight_bytes
     assert growth(case.folder, packed_folder) < 0.4 * weight_bytes

@@ -1,4 +1,7 @@
-"""Promises of quantizer.packing: the bit stream is the documented one, and unpacking undoes packing."""
+"""Promises of quantizer.packing.
+
+The bit stream is the documented one, and unpacking undoes packing.
+"""
 
 import pytest
 import torch
@@ -39,9 +42,13 @@ def test_unpack_undoes_pack(bits: int, values: int) -> None:
 
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_unpack_reads_any_words_by_the_definition(bits: int) -> None:
-    packed = torch.randint(-(2**31), 2**31, (2, 9), generator=torch.Generator().manual_seed(bits)).to(torch.int32)
+    packed = torch.randint(
+        -(2**31), 2**31, (2, 9), generator=torch.Generator().manual_seed(bits)
+    ).to(torch.int32)
     values = 9 * 32 // bits
-    assert unpack(packed, bits, values).tolist() == [unpack_slowly(row, bits, values) for row in packed]
+    assert unpack(packed, bits, values).tolist() == [
+        unpack_slowly(row, bits, values) for row in packed
+    ]
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -56,7 +63,9 @@ def test_largest_codes_neither_overflow_nor_leak_into_the_padding(bits: int, val
 @fixed
 @given(
     st.integers(1, 8).flatmap(
-        lambda bits: st.tuples(st.just(bits), st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=200))
+        lambda bits: st.tuples(
+            st.just(bits), st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=200)
+        )
     )
 )
 def test_pack_agrees_with_its_twin_on_any_codes(case: tuple[int, list[int]]) -> None:

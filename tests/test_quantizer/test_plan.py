@@ -1,4 +1,7 @@
-"""Promises of quantizer.plan: a plan survives JSON, is priced by what it says, and wrong documents are refused."""
+"""Promises of quantizer.plan.
+
+A plan survives JSON, is priced by what it says, and wrong documents are refused.
+"""
 
 import json
 from typing import Any
@@ -42,7 +45,14 @@ layer_specs = st.builds(
 
 
 @fixed
-@given(st.lists(st.tuples(layer_specs, fidelities()), min_size=1, max_size=6, unique_by=lambda row: row[0].name))
+@given(
+    st.lists(
+        st.tuples(layer_specs, fidelities()),
+        min_size=1,
+        max_size=6,
+        unique_by=lambda row: row[0].name,
+    )
+)
 def test_a_plan_survives_json(rows: list[tuple[LayerSpec, Fidelity]]) -> None:
     plan = Plan(tuple(layer for layer, _ in rows), tuple(fidelity for _, fidelity in rows))
     assert Plan.loads(json.dumps(plan.to_json())) == plan
@@ -107,7 +117,9 @@ def test_text_that_is_not_json_is_refused(text: str) -> None:
         Plan.loads(text)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('"plan"', "str")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("[]", "list"), ("3", "int"), ("null", "NoneType"), ('"plan"', "str")]
+)
 def test_json_that_is_no_object_is_refused(text: str, kind: str) -> None:
     with pytest.raises(PlanError, match=kind):
         Plan.loads(text)

@@ -1,4 +1,7 @@
-"""Promises of quantizer.room, and of the work that uses it: what does not fit at once is done in pieces, with the same result."""
+"""Promises of quantizer.room, and of the work that uses it.
+
+What does not fit at once is done in pieces, with the same result.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +30,10 @@ FAMILIES = ("llama", "gpt_neox")
 
 
 class Card:
-    """Stands for a graphics card that holds so many windows: blocks of a model that get more raise what torch raises there."""
+    """Stands for a graphics card that holds so many windows.
+
+    Blocks of a model that get more raise what torch raises there.
+    """
 
     def __init__(self, windows: int) -> None:
         """Hold so many windows."""
@@ -38,7 +44,9 @@ class Card:
         states = args[0] if args else kwargs["hidden_states"]
         if len(states) > self.windows:
             self.refused += 1
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore about it.")
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB.\nMore about it."
+            )
 
 
 @contextmanager
@@ -106,16 +114,26 @@ def test_work_that_leaves_something_behind_begins_anew() -> None:
 
 def test_where_not_one_window_fits_it_says_what_to_do() -> None:
     with pytest.raises(MemoryShort, match=r"one window \(CUDA out of memory\)\): use fewer tokens"):
-        Room().run(lambda _: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory)\nTraceback")), 2)
+        Room().run(
+            lambda _: (_ for _ in ()).throw(
+                torch.OutOfMemoryError("CUDA out of memory)\nTraceback")
+            ),
+            2,
+        )
 
 
-def test_a_model_that_does_not_fit_on_the_device_says_so(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_on_the_device_says_so(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model = tiny_model("llama")
     monkeypatch.setattr(nn.Linear, "_apply", no_room)
-    with pytest.raises(MemoryShort, match=r"\d+ bytes do not fit on device 'cpu' \(CUDA out of memory.\): use a larger"):
+    with pytest.raises(
+        MemoryShort,
+        match=r"\d+ bytes do not fit on device 'cpu' \(CUDA out of memory.\): use a larger",
+    ):
         place(model, "cpu")
 
 
@@ -131,17 +149,27 @@ def test_a_runner_gives_the_same_states_in_pieces(tiny_model: TinyModel, family:
     states = runner.enter(WINDOWS)
     before = runner.blocks_between(WINDOWS, states, 0, 2)
     moments = input_moments(runner, layer, [WINDOWS], [before], 2)
-    whole = [runner.head_input(WINDOWS, states, 0), runner.blocks_between(WINDOWS, before, 2, 3), moments]
+    whole = [
+        runner.head_input(WINDOWS, states, 0),
+        runner.blocks_between(WINDOWS, before, 2, 3),
+        moments,
+    ]
     with small_card(model, 3) as card:
         runner = BlockRunner(model)
         moments = input_moments(runner, layer, [WINDOWS], [before], 2)
-        pieces = [runner.head_input(WINDOWS, states, 0), runner.blocks_between(WINDOWS, before, 2, 3), moments]
+        pieces = [
+            runner.head_input(WINDOWS, states, 0),
+            runner.blocks_between(WINDOWS, before, 2, 3),
+            moments,
+        ]
     assert card.refused == 2, "8 windows, 4 windows, and then never again"
     for found, expected in zip(pieces, whole, strict=True):
         torch.testing.assert_close(found, expected)
 
 
-def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
     fidelity = (Fidelity(2, 4, 0.4, 32),)
     weights = []
     for windows in (8, 1):
@@ -150,15 +178,21 @@ def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(tiny_model: Tin
         with small_card(model, windows) as card:
             choices = {layer.name: fidelity for layer in layers}
             parts = PartStore(tmp_path / str(windows))
-            quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 8), parts, quiet)
-        weights.append({layer.name: model.get_submodule(layer.name).weight.data for layer in layers})
+            quantize_blocks(
+                BlockRunner(model), layers, choices, Calibration(WINDOWS, 8), parts, quiet
+            )
+        weights.append(
+            {layer.name: model.get_submodule(layer.name).weight.data for layer in layers}
+        )
     assert card.refused > 0
     for name, expected in weights[0].items():
         differing = (weights[1][name] - expected).abs() > 1e-6
         assert differing.float().mean() < 0.01, "sums in another order flip a code here and there"
 
 
-def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
     layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     squared = squared_gradients(BlockRunner(tiny_model("llama")), layers, WINDOWS)
     spec = TrainingSpec(10, batch=4, code_rate=0.02, scale_rate=0.01)
@@ -167,18 +201,33 @@ def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(tiny_model: TinyMo
         model = tiny_model("llama")
         with small_card(model, windows) as card:
             parts = PartStore(tmp_path / str(windows))
-            blocks = train_blocks(BlockRunner(model), layers, forms, WINDOWS, spec, parts, quiet, Penalty(0.1, squared))
+            blocks = train_blocks(
+                BlockRunner(model),
+                layers,
+                forms,
+                WINDOWS,
+                spec,
+                parts,
+                quiet,
+                Penalty(0.1, squared),
+            )
         losses.append([block.after for block in blocks])
     assert card.refused > 0
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert all(block.after < block.before for block in blocks)
 
 
-def test_scores_on_a_small_card_are_those_of_a_large_one(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_scores_on_a_small_card_are_those_of_a_large_one(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
     model = tiny_model("llama")
-    whole = evaluate_models({"original": model}, "original", WINDOWS, 8, PartStore(tmp_path / "a"), quiet)
+    whole = evaluate_models(
+        {"original": model}, "original", WINDOWS, 8, PartStore(tmp_path / "a"), quiet
+    )
     with small_card(model, 2) as card:
-        pieces = evaluate_models({"original": model}, "original", WINDOWS, 8, PartStore(tmp_path / "b"), quiet)
+        pieces = evaluate_models(
+            {"original": model}, "original", WINDOWS, 8, PartStore(tmp_path / "b"), quiet
+        )
     assert card.refused == 2
     assert pieces["original"].to_json() == pytest.approx(whole["original"].to_json(), rel=1e-6)
     assert pieces["original"].windows == 8

@@ -1,4 +1,7 @@
-"""Promises of quantizer.rounding: the light methods differ as documented, and ways that do not exist are refused."""
+"""Promises of quantizer.rounding.
+
+The light methods differ as documented, and ways that do not exist are refused.
+"""
 
 import pytest
 import torch
@@ -36,24 +39,35 @@ def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_er
 
 def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
     weight, hessian = _problem()
-    found = {light: make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding(light)).dequantize() for light in LIGHT}
+    found = {
+        light: make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding(light)).dequantize()
+        for light in LIGHT
+    }
     errors = {light: _output_error(weight, hessian, each) for light, each in found.items()}
     assert errors["gptq"] < 0.8 * errors["rtn"]
-    columns = make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding("rtn")).tensors["columns"].long()
+    columns = (
+        make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding("rtn"))
+        .tensors["columns"]
+        .long()
+    )
     twin = round_to_nearest(weight[:, columns], 3, 32, hessian.diagonal()[columns])
     assert found["rtn"][:, columns].allclose(twin, atol=1e-6)
 
 
 def test_where_inputs_do_not_depend_on_each_other_compensation_is_rounding() -> None:
     weight, hessian = normal(24, 96, seed=1), torch.eye(96)
-    plain, compensated = (make_form(weight, hessian, SPLIT, Rounding(light)) for light in ("rtn", "gptq"))
+    plain, compensated = (
+        make_form(weight, hessian, SPLIT, Rounding(light)) for light in ("rtn", "gptq")
+    )
     assert plain.dequantize().equal(compensated.dequantize())
 
 
 @pytest.mark.parametrize("light", LIGHT)
 def test_a_layer_that_saw_no_input_is_rounded(light: str) -> None:
     weight = normal(24, 96, seed=1)
-    found = make_form(weight, torch.zeros(96, 96), Fidelity.uniform(4, 32), Rounding(light)).dequantize()
+    found = make_form(
+        weight, torch.zeros(96, 96), Fidelity.uniform(4, 32), Rounding(light)
+    ).dequantize()
     assert (found - weight).square().mean() < 0.02
 
 
@@ -61,13 +75,19 @@ def test_a_layer_that_saw_no_input_is_rounded(light: str) -> None:
 def test_high_columns_are_those_of_the_selection(light: str) -> None:
     weight, hessian = _problem()
     given = normal(96, seed=9)
-    scores = {"hessian": column_impact(weight, hessian, 2, 32), "sparsity": sparsity_impact(weight, hessian), "given": given}
+    scores = {
+        "hessian": column_impact(weight, hessian, 2, 32),
+        "sparsity": sparsity_impact(weight, hessian),
+        "given": given,
+    }
     high = {}
     for selection in SELECTIONS:
         form = make_form(weight, hessian, SPLIT, Rounding(light, selection), Scores(given))
         high[selection] = set(form.tensors["columns"].long()[: SPLIT.high_columns(96)].tolist())
         if selection in scores:
-            assert high[selection] == set(scores[selection].argsort(descending=True)[: SPLIT.high_columns(96)].tolist())
+            assert high[selection] == set(
+                scores[selection].argsort(descending=True)[: SPLIT.high_columns(96)].tolist()
+            )
     again = make_form(weight, hessian, SPLIT, Rounding(light, "random")).tensors["columns"].long()
     assert high["random"] == set(again[: SPLIT.high_columns(96)].tolist())
     assert len({frozenset(each) for each in high.values()}) == len(SELECTIONS)

@@ -1,4 +1,7 @@
-"""Promises of quantizer.scales: coded scales are the nearest that can be said, exact, and wide enough for every group."""
+"""Promises of quantizer.scales.
+
+Coded scales are the nearest that can be said, exact, and wide enough for every group.
+"""
 
 from functools import partial
 
@@ -8,7 +11,14 @@ import torch
 
 from quantizer.fidelity import Fidelity
 from quantizer.grid import fit_grid
-from quantizer.scales import HEADROOM, _half_above, coded_scale, fit_row_scale, part_unit, scale_codes
+from quantizer.scales import (
+    HEADROOM,
+    _half_above,
+    coded_scale,
+    fit_row_scale,
+    part_unit,
+    scale_codes,
+)
 from tests.test_quantizer.helpers import normal
 
 WIDTHS = (6, 8)
@@ -25,17 +35,23 @@ def test_coded_scales_are_the_nearest_that_have_a_code(bits: int, size: float) -
     unit = _units(9)
     scale = unit * normal(9, 20, seed=3).abs() * size
     coded = coded_scale(scale, unit, bits)
-    for row, own_unit, found in zip(scale.tolist(), unit[:, 0].tolist(), coded.tolist(), strict=True):
+    for row, own_unit, found in zip(
+        scale.tolist(), unit[:, 0].tolist(), coded.tolist(), strict=True
+    ):
         candidates = [own_unit * code for code in range(1, 2**bits)]
         for value, kept in zip(row, found, strict=True):
             assert kept in candidates
-            assert abs(kept - value) <= min(abs(candidate - value) for candidate in candidates) * (1 + 1e-5)
+            assert abs(kept - value) <= min(abs(candidate - value) for candidate in candidates) * (
+                1 + 1e-5
+            )
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("shift", range(7))
 def test_every_code_survives_multiplication_by_any_half(bits: int, shift: int) -> None:
-    patterns = torch.arange(1, 0x7C00, 7, dtype=torch.int16).view(torch.float16)  # positive halves, subnormal ones too
+    patterns = torch.arange(1, 0x7C00, 7, dtype=torch.int16).view(
+        torch.float16
+    )  # positive halves, subnormal ones too
     codes = torch.arange(1, 2**bits).float().unsqueeze(1)
     unit = patterns.float() * 2.0**-shift
     assert torch.equal((unit * codes).double(), unit.double() * codes.double())
@@ -47,7 +63,9 @@ COARSE = tuple(1 - 0.05 * step for step in (0, 4, 8, 12))
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [0.0, 1e-9, 1e-5, 1e-3, 1.0, 1e3, 1e9])
-def test_row_scales_are_the_smallest_with_headroom_for_each_fitted_scale(name: str, size: float) -> None:
+def test_row_scales_are_the_smallest_with_headroom_for_each_fitted_scale(
+    name: str, size: float
+) -> None:
     fidelity, importance = Fidelity.parse(name), normal(150, seed=1).square()
     weight = normal(11, 150) * normal(11, 1, seed=4).square() * size
     row_scale, top = fit_row_scale(weight, importance, fidelity), 2**fidelity.scale_bits - 1
@@ -82,10 +100,14 @@ def test_the_unit_of_a_finer_part_is_smaller_by_the_difference_of_the_widths() -
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("scale_bits", WIDTHS)
-def test_the_range_search_finds_the_best_grid_that_can_be_stored(bits: int, scale_bits: int) -> None:
+def test_the_range_search_finds_the_best_grid_that_can_be_stored(
+    bits: int, scale_bits: int
+) -> None:
     weight, importance, top = normal(8, 40, seed=bits), normal(40, seed=1).square(), 2**bits - 1
     unit = fit_row_scale(weight, importance, Fidelity(bits, bits, 0.0, 64, scale_bits))
-    scale, zero = fit_grid(weight, bits, importance, partial(coded_scale, unit=unit, scale_bits=scale_bits))
+    scale, zero = fit_grid(
+        weight, bits, importance, partial(coded_scale, unit=unit, scale_bits=scale_bits)
+    )
 
     def error(row: int, own_scale: float, own_zero: float) -> float:
         total = 0.0
@@ -95,11 +117,19 @@ def test_the_range_search_finds_the_best_grid_that_can_be_stored(bits: int, scal
         return total
 
     for row in range(8):
-        low, high, own_unit = min(float(weight[row].min()), 0), max(float(weight[row].max()), 0), float(unit[row])
+        low, high, own_unit = (
+            min(float(weight[row].min()), 0),
+            max(float(weight[row].max()), 0),
+            float(unit[row]),
+        )
         errors = []
         for step in range(13):
             shrink = 1 - 0.05 * step
-            own_scale = own_unit * min(max(round((high - low) * shrink / top / own_unit), 1), 2**scale_bits - 1)
+            own_scale = own_unit * min(
+                max(round((high - low) * shrink / top / own_unit), 1), 2**scale_bits - 1
+            )
             errors.append(error(row, own_scale, min(max(round(-low * shrink / own_scale), 0), top)))
-        assert error(row, float(scale[row]), float(zero[row])) == pytest.approx(min(errors), rel=1e-3)
+        assert error(row, float(scale[row]), float(zero[row])) == pytest.approx(
+            min(errors), rel=1e-3
+        )
         assert float(scale[row] / unit[row]) in range(1, 2**scale_bits)

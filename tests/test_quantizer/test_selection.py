@@ -24,7 +24,9 @@ def _order_slowly(impact: list[int], moments: list[int], high: int) -> list[int]
 
 @fixed
 @given(fidelities(), scores)
-def test_column_order_is_by_part_then_moment_with_ties_in_place(fidelity: Fidelity, columns: list[tuple[int, int]]) -> None:
+def test_column_order_is_by_part_then_moment_with_ties_in_place(
+    fidelity: Fidelity, columns: list[tuple[int, int]]
+) -> None:
     impact, moments = ([row[side] for row in columns] for side in (0, 1))
     order = column_order(torch.tensor(impact).float(), torch.tensor(moments).float(), fidelity)
     assert order.dtype == torch.int64
@@ -45,7 +47,9 @@ def test_column_order_is_a_permutation_with_the_highest_impacts_in_front(
 
 
 def test_equal_scores_keep_the_columns_own_order() -> None:
-    assert column_order(torch.ones(100), torch.ones(100), Fidelity(2, 4, 0.5, 32)).tolist() == list(range(100))
+    assert column_order(torch.ones(100), torch.ones(100), Fidelity(2, 4, 0.5, 32)).tolist() == list(
+        range(100)
+    )
 
 
 @pytest.mark.parametrize(("bits", "columns"), [(2, 64), (3, 33), (4, 100)])

@@ -1,4 +1,7 @@
-"""Promises of quantizer.source: good models are found and loaded, others are refused, and nothing that they bring is run."""
+"""Promises of quantizer.source.
+
+Good models are found and loaded, others are refused, and nothing that they bring is run.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,19 @@ import torch
 
 from quantizer.errors import ModelError
 from quantizer.source import find_model, load_model, load_tokenizer
-from tests.test_quantizer.edits import FILE, INDEX, SHARD, Edit, code_of_its_own, config, find, index, pickled, tensors, without
+from tests.test_quantizer.edits import (
+    FILE,
+    INDEX,
+    SHARD,
+    Edit,
+    code_of_its_own,
+    config,
+    find,
+    index,
+    pickled,
+    tensors,
+    without,
+)
 from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 
 
@@ -40,7 +55,9 @@ def test_a_model_named_without_dtype_has_that_of_its_weights(edited: Edited) -> 
     assert find(edited(config(dtype=...))).dtype == "bfloat16"
 
 
-def test_the_digest_is_of_the_content_not_of_the_place(edited: Edited, tiny_folder: TinyFolder) -> None:
+def test_the_digest_is_of_the_content_not_of_the_place(
+    edited: Edited, tiny_folder: TinyFolder
+) -> None:
     folder = edited(lambda folder: (folder / "README.md").write_text("Hello"))
     assert find(folder).sha256 == tiny_folder("llama").sha256
 
@@ -54,12 +71,19 @@ def test_the_digest_is_of_the_content_not_of_the_place(edited: Edited, tiny_fold
     ],
     ids=["config", "weights", "tokenizer"],
 )
-def test_the_digest_changes_with_what_the_model_computes(edit: Edit, edited: Edited, tiny_folder: TinyFolder) -> None:
+def test_the_digest_changes_with_what_the_model_computes(
+    edit: Edit, edited: Edited, tiny_folder: TinyFolder
+) -> None:
     assert find(edited(edit)).sha256 != tiny_folder("llama").sha256
 
 
-@pytest.mark.parametrize("reference", ["no-such-org/no-such-model", "no/such/folder", "", "a model", "../nothing", "a\0b"])
-def test_an_unknown_model_is_refused_by_name(reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "reference",
+    ["no-such-org/no-such-model", "no/such/folder", "", "a model", "../nothing", "a\0b"],
+)
+def test_an_unknown_model_is_refused_by_name(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=r"model|folder") as caught:
         find_model(reference, tmp_path / "cache")
@@ -73,28 +97,58 @@ def _shard_elsewhere(folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Edit, str]] = {
     "no config": (without("config.json"), r"no config\.json"),
-    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json.*cannot be read"),
-    "config is no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), r"config\.json.*cannot be read"),
-    "config is no object": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+    "config is no JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        r"config\.json.*cannot be read",
+    ),
+    "config is no text": (
+        lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"),
+        r"config\.json.*cannot be read",
+    ),
+    "config is no object": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "not a JSON object",
+    ),
     "no weights": (without(FILE), "has no weights"),
     "pickled": (pickled, r"pickled weights only \(pytorch_model\.bin\).*Convert them"),
-    "own code": (lambda folder: (code_of_its_own(folder), config(model_type="own")(folder)), "code of its own.*never run"),
+    "own code": (
+        lambda folder: (code_of_its_own(folder), config(model_type="own")(folder)),
+        "code of its own.*never run",
+    ),
     "unknown type": (config(model_type="no-such-type"), "'no-such-type', unknown"),
     "no type": (config(model_type=...), "None, unknown"),
     "t5": (config(model_type="t5"), "'t5', which is no decoder-only language model"),
     "vit": (config(model_type="vit"), "'vit', which is no decoder-only language model"),
-    "quantized": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantized already; give the original"),
-    "truncated": (lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100]), "damaged or truncated"),
-    "header only": (lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:50]), "damaged or truncated"),
+    "quantized": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        "quantized already; give the original",
+    ),
+    "truncated": (
+        lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-100]),
+        "damaged or truncated",
+    ),
+    "header only": (
+        lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:50]),
+        "damaged or truncated",
+    ),
     "empty file": (lambda folder: (folder / FILE).write_bytes(b""), "damaged or truncated"),
-    "NaN": (tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("nan"))), r"'model\.norm\.weight'.*NaN or infinite"),
+    "NaN": (
+        tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("nan"))),
+        r"'model\.norm\.weight'.*NaN or infinite",
+    ),
     "infinity": (
         tensors(lambda all_: all_["model.norm.weight"][3:4].fill_(float("-inf"))),
         r"'model\.norm\.weight'.*NaN or infinite",
     ),
-    "missing shard": (index({"weight_map": {"a": SHARD, "b": "model-00002.safetensors"}}), r"lacks 'model-00002\.safetensors'"),
+    "missing shard": (
+        index({"weight_map": {"a": SHARD, "b": "model-00002.safetensors"}}),
+        r"lacks 'model-00002\.safetensors'",
+    ),
     "shard elsewhere": (_shard_elsewhere, r"names '\.\./secret\.safetensors', no safetensors file"),
-    "index is no JSON": (lambda folder: (index(0)(folder), (folder / INDEX).write_text("{")), r"index\.json.*cannot be read"),
+    "index is no JSON": (
+        lambda folder: (index(0)(folder), (folder / INDEX).write_text("{")),
+        r"index\.json.*cannot be read",
+    ),
     "index without map": (index({}), "not a safetensors index"),
     "map is a list": (index({"weight_map": [SHARD]}), "not a safetensors index"),
 }
@@ -115,7 +169,10 @@ NOT_LOADED: dict[str, tuple[Edit, str]] = {
         tensors(lambda all_: all_.pop("model.layers.1.mlp.up_proj.weight")),
         r"lacks 1 tensors, 'model\.layers\.1\.mlp\.up",
     ),
-    "more layers than stored": (config(num_hidden_layers=4), r"lacks 9 tensors, 'model\.layers\.3\."),
+    "more layers than stored": (
+        config(num_hidden_layers=4),
+        r"lacks 9 tensors, 'model\.layers\.3\.",
+    ),
     "other shapes than stored": (config(vocab_size=400), "cannot be loaded"),
     "more weights than bytes": (
         config(intermediate_size=10**9),

@@ -1,4 +1,7 @@
-"""Promises of quantizer.gguf_header: what a GGUF file cannot hold is refused, and nothing beside it is read."""
+"""Promises of quantizer.gguf_header.
+
+What a GGUF file cannot hold is refused, and nothing beside it is read.
+"""
 
 import struct
 from pathlib import Path
@@ -21,9 +24,20 @@ def gguf_bytes(
     data_bytes: int = 96,
 ) -> bytes:
     """Return a GGUF file: keys with type and encoded value, encoded tensor descriptions, zeros."""
-    pairs = [gguf_text(key) + struct.pack("<I", kind) + value for key, (kind, value) in (values or {}).items()]
-    described = tensors if tensors is not None else (gguf_tensor("a", [4, 4], 0, 0), gguf_tensor("b", [8], 0, 64))
-    head = magic + struct.pack("<IQQ", version, *(counts or (len(described), len(pairs)))) + b"".join([*pairs, *described])
+    pairs = [
+        gguf_text(key) + struct.pack("<I", kind) + value
+        for key, (kind, value) in (values or {}).items()
+    ]
+    described = (
+        tensors
+        if tensors is not None
+        else (gguf_tensor("a", [4, 4], 0, 0), gguf_tensor("b", [8], 0, 64))
+    )
+    head = (
+        magic
+        + struct.pack("<IQQ", version, *(counts or (len(described), len(pairs))))
+        + b"".join([*pairs, *described])
+    )
     return head + bytes(-len(head) % 32) + bytes(data_bytes)
 
 
@@ -51,29 +65,58 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "no tensors": (gguf_bytes(counts=(0, 0)), "0 tensors"),
     "values": (gguf_bytes(counts=(2, 2**40)), "1099511627776 values"),
     "more values than bytes": (gguf_bytes(counts=(2, 60_000)), "a name in it should have"),
-    "long key": (gguf_bytes(tensors=(struct.pack("<Q", 2**60),)), "should have 1152921504606846976 bytes"),
+    "long key": (
+        gguf_bytes(tensors=(struct.pack("<Q", 2**60),)),
+        "should have 1152921504606846976 bytes",
+    ),
     "key is no text": (gguf_bytes(tensors=(struct.pack("<Q", 1) + b"\xff",)), "utf-8"),
     "long text": (gguf_bytes({"a": (8, struct.pack("<Q", 2**50))}), "beyond its end"),
     "unknown type": (gguf_bytes({"a": (13, b"")}), "unknown type 13"),
     "long list": (gguf_bytes({"a": gguf_list(0, 2**50, b"")}), "list of 1125899906842624 items"),
     "list beyond the file": (gguf_bytes({"a": gguf_list(12, 100_000, b"")}), "beyond its end"),
-    "list of lists": (gguf_bytes({"a": gguf_list(9, 1, struct.pack("<IQ", 9, 1) * 100)}), "list of the unknown type 9"),
-    "many lists": (gguf_bytes({name: gguf_list(0, 3_000_000, bytes(3_000_000)) for name in "ab"}), "list of 3000000 items"),
-    "same key": (gguf_bytes({"a": (0, b"\0" + gguf_text("a") + struct.pack("<I", 0) + b"\0")}, counts=(2, 2)), "names 'a' twice"),
+    "list of lists": (
+        gguf_bytes({"a": gguf_list(9, 1, struct.pack("<IQ", 9, 1) * 100)}),
+        "list of the unknown type 9",
+    ),
+    "many lists": (
+        gguf_bytes({name: gguf_list(0, 3_000_000, bytes(3_000_000)) for name in "ab"}),
+        "list of 3000000 items",
+    ),
+    "same key": (
+        gguf_bytes(
+            {"a": (0, b"\0" + gguf_text("a") + struct.pack("<I", 0) + b"\0")}, counts=(2, 2)
+        ),
+        "names 'a' twice",
+    ),
     "no alignment": (gguf_bytes({ALIGNMENT: (4, struct.pack("<I", 0))}), "alignment is 0"),
-    "coarse alignment": (gguf_bytes({ALIGNMENT: (4, struct.pack("<I", 128))}), "not there or not its own"),
+    "coarse alignment": (
+        gguf_bytes({ALIGNMENT: (4, struct.pack("<I", 128))}),
+        "not there or not its own",
+    ),
     "fraction": (gguf_bytes({ALIGNMENT: (6, struct.pack("<f", float("inf")))}), "alignment is inf"),
-    "layers": (gguf_bytes({BLOCKS: (4, struct.pack("<I", 2**31))}), "block_count is 2147483648, more than its 2 tensors"),
+    "layers": (
+        gguf_bytes({BLOCKS: (4, struct.pack("<I", 2**31))}),
+        "block_count is 2147483648, more than its 2 tensors",
+    ),
     "dimensions": (gguf_bytes(tensors=(gguf_tensor("a", [1] * 5, 0, 0),)), "has 5 dimensions"),
     "empty shape": (gguf_bytes(tensors=(gguf_tensor("a", [0, 4], 0, 0),)), "impossible shape"),
     "overflow": (gguf_bytes(tensors=(gguf_tensor("a", [2**40, 2**40], 0, 0),)), "impossible shape"),
     "block": (gguf_bytes(tensors=(gguf_tensor("a", [31], 2, 0),)), "impossible shape"),
     "kind": (gguf_bytes(tensors=(gguf_tensor("a", [4], 4, 0),)), "unknown type 4"),
-    "same tensor": (gguf_bytes(tensors=(gguf_tensor("a", [8], 0, 0), gguf_tensor("a", [8], 0, 32))), "names 'a' twice"),
-    "overlap": (gguf_bytes(tensors=(gguf_tensor("a", [16], 0, 0), gguf_tensor("b", [8], 0, 32))), "not there or not its own"),
+    "same tensor": (
+        gguf_bytes(tensors=(gguf_tensor("a", [8], 0, 0), gguf_tensor("a", [8], 0, 32))),
+        "names 'a' twice",
+    ),
+    "overlap": (
+        gguf_bytes(tensors=(gguf_tensor("a", [16], 0, 0), gguf_tensor("b", [8], 0, 32))),
+        "not there or not its own",
+    ),
     "not aligned": (gguf_bytes(tensors=(gguf_tensor("a", [4], 0, 4),)), "not there or not its own"),
     "beyond": (gguf_bytes(tensors=(gguf_tensor("a", [25], 0, 0),)), "not there or not its own"),
-    "far beyond": (gguf_bytes(tensors=(gguf_tensor("a", [4], 0, 2**63),)), "not there or not its own"),
+    "far beyond": (
+        gguf_bytes(tensors=(gguf_tensor("a", [4], 0, 2**63),)),
+        "not there or not its own",
+    ),
 }
 
 
@@ -101,28 +144,49 @@ def test_a_gguf_header_that_can_be_is_accepted(tmp_path: Path) -> None:
 
 def llama_values(**numbers: int) -> dict[str, tuple[int, bytes]]:
     """Return the metadata of a llama."""
-    sizes = {"context_length": 32, "embedding_length": 8, "feed_forward_length": 8, "block_count": 1} | numbers
+    sizes = {
+        "context_length": 32,
+        "embedding_length": 8,
+        "feed_forward_length": 8,
+        "block_count": 1,
+    } | numbers
     sizes |= {"attention.head_count": 2, "attention.head_count_kv": 2, "vocab_size": 4}
     values = {f"llama.{name}": (4, struct.pack("<I", number)) for name, number in sizes.items()}
     tokens = gguf_list(8, 4, b"".join(gguf_text(text) for text in "abcd"))
-    epsilon = {"llama.attention.layer_norm_rms_epsilon": (6, struct.pack("<f", 1e-5)), "tokenizer.ggml.tokens": tokens}
+    epsilon = {
+        "llama.attention.layer_norm_rms_epsilon": (6, struct.pack("<f", 1e-5)),
+        "tokenizer.ggml.tokens": tokens,
+    }
     return {"general.architecture": (8, gguf_text("llama")), **values, **epsilon}
 
 
-LLAMA_TENSORS = (gguf_tensor("token_embd.weight", [8, 4], 0, 0), gguf_tensor("output_norm.weight", [8], 0, 128))
+LLAMA_TENSORS = (
+    gguf_tensor("token_embd.weight", [8, 4], 0, 0),
+    gguf_tensor("output_norm.weight", [8], 0, 128),
+)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "reason"), [({}, "lacks 9 tensors"), ({"feed_forward_length": 2**31}, "51539607.* weights by its configuration")]
+    ("numbers", "reason"),
+    [
+        ({}, "lacks 9 tensors"),
+        ({"feed_forward_length": 2**31}, "51539607.* weights by its configuration"),
+    ],
 )
-def test_a_gguf_file_that_lacks_weights_is_not_converted(numbers: dict[str, int], reason: str, tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(gguf_bytes(llama_values(**numbers), tensors=LLAMA_TENSORS, data_bytes=4000))
+def test_a_gguf_file_that_lacks_weights_is_not_converted(
+    numbers: dict[str, int], reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(
+        gguf_bytes(llama_values(**numbers), tensors=LLAMA_TENSORS, data_bytes=4000)
+    )
     with pytest.raises(ModelError, match=reason):
         find_model(str(tmp_path / "model.gguf"), tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_what_lies_beside_a_gguf_file_is_not_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_lies_beside_a_gguf_file_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from transformers import AutoConfig
 
     seen: list[list[str]] = []

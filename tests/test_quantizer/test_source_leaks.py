@@ -1,4 +1,7 @@
-"""Promises of quantizer.source: whatever is wrong with a model, a ModelError says so, and only what was checked is loaded."""
+"""Promises of quantizer.source.
+
+Whatever is wrong with a model, a ModelError says so, and only what was checked is loaded.
+"""
 
 import pytest
 import torch
@@ -9,8 +12,12 @@ from tests.test_quantizer.edits import FILE, SHARD, Edit, config, find, index, t
 from tests.test_quantizer.helpers import Edited, TinyFolder
 
 
-@pytest.mark.parametrize("reference", ["~no-such-user/model", "a" * 300], ids=["no such user", "too long"])
-def test_references_that_no_file_system_knows_are_refused(reference: str, tiny_folder: TinyFolder) -> None:
+@pytest.mark.parametrize(
+    "reference", ["~no-such-user/model", "a" * 300], ids=["no such user", "too long"]
+)
+def test_references_that_no_file_system_knows_are_refused(
+    reference: str, tiny_folder: TinyFolder
+) -> None:
     with pytest.raises(ModelError):
         find_model(reference, tiny_folder("llama").path)
 
@@ -24,7 +31,11 @@ def test_references_that_no_file_system_knows_are_refused(reference: str, tiny_f
         index({"weight_map": {"a": 5}}),
         index({"weight_map": {"a": SHARD, "b": 5}}),
         index({"weight_map": {}}),
-        tensors(lambda all_: all_.update({name: each.to(torch.float8_e4m3fn) for name, each in all_.items()})),
+        tensors(
+            lambda all_: all_.update(
+                {name: each.to(torch.float8_e4m3fn) for name, each in all_.items()}
+            )
+        ),
         lambda folder: (tensors(dict.clear)(folder), config(dtype=...)(folder)),
     ],
     ids=[
@@ -45,9 +56,17 @@ def test_folders_that_make_no_sense_are_refused(edit: Edit, edited: Edited) -> N
 
 
 @pytest.mark.parametrize(
-    "field", [{"hidden_size": "64"}, {"hidden_size": 63}, {"num_hidden_layers": None}, {"num_attention_heads": 0}]
+    "field",
+    [
+        {"hidden_size": "64"},
+        {"hidden_size": 63},
+        {"num_hidden_layers": None},
+        {"num_attention_heads": 0},
+    ],
 )
-def test_configurations_that_make_no_sense_are_refused(field: dict[str, object], edited: Edited) -> None:
+def test_configurations_that_make_no_sense_are_refused(
+    field: dict[str, object], edited: Edited
+) -> None:
     found = find(edited(config(**field)))
     with pytest.raises(ModelError):
         load_model(found, torch.float32, "cpu")
@@ -68,7 +87,8 @@ def test_the_weights_that_are_checked_are_those_that_are_loaded(edited: Edited) 
 
 def test_no_file_in_a_folder_switches_the_checks_off(edited: Edited) -> None:
     folder = edited(
-        lambda folder: (folder / "outline").touch(), tensors(lambda all_: all_["model.norm.weight"].fill_(float("nan")))
+        lambda folder: (folder / "outline").touch(),
+        tensors(lambda all_: all_["model.norm.weight"].fill_(float("nan"))),
     )
     with pytest.raises(ModelError):
         find(folder)

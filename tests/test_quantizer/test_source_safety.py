@@ -14,7 +14,17 @@ from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
 from quantizer.safety import MAX_HEADER_BYTES, check_safetensors
 from quantizer.source import check_checkpoint, find_model, load_config, load_model, load_tokenizer
-from tests.test_quantizer.edits import FILE, INDEX, SHARD, Edit, code_of_its_own, config, find, index, pickled
+from tests.test_quantizer.edits import (
+    FILE,
+    INDEX,
+    SHARD,
+    Edit,
+    code_of_its_own,
+    config,
+    find,
+    index,
+    pickled,
+)
 from tests.test_quantizer.helpers import Edited, PackedModel, TinyFolder
 from tests.tiny import CONFIGS
 
@@ -37,19 +47,37 @@ def _changed(**values: object) -> bytes:
 WEIGHTS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "should take 0 bytes"),
     "no header": (weights(b""), "should take 0 bytes"),
-    "too long": (struct.pack("<Q", MAX_HEADER_BYTES + 1), f"take {MAX_HEADER_BYTES + 1} bytes of 8"),
+    "too long": (
+        struct.pack("<Q", MAX_HEADER_BYTES + 1),
+        f"take {MAX_HEADER_BYTES + 1} bytes of 8",
+    ),
     "beyond the file": (struct.pack("<Q", 1000) + b"{}", "take 1000 bytes of 10"),
     "no UTF-8": (weights(b'{"\xff":{}}'), "utf-8"),
     "no object": (weights([]), "no JSON object"),
     "no JSON": (weights(b'{"a":'), "byte 1 of the header"),
     "bomb": (weights(b'{"a":' + b"[" * 100_000), "byte 1 of the header"),
-    "bomb in an entry": (weights(b'{"a":{"shape":' + b"[" * 2000 + b"]" * 2000 + b"}}"), "nested too deeply"),
+    "bomb in an entry": (
+        weights(b'{"a":{"shape":' + b"[" * 2000 + b"]" * 2000 + b"}}"),
+        "nested too deeply",
+    ),
     "long entry": (weights(b'{"a":{"shape":[' + b"1," * 4000 + b"1]}}"), "byte 1 of the header"),
-    "metadata of objects": (weights(GOOD | {"__metadata__": {"a": {}}}), "of the header begins no entry"),
+    "metadata of objects": (
+        weights(GOOD | {"__metadata__": {"a": {}}}),
+        "of the header begins no entry",
+    ),
     "words after the end": (weights(json.dumps(GOOD).encode() + b"{}"), "follows its end"),
-    "twice the same": (weights(json.dumps(GOOD).encode().replace(b'"b"', b'"a"')), "names 'a' twice"),
-    "twice the same, escaped": (weights(json.dumps(GOOD).encode().replace(b'"b"', rb'"\u0061"')), "names 'a' twice"),
-    "two shapes": (weights(json.dumps(GOOD).encode().replace(b'"shape": [5]', b'"shape": [5], "shape": [5]')), "something twice"),
+    "twice the same": (
+        weights(json.dumps(GOOD).encode().replace(b'"b"', b'"a"')),
+        "names 'a' twice",
+    ),
+    "twice the same, escaped": (
+        weights(json.dumps(GOOD).encode().replace(b'"b"', rb'"\u0061"')),
+        "names 'a' twice",
+    ),
+    "two shapes": (
+        weights(json.dumps(GOOD).encode().replace(b'"shape": [5]', b'"shape": [5], "shape": [5]')),
+        "something twice",
+    ),
     "more fields": (_changed(strides=[1]), "not exactly a dtype"),
     "fewer fields": (weights({"a": {"dtype": "F32"}}), "not exactly a dtype"),
     "unknown dtype": (_changed(dtype="F33"), "unknown dtype 'F33'"),
@@ -62,7 +90,10 @@ WEIGHTS: dict[str, tuple[bytes, str]] = {
     "NaN": (_changed(shape=[float("nan")]), "NaN for a number"),
     "overflow": (_changed(shape=[2**32, 2**32]), "impossible shape"),
     "overflow of nothing": (_changed(shape=[2**62, 4, 0], data_offsets=[0, 0]), "impossible shape"),
-    "digits": (weights(b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,0]}}' % (b"9" * 4000)), "impossible shape"),
+    "digits": (
+        weights(b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,0]}}' % (b"9" * 4000)),
+        "impossible shape",
+    ),
     "dimensions": (_changed(shape=[1] * 9), "impossible shape"),
     "other size": (_changed(shape=[2, 2]), r"24 bytes, which are not F32 \[2, 2\]"),
     "backwards": (_changed(data_offsets=[24, 0]), "impossible data_offsets"),
@@ -81,7 +112,9 @@ def test_a_header_that_cannot_be_is_refused_in_one_sentence(case: str, tmp_path:
     content, reason = WEIGHTS[case]
     file = tmp_path / FILE
     file.write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{FILE}' are damaged or truncated: .*{reason}") as caught:
+    with pytest.raises(
+        ModelError, match=rf"{FILE}' are damaged or truncated: .*{reason}"
+    ) as caught:
         check_safetensors(file)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -96,7 +129,12 @@ def test_a_header_that_cannot_be_is_refused_in_one_sentence(case: str, tmp_path:
         (weights({"__metadata__": {}}, 0), 0),
         (weights({}, 0), 0),
         (weights({"x": {"dtype": "F64", "shape": [], "data_offsets": [0, 8]}}, 8), 1),
-        (weights({name: {"dtype": "F4", "shape": [0, 7], "data_offsets": [0, 0]} for name in "xy"}, 0), 2),
+        (
+            weights(
+                {name: {"dtype": "F4", "shape": [0, 7], "data_offsets": [0, 0]} for name in "xy"}, 0
+            ),
+            2,
+        ),
     ],
 )
 def test_a_header_that_can_be_is_accepted(content: bytes, tensors: int, tmp_path: Path) -> None:
@@ -130,7 +168,9 @@ def _link(name: str, content: bytes) -> Edit:
     """Move a file out of the folder, and leave a link."""
 
     def edit(folder: Path) -> None:
-        (folder.parent / "outside").write_bytes((folder / name).read_bytes() if (folder / name).exists() else content)
+        (folder.parent / "outside").write_bytes(
+            (folder / name).read_bytes() if (folder / name).exists() else content
+        )
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(folder.parent / "outside")
 
@@ -160,45 +200,110 @@ FOLDERS: dict[str, tuple[Edit, str]] = {
     "pickle": (_shard("pytorch_model.bin"), r"names 'pytorch_model\.bin', no safetensors"),
     "no name": (_shard(None), "names None"),
     "missing": (_shard("other.safetensors"), r"lacks 'other\.safetensors'"),
-    "linked shard": (lambda folder: (_shard("x.safetensors")(folder), _link("x.safetensors", b"")(folder)), "out of its folder"),
+    "linked shard": (
+        lambda folder: (_shard("x.safetensors")(folder), _link("x.safetensors", b"")(folder)),
+        "out of its folder",
+    ),
     "linked weights": (_link(FILE, b""), "out of its folder"),
     "linked config": (_link("config.json", b""), "out of its folder"),
     "linked tokenizer": (_link("tokenizer.json", b""), "out of its folder"),
     "pipe for weights": (_pipe(FILE), "no ordinary file"),
     "pipe for config": (_pipe("config.json"), "no ordinary file"),
     "pipe for tokenizer": (_pipe("tokenizer.model"), "no ordinary file"),
-    "deep index": (lambda folder: (index(0)(folder), _write(INDEX, BOMB)(folder)), "more than 100000 objects|nested"),
-    "huge index": (lambda folder: (index(0)(folder), os.truncate(folder / INDEX, 32_000_001)), "larger than 32000000"),
+    "deep index": (
+        lambda folder: (index(0)(folder), _write(INDEX, BOMB)(folder)),
+        "more than 100000 objects|nested",
+    ),
+    "huge index": (
+        lambda folder: (index(0)(folder), os.truncate(folder / INDEX, 32_000_001)),
+        "larger than 32000000",
+    ),
     "deep config": (_write("config.json", BOMB[50_001:-50_001]), "nested too deeply"),
     "ladder": (_write("config.json", LADDER), "nested more than 32"),
-    "wide config": (_write("config.json", json.dumps({"a": [[]] * 100_000})), "more than 100000 objects"),
-    "huge config": (lambda folder: os.truncate(folder / "config.json", 10_000_001), "larger than 10000000"),
-    "huge tokenizer": (lambda folder: os.truncate(folder / "tokenizer.json", 64_000_001), "larger than 64000000"),
+    "wide config": (
+        _write("config.json", json.dumps({"a": [[]] * 100_000})),
+        "more than 100000 objects",
+    ),
+    "huge config": (
+        lambda folder: os.truncate(folder / "config.json", 10_000_001),
+        "larger than 10000000",
+    ),
+    "huge tokenizer": (
+        lambda folder: os.truncate(folder / "tokenizer.json", 64_000_001),
+        "larger than 64000000",
+    ),
     "wide tokenizer": (_write("tokenizer.json", "[" * 2_000_001), "more than 2000000 objects"),
-    "deep tokenizer config": (_write("tokenizer_config.json", BOMB[50_001:-50_001]), "nested too deeply"),
+    "deep tokenizer config": (
+        _write("tokenizer_config.json", BOMB[50_001:-50_001]),
+        "nested too deeply",
+    ),
     "special tokens": (_write("special_tokens_map.json", "[]"), "not a JSON object"),
     "adapter": (_write("adapter_config.json", '{"base_model_name_or_path": "x/y"}'), "merge it"),
-    "distributed": (_write("shard-00001-model-00001-of-00001.safetensors", ""), "distributed checkpoint"),
-    "attention kernel": (config(attn_implementation="someone/kernel"), "names code from elsewhere, attn_implementation"),
-    "private attention": (config(_attn_implementation="someone/kernel"), "names code from elsewhere"),
-    "internal attention": (config(_attn_implementation_internal="someone/kernel@v1:f"), "names code from elsewhere"),
-    "experts kernel": (config(experts_implementation={"": "someone/kernel"}), "names code from elsewhere"),
-    "nested kernel": (config(text_config={"_attn_implementation": "someone/kernel"}), "names code from elsewhere"),
-    "listed kernel": (config(layers=[{"attn_implementation": ["eager"]}]), "names code from elsewhere"),
-    "other weights": (config(transformers_weights="other.safetensors"), "refers to other files by transformers_weights"),
-    "other config": (config(configuration_files=["config.4.0.0.json"]), "refers to other files by configuration_files"),
+    "distributed": (
+        _write("shard-00001-model-00001-of-00001.safetensors", ""),
+        "distributed checkpoint",
+    ),
+    "attention kernel": (
+        config(attn_implementation="someone/kernel"),
+        "names code from elsewhere, attn_implementation",
+    ),
+    "private attention": (
+        config(_attn_implementation="someone/kernel"),
+        "names code from elsewhere",
+    ),
+    "internal attention": (
+        config(_attn_implementation_internal="someone/kernel@v1:f"),
+        "names code from elsewhere",
+    ),
+    "experts kernel": (
+        config(experts_implementation={"": "someone/kernel"}),
+        "names code from elsewhere",
+    ),
+    "nested kernel": (
+        config(text_config={"_attn_implementation": "someone/kernel"}),
+        "names code from elsewhere",
+    ),
+    "listed kernel": (
+        config(layers=[{"attn_implementation": ["eager"]}]),
+        "names code from elsewhere",
+    ),
+    "other weights": (
+        config(transformers_weights="other.safetensors"),
+        "refers to other files by transformers_weights",
+    ),
+    "other config": (
+        config(configuration_files=["config.4.0.0.json"]),
+        "refers to other files by configuration_files",
+    ),
     "address": (config(_name_or_path="https://example.com/model"), "names an address"),
-    "nested quantization": (config(text_config={"quantization_config": {"quant_method": "gptq"}}), "quantized already"),
-    "compression": (config(compression_config={"quant_method": "compressed-tensors"}), "quantized already"),
-    "layers": (config(num_hidden_layers=10**9), "num_hidden_layers 1000000000, more than the 29 tensors"),
-    "other tokenizer": (_write("tokenizer_config.json", '{"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}'), "other files"),
-    "other vocabulary": (_write("tokenizer_config.json", '{"vocab_file": "/etc/passwd"}'), "'/etc/passwd', outside of it"),
+    "nested quantization": (
+        config(text_config={"quantization_config": {"quant_method": "gptq"}}),
+        "quantized already",
+    ),
+    "compression": (
+        config(compression_config={"quant_method": "compressed-tensors"}),
+        "quantized already",
+    ),
+    "layers": (
+        config(num_hidden_layers=10**9),
+        "num_hidden_layers 1000000000, more than the 29 tensors",
+    ),
+    "other tokenizer": (
+        _write("tokenizer_config.json", '{"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}'),
+        "other files",
+    ),
+    "other vocabulary": (
+        _write("tokenizer_config.json", '{"vocab_file": "/etc/passwd"}'),
+        "'/etc/passwd', outside of it",
+    ),
 }
 
 
 @pytest.mark.parametrize("read_weights", [True, False])
 @pytest.mark.parametrize("case", list(FOLDERS))
-def test_a_hostile_folder_is_refused_in_one_sentence(case: str, read_weights: bool, edited: Edited) -> None:
+def test_a_hostile_folder_is_refused_in_one_sentence(
+    case: str, read_weights: bool, edited: Edited
+) -> None:
     edit, reason = FOLDERS[case]
     folder = edited(edit)
     with pytest.raises(ModelError, match=reason) as caught:
@@ -223,7 +328,10 @@ OLD = {
     "torch_dtype": "bfloat16",
     "dtype": ...,
     "transformers_version": "4.40.0",
-    "auto_map": {"AutoConfig": "someone/else--own.Config", "AutoModelForCausalLM": "own.LlamaForCausalLM"},
+    "auto_map": {
+        "AutoConfig": "someone/else--own.Config",
+        "AutoModelForCausalLM": "own.LlamaForCausalLM",
+    },
     "custom_pipelines": {"text-generation": {"impl": "own.Pipeline", "pt": "AutoModelForCausalLM"}},
     "trust_remote_code": True,
     "quantization_config": None,
@@ -245,7 +353,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def test_what_old_hub_models_say_is_ignored_and_left_in_the_folder(edited: Edited) -> None:
-    folder = edited(code_of_its_own, config(**OLD), _write("tokenizer_config.json", json.dumps(OLD_TOKENIZER)))
+    folder = edited(
+        code_of_its_own, config(**OLD), _write("tokenizer_config.json", json.dumps(OLD_TOKENIZER))
+    )
     before = _digests(folder)
     found = find(folder)
     model = load_model(found, torch.float32, "cpu")
@@ -253,7 +363,9 @@ def test_what_old_hub_models_say_is_ignored_and_left_in_the_folder(edited: Edite
     assert type(model).__module__.startswith("transformers.")
     assert model.config._attn_implementation == "sdpa"
     assert model.config.name_or_path == str(folder)
-    assert not {"auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash"} & set(model.config.to_dict())
+    assert not {"auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash"} & set(
+        model.config.to_dict()
+    )
     assert not (folder / "trace").exists()
     assert _digests(folder) == before
 
@@ -263,7 +375,9 @@ def test_a_checkpoint_of_this_package_is_accepted(packed: PackedModel) -> None:
 
 
 @pytest.mark.parametrize("case", ["gptq", "kernel", "pickle", "truncated"])
-def test_a_checkpoint_that_cannot_be_of_this_package_is_refused(case: str, packed: PackedModel, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_of_this_package_is_refused(
+    case: str, packed: PackedModel, tmp_path: Path
+) -> None:
     edits: dict[str, Edit] = {
         "gptq": config(quantization_config={"quant_method": "gptq"}),
         "kernel": config(attn_implementation="someone/kernel"),
@@ -279,14 +393,23 @@ def test_a_checkpoint_that_cannot_be_of_this_package_is_refused(case: str, packe
 
 
 def test_pickles_beside_safetensors_are_not_read(edited: Edited) -> None:
-    folder = edited(lambda folder: (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR."))
+    folder = edited(
+        lambda folder: (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    )
     load_model(find(folder), torch.float32, "cpu")
 
 
-def test_links_within_the_folder_and_into_the_cache_of_the_hub_are_followed(edited: Edited, tmp_path: Path) -> None:
-    folder = edited(lambda folder: ((folder / FILE).rename(folder / "data"), (folder / FILE).symlink_to("data")))
+def test_links_within_the_folder_and_into_the_cache_of_the_hub_are_followed(
+    edited: Edited, tmp_path: Path
+) -> None:
+    folder = edited(
+        lambda folder: ((folder / FILE).rename(folder / "data"), (folder / FILE).symlink_to("data"))
+    )
     found = find(folder)
-    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "0a1b"
+    blobs, snapshot = (
+        tmp_path / "models--x" / "blobs",
+        tmp_path / "models--x" / "snapshots" / "0a1b",
+    )
     blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     for position, path in enumerate(folder.iterdir()):

@@ -1,4 +1,7 @@
-"""Promises of quantizer.sparse: exactly the highest scores are chosen, and what is stored comes back."""
+"""Promises of quantizer.sparse.
+
+Exactly the highest scores are chosen, and what is stored comes back.
+"""
 
 import pytest
 import torch
@@ -12,8 +15,13 @@ SHAPES = [(1, 1), (1, 40), (7, 33), (40, 1), (12, 100)]
 
 
 @fixed
-@given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=8), st.integers(1, 24))
-def test_the_highest_scores_are_chosen_and_of_equal_ones_the_first(rows: list[list[int]], count: int) -> None:
+@given(
+    st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=1, max_size=8),
+    st.integers(1, 24),
+)
+def test_the_highest_scores_are_chosen_and_of_equal_ones_the_first(
+    rows: list[list[int]], count: int
+) -> None:
     count = min(count, 3 * len(rows))
     places = [(row, column) for row in range(len(rows)) for column in range(3)]
     first = sorted(places, key=lambda place: (-rows[place[0]][place[1]], place))[:count]
@@ -49,7 +57,11 @@ def test_rows_are_compressed_by_the_definition(shape: tuple[int, int]) -> None:
         columns += kept
         values += [float(weight[out, column].half()) for column in kept]
         starts.append(len(columns))
-    assert (outliers.values.tolist(), outliers.columns.tolist(), outliers.starts.tolist()) == (values, columns, starts)
+    assert (outliers.values.tolist(), outliers.columns.tolist(), outliers.starts.tolist()) == (
+        values,
+        columns,
+        starts,
+    )
     assert outliers.values.dtype == torch.float16
 
 

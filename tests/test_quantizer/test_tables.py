@@ -1,4 +1,7 @@
-"""Promises of quantizer.tables and quantizer.embedding: both ends of a model are stored packed, tied ones once."""
+"""Promises of quantizer.tables and quantizer.embedding.
+
+Both ends of a model are stored packed, tied ones once.
+"""
 
 import json
 import shutil
@@ -18,7 +21,16 @@ from quantizer.packing import pack, unpack, unpack_at
 from quantizer.plan import OUTSIDE, Plan
 from quantizer.rounding import make_form
 from quantizer.runner import BlockRunner
-from quantizer.tables import EMBEDDING, HEAD, OPTIONS, TIED, find_tables, head_moments, quantize_table, table_losses
+from quantizer.tables import (
+    EMBEDDING,
+    HEAD,
+    OPTIONS,
+    TIED,
+    find_tables,
+    head_moments,
+    quantize_table,
+    table_losses,
+)
 from quantizer.weight import dequantize_rows
 from tests.test_quantizer.helpers import TinyFolder, TinyModel, correlated_inputs, logits_of, normal
 from tests.test_quantizer.training import WINDOWS
@@ -35,15 +47,21 @@ def test_single_codes_are_read_where_they_are(bits: int) -> None:
     assert torch.equal(unpack_at(packed, bits, places), unpack(packed, bits, 77)[:, places])
 
 
-@pytest.mark.parametrize("name", ["int2g32", "int3g64s6", "int4g64s8", "int8g256s8", "int2+4r0.4g32s6"])
+@pytest.mark.parametrize(
+    "name", ["int2g32", "int3g64s6", "int4g64s8", "int8g256s8", "int2+4r0.4g32s6"]
+)
 def test_some_rows_are_those_of_the_whole_weight(name: str) -> None:
     weight, rows = normal(70, 100), torch.tensor([69, 0, 33, 33, 1])
     form = make_form(weight, torch.eye(100), Fidelity.parse(name))
-    assert torch.equal(dequantize_rows(form.tensors, form.fidelity, 100, rows), form.dequantize()[rows])
+    assert torch.equal(
+        dequantize_rows(form.tensors, form.fidelity, 100, rows), form.dequantize()[rows]
+    )
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(family: str, tiny_model: TinyModel) -> None:
+def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(
+    family: str, tiny_model: TinyModel
+) -> None:
     model = tiny_model(family)
     found = find_tables(model)
     assert all((table.block, table.out_features) == (OUTSIDE, VOCABULARY) for table in found)
@@ -57,7 +75,9 @@ def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(family: str
 
 @pytest.mark.parametrize("fidelity", OPTIONS, ids=lambda fidelity: fidelity.name)
 @pytest.mark.parametrize("moments", [None, "some"])
-def test_tables_are_quantized_some_rows_at_a_time(fidelity: Fidelity, moments: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_quantized_some_rows_at_a_time(
+    fidelity: Fidelity, moments: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weight, inputs = normal(150, 96), correlated_inputs(400, 96, 0)
     hessian = inputs.t() @ inputs / 400 if moments else None
     whole = quantize_table(weight, hessian, fidelity)
@@ -66,27 +86,39 @@ def test_tables_are_quantized_some_rows_at_a_time(fidelity: Fidelity, moments: s
     assert torch.allclose(pieces.dequantize(), whole.dequantize(), atol=1e-6)
     assert pieces.weight_bytes == fidelity.weight_bytes(150, 96)
     if hessian is not None:
-        error, rounded = (form.dequantize() - weight for form in (whole, quantize_table(weight, None, fidelity)))
-        assert float((error @ hessian * error).sum()) < 0.9 * float((rounded @ hessian * rounded).sum())
+        error, rounded = (
+            form.dequantize() - weight for form in (whole, quantize_table(weight, None, fidelity))
+        )
+        assert float((error @ hessian * error).sum()) < 0.9 * float(
+            (rounded @ hessian * rounded).sum()
+        )
 
 
 def test_moments_of_the_head_are_those_of_what_enters_it(tiny_model: TinyModel) -> None:
     model = tiny_model("qwen2")
     runner, seen = BlockRunner(model), []
-    handle = runner.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, 1)))
+    handle = runner.head.register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].detach().flatten(0, 1))
+    )
     model(input_ids=WINDOWS)
     handle.remove()
     (states,) = seen
     expected = states.double().t() @ states.double() / len(states)
-    assert torch.allclose(head_moments(runner, torch.split(WINDOWS, 2)).double(), expected, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(
+        head_moments(runner, torch.split(WINDOWS, 2)).double(), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_losses_of_tables_are_divergences_of_models_with_them(family: str, tiny_model: TinyModel) -> None:
+def test_losses_of_tables_are_divergences_of_models_with_them(
+    family: str, tiny_model: TinyModel
+) -> None:
     model = tiny_model(family)
     table = find_tables(model)[-1]
     weight = model.get_submodule(table.name).weight.data
-    changed = [{table.name: quantize_table(weight, None, option).dequantize()} for option in OPTIONS]
+    changed = [
+        {table.name: quantize_table(weight, None, option).dequantize()} for option in OPTIONS
+    ]
     found = table_losses(model, changed, WINDOWS, torch.float32)
 
     reference = logits_of(model, WINDOWS)[:, :-1].log_softmax(-1)
@@ -94,9 +126,13 @@ def test_losses_of_tables_are_divergences_of_models_with_them(family: str, tiny_
         other = tiny_model(family)
         other.get_submodule(table.name).weight.data = weights[table.name]
         log_p = logits_of(other, WINDOWS)[:, :-1].log_softmax(-1)
-        assert loss == pytest.approx(float((reference.exp() * (reference - log_p)).sum(-1).mean()), rel=1e-3, abs=1e-7)
+        assert loss == pytest.approx(
+            float((reference.exp() * (reference - log_p)).sum(-1).mean()), rel=1e-3, abs=1e-7
+        )
     assert found[0] < found[1] < found[2]
-    assert torch.equal(model.get_submodule(table.name).weight.data, weight), "the model is left as it was"
+    assert torch.equal(model.get_submodule(table.name).weight.data, weight), (
+        "the model is left as it was"
+    )
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
@@ -105,14 +141,21 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
 ) -> None:
     model, source, expanded = tiny_model(family), tiny_folder(family), tiny_model(family)
     layers, tables = find_layers(model), find_tables(model)
-    plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_tables(dict.fromkeys(tables, FIDELITY))
+    plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_tables(
+        dict.fromkeys(tables, FIDELITY)
+    )
     weights = {
         layer.name: make_form(
-            model.get_submodule(layer.name).weight.data, torch.zeros(layer.in_features, layer.in_features), plan.by_name[layer.name]
+            model.get_submodule(layer.name).weight.data,
+            torch.zeros(layer.in_features, layer.in_features),
+            plan.by_name[layer.name],
         )
         for layer in layers
     }
-    weights |= {table.name: quantize_table(model.get_submodule(table.name).weight.data, None, FIDELITY) for table in tables}
+    weights |= {
+        table.name: quantize_table(model.get_submodule(table.name).weight.data, None, FIDELITY)
+        for table in tables
+    }
     for name, form in weights.items():
         expanded.get_submodule(name).weight.data = form.dequantize()
 
@@ -123,7 +166,9 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert torch.allclose(logits_of(loaded, WINDOWS), logits_of(expanded, WINDOWS), atol=2e-2)
     assert isinstance(loaded.get_input_embeddings(), QuantizedEmbedding)
-    assert isinstance(loaded.get_output_embeddings(), TiedHead if tables[0].kind == TIED else QuantizedLinear)
+    assert isinstance(
+        loaded.get_output_embeddings(), TiedHead if tables[0].kind == TIED else QuantizedLinear
+    )
     generated = loaded.generate(WINDOWS[:1, :5], max_new_tokens=3, do_sample=False)
     assert generated.shape == (1, 8)
     if tables[0].kind == TIED:
@@ -142,6 +187,11 @@ def _refuse_edits(folder: Path, elsewhere: Path) -> None:
     edits = [{"tied": {"nowhere": table}}, {"tied": {head: "model.norm"}}, {"layers": layers}]
     for at, edit in enumerate(edits):
         shutil.copytree(folder, elsewhere / f"edited{at}")
-        (elsewhere / f"edited{at}" / "config.json").write_text(json.dumps({**config, "quantization_config": {**said, **edit}}))
-        with pytest.raises(CheckpointError, match=r"not the model.s head|no quantized embedding|neither outliers nor adapters"):
+        (elsewhere / f"edited{at}" / "config.json").write_text(
+            json.dumps({**config, "quantization_config": {**said, **edit}})
+        )
+        with pytest.raises(
+            CheckpointError,
+            match=r"not the model.s head|no quantized embedding|neither outliers nor adapters",
+        ):
             AutoModelForCausalLM.from_pretrained(elsewhere / f"edited{at}")

@@ -1,4 +1,7 @@
-"""Promises of quantizer.text and quantizer.windows: where text comes from, what is refused, and how it is cut into windows."""
+"""Promises of quantizer.text and quantizer.windows.
+
+Where text comes from, what is refused, and how it is cut into windows.
+"""
 
 import hashlib
 import json
@@ -14,7 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import TextError
-from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec, read_text, text_sha256
+from quantizer.text import (
+    BUILT_IN_CALIBRATION,
+    BUILT_IN_EVALUATION,
+    TextSpec,
+    read_text,
+    text_sha256,
+)
 from quantizer.windows import make_windows
 from tests.test_quantizer.helpers import ROOT, fixed
 from tests.tiny import make_tokenizer
@@ -47,15 +56,22 @@ def test_built_in_texts_are_the_topics_by_turns() -> None:
 
 
 def test_built_in_texts_have_no_paragraph_in_common() -> None:
-    calibration, evaluation = ({part for part in read_text(source).split("\n\n") if len(part) > 80} for source in BUILT_IN)
+    calibration, evaluation = (
+        {part for part in read_text(source).split("\n\n") if len(part) > 80} for source in BUILT_IN
+    )
     assert len(calibration) > 300
     assert not calibration & evaluation
 
 
 @pytest.mark.parametrize("source", BUILT_IN)
 def test_built_in_texts_are_the_same_in_every_process(source: str) -> None:
-    code = "import sys; from quantizer.text import read_text, text_sha256; print(text_sha256(read_text(sys.argv[1])))"
-    result = subprocess.run([sys.executable, "-c", code, source], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = (
+        "import sys; from quantizer.text import read_text, text_sha256; "
+        "print(text_sha256(read_text(sys.argv[1])))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, source], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == text_sha256(read_text(source))
 
 
@@ -98,7 +114,10 @@ def test_a_wrong_record_is_named_by_its_line(line: str, complaint: str, tmp_path
         read_text(str(path))
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", ""), ("a.txt", " \n\t "), ("a.jsonl", ""), ("a.jsonl", '{"text": " "}')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.txt", ""), ("a.txt", " \n\t "), ("a.jsonl", ""), ("a.jsonl", '{"text": " "}')],
+)
 def test_an_empty_text_is_refused(name: str, content: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(TextError, match="is empty"):
@@ -127,11 +146,15 @@ def test_a_name_that_no_file_can_have_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_dataset_is_read_from_its_text_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dataset_is_read_from_its_text_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for name, column in (("good", "text"), ("bad", "content")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train.jsonl").write_text(f'{{"{column}": "one"}}\n{{"{column}": "two"}}\n', encoding="utf-8")
+        (tmp_path / name / "train.jsonl").write_text(
+            f'{{"{column}": "one"}}\n{{"{column}": "two"}}\n', encoding="utf-8"
+        )
     assert read_text(f"{tmp_path / 'good'}::train") == "one\n\ntwo"
     with pytest.raises(TextError, match=r"'content'.*'text' is needed"):
         read_text(f"{tmp_path / 'bad'}::train")
@@ -156,11 +179,19 @@ def test_without_a_seed_the_first_windows_are_taken_and_a_rest_is_dropped() -> N
 
 @pytest.mark.parametrize("seed", [None, 0, 1])
 def test_all_windows_are_the_whole_text_in_order(seed: int | None) -> None:
-    assert _cut(100, _spec(0, 7, seed)) == [list(range(start, start + 7)) for start in range(0, 98, 7)]
+    assert _cut(100, _spec(0, 7, seed)) == [
+        list(range(start, start + 7)) for start in range(0, 98, 7)
+    ]
 
 
 @fixed
-@given(st.integers(1, 9), st.integers(1, 8), st.integers(0, 8), st.none() | st.integers(0, 2**63), st.integers(0, 60))
+@given(
+    st.integers(1, 9),
+    st.integers(1, 8),
+    st.integers(0, 8),
+    st.none() | st.integers(0, 2**63),
+    st.integers(0, 60),
+)
 def test_windows_are_distinct_pieces_of_the_text_in_order(
     tokens: int, windows: int, skip: int, seed: int | None, rest: int
 ) -> None:
@@ -173,7 +204,9 @@ def test_windows_are_distinct_pieces_of_the_text_in_order(
 
 @pytest.mark.parametrize("seed", [None, 0, 5])
 def test_skipped_windows_are_those_drawn_first(seed: int | None) -> None:
-    first, second, rest = (_cut(300, _spec(windows, 3, seed, skip)) for windows, skip in ((20, 0), (30, 20), (0, 50)))
+    first, second, rest = (
+        _cut(300, _spec(windows, 3, seed, skip)) for windows, skip in ((20, 0), (30, 20), (0, 50))
+    )
     starts = [row[0] for rows in (first, second, rest) for row in rows]
     assert len(starts) == len(set(starts)) == 100
 

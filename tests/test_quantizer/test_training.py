@@ -1,4 +1,7 @@
-"""Promises of quantizer.training: rates, the order of windows, and that training taken up again is training that never stopped."""
+"""Promises of quantizer.training.
+
+Rates, the order of windows, and that training taken up again is training that never stopped.
+"""
 
 import pytest
 import torch
@@ -28,7 +31,10 @@ def _layers() -> dict[str, LatentLinear]:
 def _pull(layers: dict[str, LatentLinear], training: Training) -> float:
     """Gather gradients that differ from step to step; return the loss."""
     loss = sum(
-        (_distance(layer.weight(), training.step * 10 + at) for at, layer in enumerate(layers.values())),
+        (
+            _distance(layer.weight(), training.step * 10 + at)
+            for at, layer in enumerate(layers.values())
+        ),
         torch.zeros(()),
     )
     loss.backward()  # type: ignore[no-untyped-call]
@@ -86,9 +92,18 @@ def test_a_step_is_adams() -> None:
         _pull(layers, training)
         assert factor.grad is not None
         gradient = float(factor.grad)
-        mean, square = BETAS[0] * mean + (1 - BETAS[0]) * gradient, BETAS[1] * square + (1 - BETAS[1]) * gradient**2
+        mean, square = (
+            BETAS[0] * mean + (1 - BETAS[0]) * gradient,
+            BETAS[1] * square + (1 - BETAS[1]) * gradient**2,
+        )
         corrected = mean / (1 - BETAS[0] ** (step + 1)), square / (1 - BETAS[1] ** (step + 1))
-        value -= spec.scale_rate / 4 * spec.rate_share(step) * corrected[0] / (corrected[1] ** 0.5 + 1e-8)
+        value -= (
+            spec.scale_rate
+            / 4
+            * spec.rate_share(step)
+            * corrected[0]
+            / (corrected[1] ** 0.5 + 1e-8)
+        )
         training.descend(0.0)
         assert float(factor.data) == pytest.approx(value, rel=1e-6)
 
@@ -133,7 +148,12 @@ def test_every_window_is_seen_once_before_any_is_seen_again() -> None:
 
 @pytest.mark.parametrize(
     ("values", "told"),
-    [({"steps": 0}, "0 steps"), ({"batch": 0}, "0 windows"), ({"trained": "zeros"}, "'zeros'"), ({"code_rate": 0.0}, "rates 0.0")],
+    [
+        ({"steps": 0}, "0 steps"),
+        ({"batch": 0}, "0 windows"),
+        ({"trained": "zeros"}, "'zeros'"),
+        ({"code_rate": 0.0}, "rates 0.0"),
+    ],
     ids=str,
 )
 def test_what_cannot_be_trained_is_refused(values: dict[str, object], told: str) -> None:

@@ -30,13 +30,19 @@ def stored(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_saving_what_was_loaded_gives_the_same_files_tensors_and_results(family: str, packed: PackedModel, tmp_path: Path) -> None:
+def test_saving_what_was_loaded_gives_the_same_files_tensors_and_results(
+    family: str, packed: PackedModel, tmp_path: Path
+) -> None:
     case = packed(family)
     load(case.folder, dtype="auto").save_pretrained(tmp_path)
     again = load(tmp_path)
     assert torch.equal(logits_of(again, TOKENS), case.logits)
-    assert again.config.quantization_config.layers == {name: fidelity.name for name, fidelity in case.plan.by_name.items()}
-    assert (tmp_path / "model.safetensors").read_bytes() == (case.folder / "model.safetensors").read_bytes()
+    assert again.config.quantization_config.layers == {
+        name: fidelity.name for name, fidelity in case.plan.by_name.items()
+    }
+    assert (tmp_path / "model.safetensors").read_bytes() == (
+        case.folder / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
@@ -47,7 +53,12 @@ def test_devices_can_be_chosen_by_a_map(device_map: Any, packed: PackedModel) ->
 
 def test_blocks_that_lie_on_disk_compute_the_same(packed: PackedModel, tmp_path: Path) -> None:
     case = packed("qwen2")
-    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places = {
+        "model.embed_tokens": "cpu",
+        "model.norm": "cpu",
+        "model.rotary_emb": "cpu",
+        "lm_head": "cpu",
+    }
     places |= {"model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk"}
     model = load(case.folder, device_map=places, offload_folder=tmp_path, offload_buffers=True)
     assert torch.equal(logits_of(model, TOKENS), case.logits)
@@ -56,13 +67,22 @@ def test_blocks_that_lie_on_disk_compute_the_same(packed: PackedModel, tmp_path:
 def test_a_compiled_model_computes_the_same(packed: PackedModel) -> None:
     model = load(packed("llama").folder)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(logits_of(compiled, TOKENS), logits_of(model, TOKENS), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        logits_of(compiled, TOKENS), logits_of(model, TOKENS), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt"])
-def test_greedy_continuations_are_those_of_the_reference(family: str, packed: PackedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_continuations_are_those_of_the_reference(
+    family: str, packed: PackedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, start = load(packed(family).folder), TOKENS[:, :20]
-    given = {"attention_mask": torch.ones_like(start), "max_new_tokens": 40, "min_new_tokens": 40, "do_sample": False}
+    given = {
+        "attention_mask": torch.ones_like(start),
+        "max_new_tokens": 40,
+        "min_new_tokens": 40,
+        "do_sample": False,
+    }
     found = model.generate(start, **given, pad_token_id=0)
     monkeypatch.setenv(SETTING, "reference")
     assert torch.equal(model.generate(start, **given, pad_token_id=0), found)
@@ -71,10 +91,14 @@ def test_greedy_continuations_are_those_of_the_reference(family: str, packed: Pa
 def adapted(folder: Path) -> Any:
     """Return a packed model with untrained adapters."""
     torch.manual_seed(0)
-    return get_peft_model(load(folder), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    return get_peft_model(
+        load(folder), LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    )
 
 
-def test_adapters_are_trained_beside_packed_layers_which_stay_as_they_are(packed: PackedModel, tmp_path: Path) -> None:
+def test_adapters_are_trained_beside_packed_layers_which_stay_as_they_are(
+    packed: PackedModel, tmp_path: Path
+) -> None:
     case = packed("llama")
     model = adapted(case.folder)
     before = stored(model)
@@ -104,13 +128,28 @@ def test_gradients_of_adapters_are_those_beside_expanded_layers(packed: PackedMo
     packed_model, expanded_model = load(case.folder), load(case.source.path)
     for name, weight in case.weights.items():
         expanded_model.get_submodule(name).weight.data = weight.dequantize()
-    options: Any = {"r": 4, "target_modules": ["q_proj", "fc2"], "init_lora_weights": False, "bias": "all"}
-    model, expanded = (get_peft_model(each, LoraConfig(**options)) for each in (packed_model, expanded_model))
+    options: Any = {
+        "r": 4,
+        "target_modules": ["q_proj", "fc2"],
+        "init_lora_weights": False,
+        "bias": "all",
+    }
+    model, expanded = (
+        get_peft_model(each, LoraConfig(**options)) for each in (packed_model, expanded_model)
+    )
     expanded.load_state_dict(model.state_dict(), strict=False)
     for each in (model, expanded):
         each(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    truth = {name: parameter.grad for name, parameter in expanded.named_parameters() if parameter.grad is not None}
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    truth = {
+        name: parameter.grad
+        for name, parameter in expanded.named_parameters()
+        if parameter.grad is not None
+    }
+    found = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     assert found.keys() == truth.keys()
     assert any(name.endswith("bias") for name in found)
     for name, gradient in found.items():

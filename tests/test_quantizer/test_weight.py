@@ -1,4 +1,7 @@
-"""Promises of quantizer.weight: what the stored tensors stand for, and that wrong ones are refused."""
+"""Promises of quantizer.weight.
+
+What the stored tensors stand for, and that wrong ones are refused.
+"""
 
 import pytest
 import torch
@@ -9,8 +12,22 @@ from quantizer.adapter import Adapter
 from quantizer.errors import CheckpointError
 from quantizer.fidelity import Fidelity
 from quantizer.kernels import cpu
-from quantizer.weight import PartCodes, QuantizedWeight, TensorSpec, check_places, named_parts, tensor_specs
-from tests.test_quantizer.helpers import OPTION_NAMES, dequantize_slowly, few, fidelities, normal, random_weight
+from quantizer.weight import (
+    PartCodes,
+    QuantizedWeight,
+    TensorSpec,
+    check_places,
+    named_parts,
+    tensor_specs,
+)
+from tests.test_quantizer.helpers import (
+    OPTION_NAMES,
+    dequantize_slowly,
+    few,
+    fidelities,
+    normal,
+    random_weight,
+)
 
 SHAPES = [(1, 1), (1, 32), (7, 33), (5, 100), (33, 64), (3, 129)]
 FIDELITIES = [
@@ -25,7 +42,9 @@ FIDELITIES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fidelity", FIDELITIES, ids=lambda fidelity: fidelity.name)
-def test_dequantize_follows_the_documented_format(fidelity: Fidelity, shape: tuple[int, int]) -> None:
+def test_dequantize_follows_the_documented_format(
+    fidelity: Fidelity, shape: tuple[int, int]
+) -> None:
     weight = random_weight(fidelity, *shape)
     assert weight.dequantize().dtype == torch.float32
     assert weight.dequantize().tolist() == dequantize_slowly(weight)
@@ -33,7 +52,9 @@ def test_dequantize_follows_the_documented_format(fidelity: Fidelity, shape: tup
 
 @few
 @given(fidelities(), st.integers(1, 12), st.integers(1, 140), st.integers(0, 2**32))
-def test_dequantize_follows_the_documented_format_for_any_layer(fidelity: Fidelity, out: int, columns: int, seed: int) -> None:
+def test_dequantize_follows_the_documented_format_for_any_layer(
+    fidelity: Fidelity, out: int, columns: int, seed: int
+) -> None:
     weight = random_weight(fidelity, out, columns, seed)
     assert weight.dequantize().tolist() == dequantize_slowly(weight)
 
@@ -48,7 +69,9 @@ def test_shorter_dtypes_are_rounded_once(dtype: torch.dtype) -> None:
 @given(fidelities(), st.integers(1, 70), st.integers(1, 300))
 def test_tensor_specs_equal_the_stored_tensors(fidelity: Fidelity, out: int, columns: int) -> None:
     tensors = random_weight(fidelity, out, columns).tensors
-    found = {name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    found = {
+        name: TensorSpec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()
+    }
     assert found == tensor_specs(fidelity, out, columns)
 
 
@@ -58,7 +81,9 @@ def test_a_uniform_layer_has_a_low_part_only() -> None:
     assert list(named_parts(Fidelity(2, 4, 0.5, 64), 100)) == [("high", 64, 4), ("low", 36, 2)]
 
 
-@pytest.mark.parametrize(("in_features", "dtype"), [(2**16, torch.uint16), (2**16 + 1, torch.int32)])
+@pytest.mark.parametrize(
+    ("in_features", "dtype"), [(2**16, torch.uint16), (2**16 + 1, torch.int32)]
+)
 def test_columns_of_wide_layers_are_not_cut(in_features: int, dtype: torch.dtype) -> None:
     weight = random_weight(Fidelity.uniform(2, 128), 1, in_features)
     assert weight.tensors["columns"].dtype == dtype
@@ -67,7 +92,9 @@ def test_columns_of_wide_layers_are_not_cut(in_features: int, dtype: torch.dtype
     last = weight.tensors["columns"].tolist().index(in_features - 1)
     code = (int(weight.tensors["low_codes"][last // 16, 0]) >> (2 * (last % 16))) & 3
     zero = int(weight.tensors["low_zeros"][last // 128, 0]) & 3
-    assert float(dense[0, -1]) == float(weight.tensors["low_scales"][last // 128, 0]) * (code - zero)
+    assert float(dense[0, -1]) == float(weight.tensors["low_scales"][last // 128, 0]) * (
+        code - zero
+    )
 
 
 def test_an_adapter_of_any_halves_is_multiplied_in_float32() -> None:
@@ -90,7 +117,11 @@ def _layer(name: str = "int2+4r0.3g32") -> QuantizedWeight:
     return random_weight(Fidelity.parse(name), 7, 100)
 
 
-_STORED = [(name, key) for name in ("int2+4r0.3g32", "int2+4r0.3g32s6o0.01a3") for key in _layer(name).tensors]
+_STORED = [
+    (name, key)
+    for name in ("int2+4r0.3g32", "int2+4r0.3g32s6o0.01a3")
+    for key in _layer(name).tensors
+]
 
 
 @pytest.mark.parametrize(("name", "key"), _STORED)
@@ -112,7 +143,9 @@ def test_tensors_of_another_shape_are_refused(name: str, key: str) -> None:
 def test_tensors_of_another_dtype_are_refused(name: str, key: str) -> None:
     weight = _layer(name)
     with pytest.raises(CheckpointError):
-        QuantizedWeight(weight.fidelity, 7, 100, {**weight.tensors, key: weight.tensors[key].to(torch.float64)})
+        QuantizedWeight(
+            weight.fidelity, 7, 100, {**weight.tensors, key: weight.tensors[key].to(torch.float64)}
+        )
 
 
 def test_surplus_tensors_are_refused() -> None:
@@ -133,7 +166,9 @@ def test_surplus_tensors_are_refused() -> None:
         (Fidelity(2, 4, 0.3, 32, adapter_rank=1), 7, 100),
     ],
 )
-def test_tensors_of_another_layer_are_refused(fidelity: Fidelity, out_features: int, in_features: int) -> None:
+def test_tensors_of_another_layer_are_refused(
+    fidelity: Fidelity, out_features: int, in_features: int
+) -> None:
     with pytest.raises(CheckpointError):
         QuantizedWeight(fidelity, out_features, in_features, _layer().tensors)
 
@@ -159,6 +194,9 @@ def test_numbers_that_point_outside_a_layer_are_refused(leaf: str, places: dict[
     tensors[leaf] = changed.to(tensors[leaf].dtype)
     with pytest.raises(CheckpointError, match=r"layer 'a.layer'"):
         check_places("a.layer", tensors, 20, 70)
-    for rows in (1, 40):  # who loads tensors past that gets an error all the same, and no memory of others
+    for rows in (
+        1,
+        40,
+    ):  # who loads tensors past that gets an error all the same, and no memory of others
         with pytest.raises(IndexError):
             cpu.matmul(normal(rows, 70), tensors, fidelity, 20, None)

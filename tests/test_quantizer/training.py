@@ -23,13 +23,22 @@ def quiet(_done: int, _count: int) -> None:
     """Hear of progress and say nothing."""
 
 
-def quantized(model: Any, parts: PartStore) -> tuple[tuple[LayerSpec, ...], dict[str, QuantizedWeight]]:
-    """Return the layers of a model and their stored forms, of two fidelities by turns; the model is used up."""
+def quantized(
+    model: Any, parts: PartStore
+) -> tuple[tuple[LayerSpec, ...], dict[str, QuantizedWeight]]:
+    """Return the layers of a model and their stored forms, of two fidelities by turns.
+
+    The model is used up.
+    """
     layers = find_layers(model)
-    return layers, quantized_as(model, {layer.name: (FIDELITIES[index % 2],) for index, layer in enumerate(layers)}, parts)
+    return layers, quantized_as(
+        model, {layer.name: (FIDELITIES[index % 2],) for index, layer in enumerate(layers)}, parts
+    )
 
 
-def quantized_as(model: Any, choices: dict[str, tuple[Fidelity]], parts: PartStore) -> dict[str, QuantizedWeight]:
+def quantized_as(
+    model: Any, choices: dict[str, tuple[Fidelity]], parts: PartStore
+) -> dict[str, QuantizedWeight]:
     """Return the stored forms of a model's layers at the given fidelities; the model is used up."""
     layers = find_layers(model)
     quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 4), parts, quiet)
@@ -46,5 +55,7 @@ def quantized_as(model: Any, choices: dict[str, tuple[Fidelity]], parts: PartSto
 def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) -> bool:
     """Return whether two sets of stored forms are equal bit for bit."""
     return left.keys() == right.keys() and all(
-        tensor.equal(right[name].tensors[key]) for name, form in left.items() for key, tensor in form.tensors.items()
+        tensor.equal(right[name].tensors[key])
+        for name, form in left.items()
+        for key, tensor in form.tensors.items()
     )

@@ -65,7 +65,9 @@ def bucket(s3: S3) -> tuple[str, ArtifactStore]:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place_of_store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ArtifactStore]:
+def place_of_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, ArtifactStore]:
     """URL and store, which is empty; processes that a test starts can reach it too."""
     if request.param == "folder":
         return str(tmp_path / "store"), ArtifactStore(str(tmp_path / "store"))
@@ -100,16 +102,23 @@ def listener() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def resolves(monkeypatch: pytest.MonkeyPatch) -> Resolver:
-    """Have a name resolve to one list of addresses after another, the last for good; return the names that are asked for."""
+    """Have a name resolve to one list of addresses after another, the last for good.
+
+    Return the names that are asked for.
+    """
     real = socket.getaddrinfo
 
     def resolve(name: str, answers: list[list[str]]) -> list[str]:
         asked: list[str] = []
 
         def fake(host: str, port: int, *args: object, **options: object) -> list[object]:
-            addresses = answers[min(asked.count(name), len(answers) - 1)] if host == name else [host]
+            addresses = (
+                answers[min(asked.count(name), len(answers) - 1)] if host == name else [host]
+            )
             asked.append(host)
-            return [found for address in addresses for found in real(address, port, *args, **options)]  # type: ignore[arg-type]
+            return [
+                found for address in addresses for found in real(address, port, *args, **options)
+            ]  # type: ignore[arg-type]
 
         monkeypatch.setattr(socket, "getaddrinfo", fake)
         return asked

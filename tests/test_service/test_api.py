@@ -1,4 +1,7 @@
-"""The API answers what the command line answers, over HTTP: profiles as resources, what-ifs at once, errors as problems."""
+"""The API answers what the command line answers, over HTTP.
+
+Profiles as resources, what-ifs at once, errors as problems.
+"""
 
 import json
 import re
@@ -26,13 +29,17 @@ FILES = {"head": FOLDER / f"{NAME}.json", "arrays": FOLDER / f"{NAME}.npz"}
 
 
 def upload(client: TestClient | httpx2.Client, head: bytes, arrays: bytes) -> Any:
-    return client.post("/v1/profiles", files={"head": ("profile.json", head), "arrays": ("profile.npz", arrays)})
+    return client.post(
+        "/v1/profiles", files={"head": ("profile.json", head), "arrays": ("profile.npz", arrays)}
+    )
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
     return TestClient(
-        create_app(backend_in(tmp_path_factory.mktemp("data"))), base_url="http://localhost", raise_server_exceptions=False
+        create_app(backend_in(tmp_path_factory.mktemp("data"))),
+        base_url="http://localhost",
+        raise_server_exceptions=False,
     )
 
 
@@ -44,7 +51,9 @@ def digest(client: TestClient) -> str:
 
 
 def ask(client: TestClient, digest: str, *questions: dict[str, Any], **body: Any) -> Any:
-    return client.post(f"/v1/profiles/{digest}/allocations", json={"questions": list(questions), **body})
+    return client.post(
+        f"/v1/profiles/{digest}/allocations", json={"questions": list(questions), **body}
+    )
 
 
 def test_a_profile_is_imported_once_and_described(client: TestClient, digest: str) -> None:
@@ -66,7 +75,9 @@ def test_a_profile_never_changes_and_says_so(client: TestClient, digest: str) ->
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_a_profile_is_exported_as_it_was_imported_in_parts_too(client: TestClient, digest: str) -> None:
+def test_a_profile_is_exported_as_it_was_imported_in_parts_too(
+    client: TestClient, digest: str
+) -> None:
     for name, path in zip(("profile.json", "profile.npz"), FILES.values(), strict=True):
         assert client.get(f"/v1/profiles/{digest}/{name}").content == path.read_bytes()
     part = client.get(f"/v1/profiles/{digest}/profile.npz", headers={"Range": "bytes=10-19"})
@@ -74,7 +85,14 @@ def test_a_profile_is_exported_as_it_was_imported_in_parts_too(client: TestClien
 
 
 def test_a_what_if_is_what_the_allocator_says(client: TestClient, digest: str) -> None:
-    answer = ask(client, digest, {"budget": "2.5bpw"}, {"budget": "34MB"}, {"max_kl": 0.6}, include_plans=True)
+    answer = ask(
+        client,
+        digest,
+        {"budget": "2.5bpw"},
+        {"budget": "34MB"},
+        {"max_kl": 0.6},
+        include_plans=True,
+    )
     assert answer.status_code == 200
     whatif = WhatIf(stored_profile(NAME))
     first, second, third = (row["allocation"] for row in answer.json()["data"])
@@ -93,30 +111,50 @@ def test_plans_are_sent_only_where_they_are_asked_for(client: TestClient, digest
     assert "plan" not in ask(client, digest, {"budget": "34MB"}).json()["data"][0]["allocation"]
 
 
-def test_constraints_mean_what_they_mean_on_the_command_line(client: TestClient, digest: str) -> None:
-    constraints = {"target": "vllm", "rules": ["*.down_proj>=3"], "pools": ["a:model.layers.[0-9].*=12MB"], "max_distinct": 4}
+def test_constraints_mean_what_they_mean_on_the_command_line(
+    client: TestClient, digest: str
+) -> None:
+    constraints = {
+        "target": "vllm",
+        "rules": ["*.down_proj>=3"],
+        "pools": ["a:model.layers.[0-9].*=12MB"],
+        "max_distinct": 4,
+    }
     answer = ask(client, digest, {"budget": "36MB"}, constraints=constraints, include_plans=True)
     plan = Plan.from_json(answer.json()["data"][0]["allocation"]["plan"])
     assert len(set(plan.fidelities)) <= 4
-    assert all(fidelity.bits_lo >= 3 for name, fidelity in plan.by_name.items() if name.endswith("down_proj"))
+    assert all(
+        fidelity.bits_lo >= 3
+        for name, fidelity in plan.by_name.items()
+        if name.endswith("down_proj")
+    )
     assert len({plan.by_name[f"model.layers.3.self_attn.{name}_proj"] for name in "qkv"}) == 1
     (limit,) = answer.json()["data"][0]["allocation"]["limits"]
     assert limit["name"] == "a"
     assert limit["used"] <= 12e6
 
 
-def test_a_budget_that_cannot_be_met_says_what_binds_and_what_can(client: TestClient, digest: str) -> None:
+def test_a_budget_that_cannot_be_met_says_what_binds_and_what_can(
+    client: TestClient, digest: str
+) -> None:
     answer = ask(client, digest, {"budget": "1bpw"}, constraints={"rules": ["*.down_proj>=3"]})
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["type"] == "urn:bitwright:problem:budget-infeasible"
     assert "*.down_proj>=3" in problem["binding"]
-    nearest = ask(client, digest, {"budget": f"{problem['nearest_bytes']}B"}, constraints={"rules": ["*.down_proj>=3"]})
+    nearest = ask(
+        client,
+        digest,
+        {"budget": f"{problem['nearest_bytes']}B"},
+        constraints={"rules": ["*.down_proj>=3"]},
+    )
     assert nearest.status_code == 200
 
 
-def test_one_question_without_a_plan_does_not_spoil_the_others(client: TestClient, digest: str) -> None:
+def test_one_question_without_a_plan_does_not_spoil_the_others(
+    client: TestClient, digest: str
+) -> None:
     answer = ask(client, digest, {"budget": "1bpw"}, {"budget": "34MB"}, {"max_kl": 1e-9})
     assert answer.status_code == 200
     kinds = [next(iter(row)) for row in answer.json()["data"]]
@@ -133,13 +171,21 @@ def test_one_question_without_a_plan_does_not_spoil_the_others(client: TestClien
         ({"questions": [{"budget": "much"}]}, 400),
         ({"questions": [{"budget": "2.5bpw"}], "constraints": {"rules": ["nonsense"]}}, 400),
         ({"questions": [{"budget": "2.5bpw"}], "constraints": {"target": "toaster"}}, 400),
-        ({"questions": [{"budget": "2.5bpw"}], "constraints": {"rules": ["*.nothing=int4g64s6"]}}, 400),
+        (
+            {
+                "questions": [{"budget": "2.5bpw"}],
+                "constraints": {"rules": ["*.nothing=int4g64s6"]},
+            },
+            400,
+        ),
         ({"questions": [{"budget": "2.5bpw"}], "unknown": 1}, 422),
         ({"questions": [{"max_kl": "Infinity"}]}, 422),
         ({"questions": [{"budget": "2.5bpw"}], "coupling": "sideways"}, 422),
     ],
 )
-def test_bad_input_is_a_problem_that_does_not_repeat_it(client: TestClient, digest: str, body: dict[str, Any], status: int) -> None:
+def test_bad_input_is_a_problem_that_does_not_repeat_it(
+    client: TestClient, digest: str, body: dict[str, Any], status: int
+) -> None:
     answer = client.post(f"/v1/profiles/{digest}/allocations", json=body)
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
@@ -161,7 +207,9 @@ def test_what_is_not_there_is_a_problem_of_404(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["other.txt", "..%2Fprofile.json", "%2E%2E"])
-def test_only_the_two_files_of_a_profile_are_served(client: TestClient, digest: str, name: str) -> None:
+def test_only_the_two_files_of_a_profile_are_served(
+    client: TestClient, digest: str, name: str
+) -> None:
     assert client.get(f"/v1/profiles/{digest}/{name}").status_code == 404
 
 
@@ -169,18 +217,27 @@ def test_a_damaged_profile_is_refused_and_nothing_is_kept(client: TestClient, di
     head, arrays = (path.read_bytes() for path in FILES.values())
     for bad in ((b"{}", arrays), (head, arrays[:-100]), (head[:-10], arrays), (arrays, head)):
         answer = upload(client, *bad)
-        assert (answer.status_code, answer.json()["type"]) == (400, "urn:bitwright:problem:profile-error")
+        assert (answer.status_code, answer.json()["type"]) == (
+            400,
+            "urn:bitwright:problem:profile-error",
+        )
     assert client.get("/v1/profiles").json()["data"] == [digest]
 
 
-def test_frontier_check_and_diff_are_those_of_the_command_line(client: TestClient, digest: str) -> None:
+def test_frontier_check_and_diff_are_those_of_the_command_line(
+    client: TestClient, digest: str
+) -> None:
     found = client.post(f"/v1/profiles/{digest}/frontier", json={"points": 12}).json()
     losses = [row["predicted_kl_nats_per_token"] for row in found["points"]]
     assert len(losses) == 12
     assert losses == sorted(losses, reverse=True)
-    rows = ask(client, digest, {"budget": "33MB"}, {"budget": "36MB"}, include_plans=True).json()["data"]
+    rows = ask(client, digest, {"budget": "33MB"}, {"budget": "36MB"}, include_plans=True).json()[
+        "data"
+    ]
     one, two = (row["allocation"]["plan"] for row in rows)
-    diff = client.post("/v1/plan-diffs", json={"before": one, "after": two, "profile": digest}).json()
+    diff = client.post(
+        "/v1/plan-diffs", json={"before": one, "after": two, "profile": digest}
+    ).json()
     assert diff["bytes_more"] == two["weight_bytes"] - one["weight_bytes"]
     assert diff["predicted_loss_more"] < 0
     check = {"plan": one, "budget": "32MB", "constraints": {"target": "vllm"}}
@@ -202,20 +259,30 @@ def test_a_deleted_profile_is_gone(client: TestClient, digest: str) -> None:
 
 def test_pages_of_other_sites_and_other_names_are_not_served(client: TestClient) -> None:
     foreign = client.get("/v1/profiles", headers={"Origin": "https://example.com"})
-    assert (foreign.status_code, foreign.json()["type"]) == (403, "urn:bitwright:problem:foreign-origin")
+    assert (foreign.status_code, foreign.json()["type"]) == (
+        403,
+        "urn:bitwright:problem:foreign-origin",
+    )
     assert client.get("/v1/profiles", headers={"Origin": "http://localhost"}).status_code == 200
     assert client.get("/v1/profiles", headers={"Host": "example.com"}).status_code == 400
 
 
-def test_bodies_are_limited_whether_or_not_they_say_their_size(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bodies_are_limited_whether_or_not_they_say_their_size(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(application, "MOST_JSON_BYTES", 1000)
     said = client.post("/v1/plan-diffs", content=b"x" * 2000)
     unsaid = client.post("/v1/plan-diffs", content=(b"x" * 100 for _ in range(20)))
     for answer in (said, unsaid):
-        assert (answer.status_code, answer.json()["type"]) == (413, "urn:bitwright:problem:body-too-large")
+        assert (answer.status_code, answer.json()["type"]) == (
+            413,
+            "urn:bitwright:problem:body-too-large",
+        )
 
 
-def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.shelf.READY", 2)
     shelf = Shelf(ArtifactStore(str(tmp_path)))
     digests = [shelf.add(*make_profile(seed).dumps())[0] for seed in range(4)]
@@ -229,7 +296,9 @@ def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(tmp_path: Path, mon
 
 def test_the_server_of_the_command_line_answers_and_documents_itself(server: Served) -> None:
     digest = upload(server.client, *(path.read_bytes() for path in FILES.values())).json()["digest"]
-    answer = server.client.post(f"/v1/profiles/{digest}/allocations", json={"questions": [{"budget": "2.5bpw"}]})
+    answer = server.client.post(
+        f"/v1/profiles/{digest}/allocations", json={"questions": [{"budget": "2.5bpw"}]}
+    )
     assert answer.json()["data"][0]["allocation"]["gap"] < 0.001
     page = server.client.get("/docs").text
     assert "Bitwright" in page
@@ -249,4 +318,6 @@ def test_nobody_else_is_let_in_without_keys(tmp_path: Path) -> None:
 
 
 def test_the_openapi_document_in_the_repository_is_that_of_the_code(client: TestClient) -> None:
-    assert client.get("/openapi.json").json() == json.loads(STORED.read_text()), "run python -m tests.openapi"
+    assert client.get("/openapi.json").json() == json.loads(STORED.read_text()), (
+        "run python -m tests.openapi"
+    )

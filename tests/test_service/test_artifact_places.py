@@ -38,7 +38,20 @@ def test_hostile_names_are_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["", "jobs", "jobs/", "/jobs/a", "jobs/a/b", "../a", "jobs/..", "jobs/.a", "jobs/a b", "jobs\\a", "jobs/a\n"]
+    "place",
+    [
+        "",
+        "jobs",
+        "jobs/",
+        "/jobs/a",
+        "jobs/a/b",
+        "../a",
+        "jobs/..",
+        "jobs/.a",
+        "jobs/a b",
+        "jobs\\a",
+        "jobs/a\n",
+    ],
 )
 def test_hostile_places_are_refused(tmp_path: Path, place: str) -> None:
     store = ArtifactStore(str(tmp_path))
@@ -109,7 +122,10 @@ def test_a_store_that_may_not_be_written_says_so() -> None:
 
 @contextmanager
 def as_nobody(folder: str) -> Iterator[None]:
-    """Take away the right to write to a folder; root has it whatever the folder says, so become somebody else."""
+    """Take away the right to write to a folder.
+
+    Root has it whatever the folder says, so become somebody else.
+    """
     Path(folder).chmod(0o555)
     user = os.geteuid()
     if user == 0:
@@ -152,7 +168,9 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_sentence(
     s3: S3, monkeypatch: pytest.MonkeyPatch, case: str, reason: str
 ) -> None:
     with answering(403 if case == "no access" else 404) as port:
-        endpoint = {"no bucket": s3.url, "no server": f"http://127.0.0.1:{free_port()}"}.get(case, f"http://127.0.0.1:{port}")
+        endpoint = {"no bucket": s3.url, "no server": f"http://127.0.0.1:{free_port()}"}.get(
+            case, f"http://127.0.0.1:{port}"
+        )
         set_variables(monkeypatch, endpoint)
         store = ArtifactStore("s3://absent/x")
         for use in (
@@ -174,7 +192,11 @@ def answering(status: int) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = b"<Error><Code>AccessDenied</Code><Message>hidden</Message></Error>" if status == 403 else b"hidden"
+            body = (
+                b"<Error><Code>AccessDenied</Code><Message>hidden</Message></Error>"
+                if status == 403
+                else b"hidden"
+            )
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -192,6 +214,11 @@ def answering(status: int) -> Iterator[int]:
 
 
 def test_a_folder_needs_neither_torch_nor_s3(tmp_path: Path) -> None:
-    code = f"import sys; from service.artifacts import ArtifactStore; ArtifactStore({str(tmp_path)!r}); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import sys; from service.artifacts import ArtifactStore; "
+        f"ArtifactStore({str(tmp_path)!r}); print(*sys.modules)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {"torch", "numpy", "botocore", "s3fs", "fsspec"} & set(loaded)

@@ -1,4 +1,7 @@
-"""The artifact store keeps its promises in a folder and in a bucket alike: one suite for both, with real processes and servers."""
+"""The artifact store keeps its promises in a folder and in a bucket alike.
+
+One suite for both, with real processes and servers.
+"""
 
 import os
 import subprocess
@@ -58,7 +61,11 @@ def test_what_was_put_is_listed_and_read(store: ArtifactStore, tmp_path: Path) -
 def test_what_is_not_there_is_told(store: ArtifactStore) -> None:
     store.check()
     assert not store.exists(PLACE)
-    for ask in (store.list, lambda place: store.find(place, "a"), lambda place: store.read(place, "a")):
+    for ask in (
+        store.list,
+        lambda place: store.find(place, "a"),
+        lambda place: store.read(place, "a"),
+    ):
         with pytest.raises(ArtifactUnknown, match="nothing at 'jobs/job_1'"):
             ask(PLACE)
     gone = store.put(PLACE, {"a": b"a"})[0]
@@ -116,7 +123,9 @@ def test_delete_takes_one_place_and_no_other(store: ArtifactStore) -> None:
 
 
 @pytest.mark.parametrize("point", ["artifact-begun", "artifact-written"])
-def test_killed_put_is_invisible_and_can_be_repeated(store: ArtifactStore, url: str, tmp_path: Path, point: str) -> None:
+def test_killed_put_is_invisible_and_can_be_repeated(
+    store: ArtifactStore, url: str, tmp_path: Path, point: str
+) -> None:
     put_killed(url, OLD, point, tmp_path / "first")
     assert keys(store)
     assert not store.exists(PLACE)
@@ -129,7 +138,9 @@ def test_killed_put_is_invisible_and_can_be_repeated(store: ArtifactStore, url: 
     assert not keys(store)
 
 
-def test_put_killed_after_its_manifest_is_there(store: ArtifactStore, url: str, tmp_path: Path) -> None:
+def test_put_killed_after_its_manifest_is_there(
+    store: ArtifactStore, url: str, tmp_path: Path
+) -> None:
     store.put(PLACE, OLD)
     put_killed(url, NEW, "artifact-listed", tmp_path / "marker")
     assert content(store) == NEW
@@ -140,15 +151,22 @@ def test_put_killed_after_its_manifest_is_there(store: ArtifactStore, url: str, 
 def test_leftovers_of_dead_puts_go_with_a_later_put(store: ArtifactStore) -> None:
     now = int(new_id("put")[4:18], 16)
     for age_seconds, digit in ((60, "a"), (LEFTOVER_SECONDS + 60, "b")):
-        store._blobs.write(f"{PLACE}/put_{now - age_seconds * 1_000_000:014x}{digit * 12}/{'0' * 64}", b"left")
+        store._blobs.write(
+            f"{PLACE}/put_{now - age_seconds * 1_000_000:014x}{digit * 12}/{'0' * 64}", b"left"
+        )
     store.put(PLACE, OLD)
     left = [key for key in keys(store) if key.endswith("0" * 64)]
     assert [key[-66] for key in left] == ["a"]  # it may still be at work
 
 
 @pytest.mark.parametrize("many", [[OLD, NEW], [OLD, {}, NEW, {}]], ids=["puts", "puts and deletes"])
-def test_puts_at_the_same_time_end_in_one_whole_result(store: ArtifactStore, url: str, many: list[dict[str, bytes]]) -> None:
-    processes = [put_in_process(url, many[turn:] + many[:turn], rounds=60 if url.startswith("/") else 10) for turn in range(2)]
+def test_puts_at_the_same_time_end_in_one_whole_result(
+    store: ArtifactStore, url: str, many: list[dict[str, bytes]]
+) -> None:
+    processes = [
+        put_in_process(url, many[turn:] + many[:turn], rounds=60 if url.startswith("/") else 10)
+        for turn in range(2)
+    ]
     told = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     if {} not in many:
@@ -158,7 +176,9 @@ def test_puts_at_the_same_time_end_in_one_whole_result(store: ArtifactStore, url
         assert not store.exists(PLACE) or content(store) in (OLD, NEW)
 
 
-def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def delete_at(point: str) -> None:
         if point == "artifact-written":
             store.delete(PLACE)
@@ -170,8 +190,14 @@ def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(store: Arti
     assert not keys(store)
 
 
-@pytest.mark.parametrize("data", [b"Weights", b"weight", b"weights and more", None], ids=["changed", "short", "long", "missing"])
-def test_damage_is_found_and_putting_again_mends_what_can_be_seen(store: ArtifactStore, data: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [b"Weights", b"weight", b"weights and more", None],
+    ids=["changed", "short", "long", "missing"],
+)
+def test_damage_is_found_and_putting_again_mends_what_can_be_seen(
+    store: ArtifactStore, data: bytes | None
+) -> None:
     store.put(PLACE, OLD)
     overwrite(store, "model.safetensors", data)
     if data != b"weights and more":  # the bytes beyond are never read
@@ -201,7 +227,9 @@ def test_damage_is_found_and_putting_again_mends_what_can_be_seen(store: Artifac
         lambda text: text.replace(sha256(b"{}"), "../../secret"),
     ],
 )
-def test_damaged_manifest_is_told_and_can_be_put_again(tmp_path: Path, change: Callable[[str], str]) -> None:
+def test_damaged_manifest_is_told_and_can_be_put_again(
+    tmp_path: Path, change: Callable[[str], str]
+) -> None:
     store = ArtifactStore(str(tmp_path))
     store.put(PLACE, OLD)
     path = tmp_path / PLACE / MANIFEST
@@ -221,8 +249,13 @@ def test_memory_stays_flat(url: str, tmp_path: Path) -> None:
     with big.open("wb") as file:
         for _ in range(BIG_BYTES // len(block)):
             file.write(block)
-    done = subprocess.run([sys.executable, "-c", MEASURE, url, str(big)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, url, str(big)], capture_output=True, text=True, check=True
+    )
     total, more_for_put_bytes, more_for_all_bytes = map(int, done.stdout.split())
-    print(f"{url[:5]}: +{more_for_put_bytes / 1e6:.0f} MB to put, +{more_for_all_bytes / 1e6:.0f} MB to put and stream")
+    print(
+        f"{url[:5]}: +{more_for_put_bytes / 1e6:.0f} MB to put, +{more_for_all_bytes / 1e6:.0f} "
+        "MB to put and stream"
+    )
     assert total == big.stat().st_size
     assert more_for_all_bytes < (100e6 if url.startswith("s3") else 20e6)

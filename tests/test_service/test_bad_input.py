@@ -19,7 +19,11 @@ def refuse(model: Path | str, tmp_path: Path, *extra: str, budget: str = "4bpw")
     done = bitwright(*run_options(Path(model), tmp_path / "cache", out, budget), *extra, "--json")
     assert "Traceback" not in done.stderr, done.stderr
     assert not out.exists()
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not [
+        path
+        for path in (tmp_path / "cache").rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    ]
     document = json.loads(done.stdout)
     assert document["exit_code"] == done.returncode
     assert document["message"].split()[0] in done.stderr
@@ -58,13 +62,19 @@ def test_pickled_weights_are_refused(broken: Path, tmp_path: Path) -> None:
 
 def test_code_of_a_model_is_never_run(broken: Path, tmp_path: Path) -> None:
     (broken / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    edit_config(broken, model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"})
+    edit_config(
+        broken,
+        model_type="evil",
+        auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},
+    )
     code, message = refuse(broken, tmp_path)
     assert (code, "never run" in message) == (2, True)
     assert not (tmp_path / "ran").exists()
 
 
-def test_budget_below_the_smallest_plan_names_the_feasible_range(tiny_llama: Path, tmp_path: Path) -> None:
+def test_budget_below_the_smallest_plan_names_the_feasible_range(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     code, message = refuse(tiny_llama, tmp_path, budget="1.5bpw")
     assert code == 3
     assert "feasible are" in message
@@ -106,7 +116,9 @@ def refuse_text(model: Path, tmp_path: Path, option: str, text: Path) -> tuple[i
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_name_the_tensor(broken: Path, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_name_the_tensor(
+    broken: Path, tmp_path: Path, value: float
+) -> None:
     tensors = load_file(broken / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     tensors[name][3, 5] = value
@@ -131,8 +143,19 @@ def test_truncated_gguf(tmp_path: Path) -> None:
 
 def test_plan_of_another_model(tiny_llama: Path, tmp_path: Path) -> None:
     layer = {"fidelity": "int4g64", "block": 0, "kind": "x", "shape": [8, 8]}
-    (tmp_path / "plan.json").write_text(json.dumps({"schema": "bitwright.plan/1", "layers": {"other.0.x": layer}}))
-    done = bitwright("quantize", tiny_llama, "--plan", tmp_path / "plan.json", "--out", tmp_path / "out", "--cache", tmp_path / "c")
+    (tmp_path / "plan.json").write_text(
+        json.dumps({"schema": "bitwright.plan/1", "layers": {"other.0.x": layer}})
+    )
+    done = bitwright(
+        "quantize",
+        tiny_llama,
+        "--plan",
+        tmp_path / "plan.json",
+        "--out",
+        tmp_path / "out",
+        "--cache",
+        tmp_path / "c",
+    )
     assert done.returncode == 2
     assert "make a plan for it" in done.stderr.replace("\n", " ")
     assert not (tmp_path / "out").exists()
@@ -156,7 +179,9 @@ def test_options_out_of_range(tiny_llama: Path, tmp_path: Path, option: str, val
     assert (code, value in message) == (2, True)
 
 
-def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     code, message = refuse(tiny_llama, tmp_path, "--context", "original")
     assert (code, "use output" in message) == (2, True)
 

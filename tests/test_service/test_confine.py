@@ -1,4 +1,7 @@
-"""Promises of service.confine: a job reaches what the operator opened, and the hub by id, and nothing else."""
+"""Promises of service.confine.
+
+A job reaches what the operator opened, and the hub by id, and nothing else.
+"""
 
 import os
 from pathlib import Path
@@ -23,7 +26,9 @@ def roots(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("named", ["model", "./model", "model/", "model/../model", "within"])
-def test_what_lies_in_an_opened_folder_is_given_by_its_real_path(named: str, roots: list[Path]) -> None:
+def test_what_lies_in_an_opened_folder_is_given_by_its_real_path(
+    named: str, roots: list[Path]
+) -> None:
     assert confine_model(named, roots, hub=False) == str(roots[0] / "model")
 
 
@@ -39,7 +44,9 @@ def test_absolute_paths_and_all_opened_folders_count(roots: list[Path]) -> None:
         "https://example.com/model", "s3://bucket/model", "x" * 5000, "-rf", "org/../..", "./../secret",
     ],
 )  # fmt: skip
-def test_everything_else_is_refused_in_the_same_words_whether_it_is_there_or_not(named: str, roots: list[Path]) -> None:
+def test_everything_else_is_refused_in_the_same_words_whether_it_is_there_or_not(
+    named: str, roots: list[Path]
+) -> None:
     for confine in (confine_model, confine_text):
         with pytest.raises(PathRefused) as refused:
             confine(named, roots, hub=False)
@@ -48,10 +55,21 @@ def test_everything_else_is_refused_in_the_same_words_whether_it_is_there_or_not
 
 
 def test_hub_ids_are_taken_where_the_hub_is_open(roots: list[Path]) -> None:
-    assert confine_model("HuggingFaceTB/SmolLM2-135M", roots, hub=True) == "HuggingFaceTB/SmolLM2-135M"
+    assert (
+        confine_model("HuggingFaceTB/SmolLM2-135M", roots, hub=True) == "HuggingFaceTB/SmolLM2-135M"
+    )
     assert confine_text("org/data:config:train", roots, hub=True) == "org/data:config:train"
     assert confine_text("builtin:calibration", roots, hub=False) == "builtin:calibration"
-    for named in ("org/.hidden", ".org/name", "org/na..me", "org/name/more", "org", "org/name?x=1", "org/name@main", "a b/c"):
+    for named in (
+        "org/.hidden",
+        ".org/name",
+        "org/na..me",
+        "org/name/more",
+        "org",
+        "org/name?x=1",
+        "org/name@main",
+        "a b/c",
+    ):
         with pytest.raises(PathRefused):
             confine_model(named, roots, hub=True)
     with pytest.raises(PathRefused, match="switched off"):

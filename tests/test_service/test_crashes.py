@@ -1,4 +1,7 @@
-"""Nothing is lost or half-written whatever is killed. `python -m tests.benchmarks.kills` does the same with more jobs and kills."""
+"""Nothing is lost or half-written whatever is killed.
+
+`python -m tests.benchmarks.kills` does the same with more jobs and kills.
+"""
 
 import signal
 import subprocess
@@ -34,7 +37,10 @@ def variables_for(kind: str, request: pytest.FixtureRequest, folder: Path) -> di
     if kind == "sqlite":
         return {}
     postgres: Postgres = request.getfixturevalue("postgres")
-    return {"BITWRIGHT_DATABASE_URL": postgres.fresh(f"crash_{abs(hash(str(folder))):x}"), "BITWRIGHT_WORKER": "one"}
+    return {
+        "BITWRIGHT_DATABASE_URL": postgres.fresh(f"crash_{abs(hash(str(folder))):x}"),
+        "BITWRIGHT_WORKER": "one",
+    }
 
 
 @pytest.mark.slow
@@ -53,13 +59,18 @@ def test_jobs_survive_random_kills_of_workers_servers_and_the_database(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_job_survives_a_kill_at_every_point(kind: str, tmp_path: Path, models: Path, request: pytest.FixtureRequest) -> None:
+def test_a_job_survives_a_kill_at_every_point(
+    kind: str, tmp_path: Path, models: Path, request: pytest.FixtureRequest
+) -> None:
     markers = tmp_path / "markers"
     markers.mkdir()
     with served(tmp_path / "calm", models) as calm:
         expected = results_of(calm, calm.wait(calm.submit()["id"]))
     points = ",".join(f"{point}:{markers / point}" for point in POINTS)
-    variables = {**variables_for(kind, request, tmp_path), "BITWRIGHT_WEBHOOK_TARGETS": "127.0.0.0/8"}
+    variables = {
+        **variables_for(kind, request, tmp_path),
+        "BITWRIGHT_WEBHOOK_TARGETS": "127.0.0.0/8",
+    }
     with receiving() as receiver, served(tmp_path / "wild", models, variables=variables) as server:
         hook = {"url": receiver.url, "events": ["job.queued", "job.succeeded"]}
         assert server.client.post("/v1/webhooks", json=hook).status_code == 201
@@ -67,8 +78,12 @@ def test_a_job_survives_a_kill_at_every_point(kind: str, tmp_path: Path, models:
         server.start({"BITWRIGHT_FAILPOINT": points})
         job = submit_stubbornly(server, {"BITWRIGHT_FAILPOINT": points})
         end = time.monotonic() + 600
-        while (job["status"] != "succeeded" or len(receiver.messages) < 3) and time.monotonic() < end:
-            if job["status"] == "failed":  # the stage alone was killed: whoever sent the job tries again
+        while (
+            job["status"] != "succeeded" or len(receiver.messages) < 3
+        ) and time.monotonic() < end:
+            if (
+                job["status"] == "failed"
+            ):  # the stage alone was killed: whoever sent the job tries again
                 assert job["error"]["type"] == "urn:bitwright:problem:stage-killed", job["error"]
                 assert server.client.post(f"/v1/jobs/{job['id']}/retry").status_code == 202
             time.sleep(0.2)
@@ -85,11 +100,18 @@ def test_a_job_survives_a_kill_at_every_point(kind: str, tmp_path: Path, models:
 
 
 def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, Any]:
-    """Submit one job as a client does that hears nothing: again, under the same key, once the server is back."""
+    """Submit one job as a client does that hears nothing.
+
+    Again, under the same key, once the server is back.
+    """
     body = {**SMALL_JOB, "model": "llama", "budget": "4bpw"}
     while True:
         try:
-            return dict(server.client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "the one"}).json())
+            return dict(
+                server.client.post(
+                    "/v1/jobs", json=body, headers={"Idempotency-Key": "the one"}
+                ).json()
+            )
         except httpx2.HTTPError:
             server.process.wait(10)
             server.start(variables)
@@ -97,8 +119,13 @@ def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, An
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_another_worker_takes_over_from_one_that_is_gone(tmp_path: Path, models: Path, postgres: Postgres) -> None:
-    shared = {"BITWRIGHT_DATABASE_URL": postgres.fresh("takeover"), "BITWRIGHT_ARTIFACTS": str(tmp_path / "shared")}
+def test_another_worker_takes_over_from_one_that_is_gone(
+    tmp_path: Path, models: Path, postgres: Postgres
+) -> None:
+    shared = {
+        "BITWRIGHT_DATABASE_URL": postgres.fresh("takeover"),
+        "BITWRIGHT_ARTIFACTS": str(tmp_path / "shared"),
+    }
     with served(tmp_path / "a", models, variables={**shared, "BITWRIGHT_WORKER": "a"}) as first:
         job = first.submit(calibration_windows=64)
         while not first.stages():
@@ -111,13 +138,21 @@ def test_another_worker_takes_over_from_one_that_is_gone(tmp_path: Path, models:
         assert done["stages"][0]["starts"] == 2
 
 
-def test_two_workers_of_one_name_do_not_run_at_once(tmp_path: Path, models: Path, postgres: Postgres) -> None:
+def test_two_workers_of_one_name_do_not_run_at_once(
+    tmp_path: Path, models: Path, postgres: Postgres
+) -> None:
     for variables in ({}, {"BITWRIGHT_DATABASE_URL": postgres.fresh("names")}):
         with served(tmp_path / str(len(variables)), models, variables=variables) as server:
-            other = {**server.variables, "BITWRIGHT_WORKER": "local"} if not variables else server.variables
+            other = (
+                {**server.variables, "BITWRIGHT_WORKER": "local"}
+                if not variables
+                else server.variables
+            )
             while "worker begins" not in server.log:
                 time.sleep(0.05)
             command = [sys.executable, "-m", "service.cli", "worker"]
-            second = subprocess.run(command, env=other, capture_output=True, text=True, timeout=60, check=False)
+            second = subprocess.run(
+                command, env=other, capture_output=True, text=True, timeout=60, check=False
+            )
             assert second.returncode == 2
             assert "runs already" in second.stderr

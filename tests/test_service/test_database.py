@@ -1,4 +1,7 @@
-"""Promises of service.database: the same tables in both kinds of database, migrated once whoever begins, and nothing pickled."""
+"""Promises of service.database.
+
+The same tables in both kinds of database, migrated once whoever begins, and nothing pickled.
+"""
 
 import multiprocessing
 import re
@@ -51,7 +54,9 @@ def test_a_database_that_is_away_is_not_current(tmp_path: object) -> None:
     assert not is_current(connect(f"postgresql://nobody@/none?host={tmp_path}"))
 
 
-@pytest.mark.parametrize("url", ["mysql://someone:hunter2@host/name", "no url: hunter2", "sqlite://"])
+@pytest.mark.parametrize(
+    "url", ["mysql://someone:hunter2@host/name", "no url: hunter2", "sqlite://"]
+)
 def test_other_databases_are_refused_without_repeating_a_password(url: str) -> None:
     with pytest.raises(RequestError) as refused:
         connect(url)
@@ -71,7 +76,9 @@ def test_what_the_engine_stores_is_json_and_never_pickled(database: sa.Engine) -
     assert not re.search(r"gAS[VR]|\\x80\\x0[345]", stored)
 
 
-def test_a_worker_and_a_server_say_in_a_sentence_that_the_database_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_and_a_server_say_in_a_sentence_that_the_database_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BITWRIGHT_DATABASE_URL", f"postgresql://me:hunter2@/none?host={tmp_path}")
     for command in ("worker", "serve", "migrate"):
         done = bitwright(command, "--data", tmp_path)

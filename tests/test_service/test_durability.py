@@ -17,7 +17,10 @@ WEIGHTS = "model.safetensors"
 def stages(cache: Path) -> dict[str, dict[str, str]]:
     """Return the checksums that the finished stages of a cache recorded."""
     found = cache.glob("*/*/manifest.json")
-    return {str(path.parent.relative_to(cache)): json.loads(path.read_text())["sha256"] for path in found}
+    return {
+        str(path.parent.relative_to(cache)): json.loads(path.read_text())["sha256"]
+        for path in found
+    }
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,9 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         ("evaluation", "batch-000000.part"),
     ],
 )
-def test_killed_run_goes_on_to_the_same_bytes(tiny_llama: Path, tmp_path: Path, undisturbed: Path, stage: str, part: str) -> None:
+def test_killed_run_goes_on_to_the_same_bytes(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path, stage: str, part: str
+) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
     options = run_options(tiny_llama, cache, out)
     killed = stop_when(options, lambda: any(cache.glob(f"{stage}/*.work/{part}")), signal.SIGKILL)
@@ -54,10 +59,14 @@ def test_killed_run_goes_on_to_the_same_bytes(tiny_llama: Path, tmp_path: Path, 
     assert not list(cache.rglob("*.new"))
 
 
-def test_interrupt_says_how_to_go_on_and_exits_with_130(tiny_llama: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_interrupt_says_how_to_go_on_and_exits_with_130(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
     options = run_options(tiny_llama, cache, out)
-    stopped = stop_when(options, lambda: any(cache.glob("forms/*.work/block-0000.part")), signal.SIGINT)
+    stopped = stop_when(
+        options, lambda: any(cache.glob("forms/*.work/block-0000.part")), signal.SIGINT
+    )
 
     assert stopped.returncode == 130
     assert "run the same command again" in stopped.stderr
@@ -67,7 +76,9 @@ def test_interrupt_says_how_to_go_on_and_exits_with_130(tiny_llama: Path, tmp_pa
     assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
 
 
-def test_damaged_stage_is_made_again_with_a_warning(tiny_llama: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_damaged_stage_is_made_again_with_a_warning(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
     cache = tmp_path / "cache"
     shutil.copytree(undisturbed / "cache", cache)
     (arrays,) = cache.glob("profile/*/profile.npz")
@@ -93,7 +104,9 @@ def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_p
     assert not (tmp_path / "cache" / "profile").exists()
 
 
-def test_full_disk_is_told_and_leaves_nothing_half_written(tiny_llama: Path, tmp_path: Path, undisturbed: Path) -> None:
+def test_full_disk_is_told_and_leaves_nothing_half_written(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
     """A limit on the size of files makes real writes fail in the way a full disk does."""
     cache, out = tmp_path / "cache", tmp_path / "out"
     program = [*PROGRAM, *run_options(tiny_llama, cache, out)]
@@ -102,7 +115,9 @@ def test_full_disk_is_told_and_leaves_nothing_half_written(tiny_llama: Path, tmp
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
-    full = subprocess.run(program, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment())
+    full = subprocess.run(
+        program, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment()
+    )
 
     assert full.returncode == 3, full.stderr
     assert "make room" in full.stderr

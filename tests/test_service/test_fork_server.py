@@ -1,4 +1,7 @@
-"""Promises of forking stages: a fork does what the command does, starts sooner, and outlives neither server nor worker."""
+"""Promises of forking stages.
+
+A fork does what the command does, starts sooner, and outlives neither server nor worker.
+"""
 
 import os
 import signal
@@ -41,7 +44,16 @@ def begin() -> Iterator[Begin]:
 
 
 def command(folder: Path, job: str) -> list[str]:
-    return [*COMMAND, "profile", "--job", job, "--artifacts", str(folder), "--cache", str(folder / "cache")]
+    return [
+        *COMMAND,
+        "profile",
+        "--job",
+        job,
+        "--artifacts",
+        str(folder),
+        "--cache",
+        str(folder / "cache"),
+    ]
 
 
 def endless(folder: Path) -> list[str]:
@@ -59,19 +71,29 @@ def said(process: ForkedProcess) -> tuple[bytes, bytes, int]:
     return process.stdout.read(), process.stderr.read(), process.wait(60)
 
 
-def test_a_fork_says_and_returns_what_the_command_does_and_the_second_starts_sooner(begin: Begin, tmp_path: Path) -> None:
+def test_a_fork_says_and_returns_what_the_command_does_and_the_second_starts_sooner(
+    begin: Begin, tmp_path: Path
+) -> None:
     seconds = []
-    for arguments in (command(tmp_path, "unknown"), command(tmp_path, "unknown"), [*COMMAND, "profile", "--nonsense"]):
+    for arguments in (
+        command(tmp_path, "unknown"),
+        command(tmp_path, "unknown"),
+        [*COMMAND, "profile", "--nonsense"],
+    ):
         whole = subprocess.run(arguments, env=stage_environment(), capture_output=True, check=False)
         start = time.monotonic()
         assert said(begin(arguments)) == (whole.stdout, whole.stderr, whole.returncode)
         seconds.append(time.monotonic() - start)
-    assert b"artifact unknown" in subprocess.check_output(command(tmp_path, "unknown"), env=stage_environment())
+    assert b"artifact unknown" in subprocess.check_output(
+        command(tmp_path, "unknown"), env=stage_environment()
+    )
     assert whole.returncode == 2
     assert seconds[1] < seconds[0] / 4
 
 
-def test_a_fork_has_a_session_a_name_and_the_variables_of_its_own_call(begin: Begin, tmp_path: Path) -> None:
+def test_a_fork_has_a_session_a_name_and_the_variables_of_its_own_call(
+    begin: Begin, tmp_path: Path
+) -> None:
     marker = tmp_path / "killed"
     first = begin(command(tmp_path, "unknown"), **{FAILPOINT_VARIABLE: f"profile-started:{marker}"})
     assert first.wait(60) == -signal.SIGKILL
@@ -80,7 +102,11 @@ def test_a_fork_has_a_session_a_name_and_the_variables_of_its_own_call(begin: Be
     end = time.monotonic() + 20
     while "endless" not in command_line(psutil.Process(process.pid)) and time.monotonic() < end:
         time.sleep(0.02)
-    assert tuple(command_line(psutil.Process(process.pid))[1:4]) == ("-m", "service.stage", "profile")
+    assert tuple(command_line(psutil.Process(process.pid))[1:4]) == (
+        "-m",
+        "service.stage",
+        "profile",
+    )
     assert os.getsid(process.pid) == process.pid
     assert process.poll() is None
     assert not marker.exists()
@@ -88,7 +114,9 @@ def test_a_fork_has_a_session_a_name_and_the_variables_of_its_own_call(begin: Be
     assert process.wait(20) == process.poll() == -signal.SIGTERM
 
 
-def test_stages_run_side_by_side_and_one_that_is_killed_leaves_the_others(begin: Begin, tmp_path: Path) -> None:
+def test_stages_run_side_by_side_and_one_that_is_killed_leaves_the_others(
+    begin: Begin, tmp_path: Path
+) -> None:
     one, other = (begin(endless(tmp_path)) for _ in range(2))
     os.kill(one.pid, signal.SIGKILL)
     assert one.wait(20) == -signal.SIGKILL
@@ -96,7 +124,9 @@ def test_stages_run_side_by_side_and_one_that_is_killed_leaves_the_others(begin:
     assert said(begin(command(tmp_path, "unknown")))[2] == 0
 
 
-def test_stages_end_with_their_server_and_another_server_takes_its_place(begin: Begin, tmp_path: Path) -> None:
+def test_stages_end_with_their_server_and_another_server_takes_its_place(
+    begin: Begin, tmp_path: Path
+) -> None:
     process = begin(endless(tmp_path))
     psutil.Process(process.pid).parent().kill()
     assert process.wait(20) == -signal.SIGKILL
@@ -105,7 +135,9 @@ def test_stages_end_with_their_server_and_another_server_takes_its_place(begin: 
 
 
 @pytest.mark.parametrize("asks", ["before", "after"])
-def test_a_stage_whose_server_ends_as_it_is_asked_is_forked_by_another(begin: Begin, tmp_path: Path, asks: str) -> None:
+def test_a_stage_whose_server_ends_as_it_is_asked_is_forked_by_another(
+    begin: Begin, tmp_path: Path, asks: str
+) -> None:
     server = psutil.Process(begin(endless(tmp_path)).pid).parent()
     assert server is not None
     server.suspend()
@@ -125,7 +157,9 @@ from service.settings import stage_environment
 print(ForkClient().start({endless(tmp_path)!r}, stage_environment()).pid, flush=True)
 time.sleep(600)
 """
-    with subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         stage = psutil.Process(int(process.stdout.readline()))
         server = stage.parent()

@@ -1,4 +1,7 @@
-"""Promises of service.holdings: a profile is held once by a tenant, however many jobs come to it at the same time."""
+"""Promises of service.holdings.
+
+A profile is held once by a tenant, however many jobs come to it at the same time.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

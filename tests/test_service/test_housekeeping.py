@@ -1,4 +1,7 @@
-"""Promises of service.housekeeping, presence and settings: what is old goes, what is lost ends, names are held by who lives."""
+"""Promises of service.housekeeping, presence and settings.
+
+What is old goes, what is lost ends, names are held by who lives.
+"""
 
 import os
 import subprocess
@@ -24,8 +27,16 @@ DAY = 86400
 
 @pytest.fixture
 def keeper(database: sa.Engine, tmp_path: Path) -> Housekeeper:
-    settings = ServiceSettings(tmp_path, tmp_path, str(database.url), str(tmp_path / "artifacts"), (), keep_days=10)
-    return Housekeeper(JobStore(database), Client(database), Presence(database), ArtifactStore(settings.artifacts), settings)
+    settings = ServiceSettings(
+        tmp_path, tmp_path, str(database.url), str(tmp_path / "artifacts"), (), keep_days=10
+    )
+    return Housekeeper(
+        JobStore(database),
+        Client(database),
+        Presence(database),
+        ArtifactStore(settings.artifacts),
+        settings,
+    )
 
 
 def ended_job(keeper: Housekeeper, tenant: str, days_ago: float) -> str:
@@ -36,14 +47,26 @@ def ended_job(keeper: Housekeeper, tenant: str, days_ago: float) -> str:
     keeper.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     keeper.store.end(job.id, 1, Status.SUCCEEDED, result={})
     with keeper.store.engine.begin() as connection:
-        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(finished_at=time.time() - days_ago * DAY))
+        connection.execute(
+            sa.update(jobs)
+            .where(jobs.c.id == job.id)
+            .values(finished_at=time.time() - days_ago * DAY)
+        )
     return job.id
 
 
-def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(keeper: Housekeeper) -> None:
+def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(
+    keeper: Housekeeper,
+) -> None:
     set_quota(keeper.store.engine, "keeps", Quota(keep_days=100))
-    old, new, kept = ended_job(keeper, "me", 11), ended_job(keeper, "me", 9), ended_job(keeper, "keeps", 50)
-    waiting, _ = Desk(keeper.store, keeper.client.enqueue, Quota()).submit(Submission("me", {"model": "m", "budget": "3bpw"}))
+    old, new, kept = (
+        ended_job(keeper, "me", 11),
+        ended_job(keeper, "me", 9),
+        ended_job(keeper, "keeps", 50),
+    )
+    waiting, _ = Desk(keeper.store, keeper.client.enqueue, Quota()).submit(
+        Submission("me", {"model": "m", "budget": "3bpw"})
+    )
     keeper.retain()
     with pytest.raises(JobUnknown):
         keeper.store.get(old)
@@ -57,7 +80,9 @@ def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(k
 
 def test_without_a_limit_nothing_is_removed(keeper: Housekeeper) -> None:
     old = ended_job(keeper, "me", 10_000)
-    keeper.settings = ServiceSettings(keeper.settings.data, keeper.settings.cache, "", keeper.settings.artifacts, ())
+    keeper.settings = ServiceSettings(
+        keeper.settings.data, keeper.settings.cache, "", keeper.settings.artifacts, ()
+    )
     keeper.retain()
     assert keeper.store.get(old).status is Status.SUCCEEDED
 
@@ -87,9 +112,13 @@ time.sleep(60)
 """
 
 
-def test_a_name_is_held_until_its_process_ends_however_it_ends(database: sa.Engine, database_url: str) -> None:
+def test_a_name_is_held_until_its_process_ends_however_it_ends(
+    database: sa.Engine, database_url: str
+) -> None:
     mine = Presence(database)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, database_url], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, database_url], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     with mine.absent("one") as absent:
@@ -109,7 +138,9 @@ def test_a_name_is_held_until_its_process_ends_however_it_ends(database: sa.Engi
     with mine.absent("one") as absent:
         assert absent
         with pytest.raises(RequestError):
-            Presence(database).hold("one")  # nobody of this name starts while its jobs are taken over
+            Presence(database).hold(
+                "one"
+            )  # nobody of this name starts while its jobs are taken over
     mine.hold("one")
     mine.keep("one")
     mine.let_go()
@@ -120,14 +151,26 @@ def test_settings_are_read_from_variables_and_files_and_say_what_is_wrong(tmp_pa
     found = ServiceSettings.read(
         tmp_path,
         tmp_path / "cache",
-        {"BITWRIGHT_DATABASE_URL_FILE": str(tmp_path / "url"), "BITWRIGHT_MODELS": f"/a{os.pathsep}/b", "BITWRIGHT_SLOTS": "2"},
+        {
+            "BITWRIGHT_DATABASE_URL_FILE": str(tmp_path / "url"),
+            "BITWRIGHT_MODELS": f"/a{os.pathsep}/b",
+            "BITWRIGHT_SLOTS": "2",
+        },
     )
     assert found.database_url == "postgresql://me:secret@host/name"
     assert "secret" not in repr(found)
     assert found.models == (Path("/a"), Path("/b"))
     assert (found.slots, found.keep_days, found.hub) == (2, None, True)
     plain = ServiceSettings.read(tmp_path, tmp_path, {"BITWRIGHT_HUB": "0"})
-    assert (plain.database_url, plain.worker, plain.hub) == (f"sqlite:///{tmp_path / 'bitwright.sqlite'}", "local", False)
-    for wrong in ({"BITWRIGHT_SLOTS": "many"}, {"BITWRIGHT_KEEP_DAYS": "-1"}, {"BITWRIGHT_DATABASE_URL_FILE": "/none/such"}):
+    assert (plain.database_url, plain.worker, plain.hub) == (
+        f"sqlite:///{tmp_path / 'bitwright.sqlite'}",
+        "local",
+        False,
+    )
+    for wrong in (
+        {"BITWRIGHT_SLOTS": "many"},
+        {"BITWRIGHT_KEEP_DAYS": "-1"},
+        {"BITWRIGHT_DATABASE_URL_FILE": "/none/such"},
+    ):
         with pytest.raises(RequestError, match=next(iter(wrong))):
             ServiceSettings.read(tmp_path, tmp_path, wrong)

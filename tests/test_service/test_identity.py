@@ -70,12 +70,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     (folder / "model").mkdir()
     backend = backend_in(folder, needs_key=True, webhook_targets=("192.0.2.0/24",))
-    client = TestClient(create_app(backend), base_url="http://localhost", raise_server_exceptions=False)
+    client = TestClient(
+        create_app(backend), base_url="http://localhost", raise_server_exceptions=False
+    )
     _, mine = backend.keys.create("me", "all", list(SCOPES))
     _, theirs = backend.keys.create("they", "all", list(SCOPES))
     digest, _ = backend.shelf.add(*make_profile(4).dumps())
     backend.holdings.add("me", digest)
-    job, _ = backend.desk.submit(Submission("me", {"model": "model", "budget": "4bpw"}, profile=digest))
+    job, _ = backend.desk.submit(
+        Submission("me", {"model": "model", "budget": "4bpw"}, profile=digest)
+    )
     backend.jobs.begin_stage(job.id, 1, "deliver", "w")
     backend.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     backend.jobs.end(job.id, 1, Status.SUCCEEDED, result={})
@@ -88,7 +92,11 @@ def routes() -> list[tuple[str, str, str]]:
     """Return every route of the service: method, path, scope."""
     paths = create_app(_Nobody()).openapi()["paths"]  # type: ignore[arg-type]
     return [
-        (method.upper(), path, operation["security"][0]["HTTPBearer"][0] if "security" in operation else "")
+        (
+            method.upper(),
+            path,
+            operation["security"][0]["HTTPBearer"][0] if "security" in operation else "",
+        )
         for path, operations in paths.items()
         for method, operation in operations.items()
     ]
@@ -111,14 +119,29 @@ def test_every_route_but_those_that_tell_nothing_needs_a_scope() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), [row for row in ROUTES if row[2]], ids=str)
-def test_a_route_is_closed_to_those_without_key_scope_or_tenancy(world: World, method: str, path: str, scope: str) -> None:
-    for headers in ({}, bearer("bw_" + "x" * 43), bearer("nonsense"), {"Authorization": "Basic eDp5"}):
+def test_a_route_is_closed_to_those_without_key_scope_or_tenancy(
+    world: World, method: str, path: str, scope: str
+) -> None:
+    for headers in (
+        {},
+        bearer("bw_" + "x" * 43),
+        bearer("nonsense"),
+        {"Authorization": "Basic eDp5"},
+    ):
         nobody = world.call(method, path, headers)
-        assert (nobody.status_code, nobody.json()["type"]) == (401, "urn:bitwright:problem:no-credentials")
+        assert (nobody.status_code, nobody.json()["type"]) == (
+            401,
+            "urn:bitwright:problem:no-credentials",
+        )
         assert nobody.headers["www-authenticate"] == "Bearer"
-    _, others = world.backend.keys.create("me", "others", [other for other in SCOPES if other != scope])
+    _, others = world.backend.keys.create(
+        "me", "others", [other for other in SCOPES if other != scope]
+    )
     without = world.call(method, path, bearer(others))
-    assert (without.status_code, without.json()["type"]) == (403, "urn:bitwright:problem:not-allowed")
+    assert (without.status_code, without.json()["type"]) == (
+        403,
+        "urn:bitwright:problem:not-allowed",
+    )
     assert scope in without.json()["detail"]
     foreign = world.call(method, path, world.theirs)
     if "{" in path or path == "/v1/plan-diffs":
@@ -162,19 +185,34 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
     assert not bitwright_json("keys", "list", "--data", tmp_path)[0]["in_use"]
 
 
-def test_a_server_with_keys_asks_for_them_and_says_none_of_them(tmp_path: Path, models: Path) -> None:
+def test_a_server_with_keys_asks_for_them_and_says_none_of_them(
+    tmp_path: Path, models: Path
+) -> None:
     key = bitwright_json("keys", "create", "me", "--data", tmp_path / "data")["key"]
     with served(tmp_path, models, "--keys", "--no-worker") as server:
         assert server.client.get("/v1/jobs").status_code == 401
         assert server.client.get("/v1/jobs", headers=bearer(key)).json()["data"] == []
-        assert server.client.get("/v1/jobs", headers=bearer(key) | {"Host": "bitwright.example"}).status_code == 200
+        assert (
+            server.client.get(
+                "/v1/jobs", headers=bearer(key) | {"Host": "bitwright.example"}
+            ).status_code
+            == 200
+        )
         assert server.client.get("/v1/jobs", headers=bearer(key + "x")).status_code == 401
-        assert server.client.post("/v1/jobs", headers=bearer(key), json={"model": key, "budget": key}).status_code == 422
+        assert (
+            server.client.post(
+                "/v1/jobs", headers=bearer(key), json={"model": key, "budget": key}
+            ).status_code
+            == 422
+        )
         assert key not in server.log
 
 
 class Provider(HTTPServer):
-    """A small OpenID Connect provider: discovery and keys over HTTP, tokens signed with a real key."""
+    """A small OpenID Connect provider.
+
+    Discovery and keys over HTTP, tokens signed with a real key.
+    """
 
     def __init__(self) -> None:
         """Listen, with a new key."""
@@ -187,8 +225,20 @@ class Provider(HTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def token(self, **claims: Any) -> str:
-        values = {"iss": self.issuer, "aud": "bitwright", "exp": time.time() + 60, "sub": "someone", "scope": "jobs:read", **claims}
-        return jwt.encode({k: v for k, v in values.items() if v is not None}, self.key, "RS256", headers={"kid": "1"})
+        values = {
+            "iss": self.issuer,
+            "aud": "bitwright",
+            "exp": time.time() + 60,
+            "sub": "someone",
+            "scope": "jobs:read",
+            **claims,
+        }
+        return jwt.encode(
+            {k: v for k, v in values.items() if v is not None},
+            self.key,
+            "RS256",
+            headers={"kid": "1"},
+        )
 
 
 class _ProviderAnswers(BaseHTTPRequestHandler):
@@ -197,7 +247,9 @@ class _ProviderAnswers(BaseHTTPRequestHandler):
         assert isinstance(provider, Provider)
         if self.path == "/keys":
             public = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(provider.key.public_key()))
-            document: dict[str, Any] = {"keys": [public | {"kid": "1", "use": "sig", "alg": "RS256"}]}
+            document: dict[str, Any] = {
+                "keys": [public | {"kid": "1", "use": "sig", "alg": "RS256"}]
+            }
         else:
             document = {"issuer": provider.issuer, "jwks_uri": f"{provider.issuer}/keys"}
         self.send_response(200)
@@ -217,8 +269,12 @@ def provider() -> Iterator[Provider]:
 
 
 def test_tokens_of_the_provider_are_taken_and_no_others(provider: Provider, tmp_path: Path) -> None:
-    backend = backend_in(tmp_path, needs_key=True, oidc_issuer=provider.issuer, oidc_audience="bitwright")
-    client = TestClient(create_app(backend), base_url="http://localhost", raise_server_exceptions=False)
+    backend = backend_in(
+        tmp_path, needs_key=True, oidc_issuer=provider.issuer, oidc_audience="bitwright"
+    )
+    client = TestClient(
+        create_app(backend), base_url="http://localhost", raise_server_exceptions=False
+    )
 
     def status(token: str, path: str = "/v1/jobs") -> int:
         return client.get(path, headers=bearer(token)).status_code
@@ -236,7 +292,13 @@ def test_tokens_of_the_provider_are_taken_and_no_others(provider: Provider, tmp_
     ):
         assert status(provider.token(**claims)) == 401, claims
     stranger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    claims = {"iss": provider.issuer, "aud": "bitwright", "exp": time.time() + 60, "sub": "x", "scope": "jobs:read"}
+    claims = {
+        "iss": provider.issuer,
+        "aud": "bitwright",
+        "exp": time.time() + 60,
+        "sub": "x",
+        "scope": "jobs:read",
+    }
     assert status(jwt.encode(claims, stranger, "RS256", headers={"kid": "1"})) == 401
     assert status(jwt.encode(claims, None, "none")) == 401
     assert status(jwt.encode(claims, "x" * 32, "HS256", headers={"kid": "1"})) == 401

@@ -1,4 +1,7 @@
-"""The API keeps to its own OpenAPI document, whatever is sent to it: no fault of the service, every error a problem."""
+"""The API keeps to its own OpenAPI document, whatever is sent to it.
+
+No fault of the service, every error a problem.
+"""
 
 import json
 import re
@@ -37,14 +40,22 @@ EXAMPLES = {"sqlite": 40, "postgresql": 15}
 
 
 @pytest.fixture(scope="module", params=EXAMPLES)
-def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def known(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """An application with one of each thing on either kind of database, and the ids by the name of their parameter."""
     folder = tmp_path_factory.mktemp("fuzzed")
-    settings = {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgres").fresh("fuzzed")}
+    settings = (
+        {}
+        if request.param == "sqlite"
+        else {"database_url": request.getfixturevalue("postgres").fresh("fuzzed")}
+    )
     backend = backend_in(folder, active_jobs=200, webhook_targets=("192.0.2.0/24",), **settings)
     digest, _ = backend.shelf.add(*make_profile(4).dumps())
     backend.holdings.add("local", digest)
-    job, _ = backend.desk.submit(Submission("local", {"model": "model", "budget": "4bpw"}, profile=digest))
+    job, _ = backend.desk.submit(
+        Submission("local", {"model": "model", "budget": "4bpw"}, profile=digest)
+    )
     backend.jobs.begin_stage(job.id, 1, "deliver", "w")
     backend.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     backend.jobs.end(job.id, 1, Status.SUCCEEDED, result={})
@@ -55,23 +66,35 @@ def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 STORED = json.loads((Path(__file__).parents[2] / "service" / "api" / "openapi.json").read_text())
-OPERATIONS = [(method, path) for path, operations in STORED["paths"].items() for method in operations]
+OPERATIONS = [
+    (method, path) for path, operations in STORED["paths"].items() for method in operations
+]
 
 
 @pytest.fixture(scope="module")
 def schema(known: dict[str, Any]) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", known["app"], headers={"Host": "localhost"})
+    return schemathesis.openapi.from_asgi(
+        "/openapi.json", known["app"], headers={"Host": "localhost"}
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=str)
-def test_whatever_is_sent_is_answered_as_documented(method: str, path: str, schema: Any, known: dict[str, Any]) -> None:
+def test_whatever_is_sent_is_answered_as_documented(
+    method: str, path: str, schema: Any, known: dict[str, Any]
+) -> None:
     @given(schema[path][method].as_strategy(), st.sampled_from(["as it is", "known", "known"]))
     @settings(
-        max_examples=known["examples"], deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=known["examples"],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     def check(case: Any, ids: str) -> None:
         if ids == "known" and method != "delete":  # what is there is to stay for the other cases
-            case.path_parameters = {name: known.get(name, value) for name, value in (case.path_parameters or {}).items()}
+            case.path_parameters = {
+                name: known.get(name, value) for name, value in (case.path_parameters or {}).items()
+            }
         response = case.call(headers={"Host": "localhost"})
         case.validate_response(response, checks=CHECKS)
         if response.status_code >= 400:
@@ -84,11 +107,15 @@ def test_whatever_is_sent_is_answered_as_documented(method: str, path: str, sche
 
 
 @pytest.mark.parametrize(("method", "path"), [row for row in OPERATIONS if "{" in row[1]], ids=str)
-@pytest.mark.parametrize("odd", ["%00", "job_%00", "%ff", "..", "%2e%2e%2f", "x" * 3000, "%F0%9F%98%80", "';--"])
+@pytest.mark.parametrize(
+    "odd", ["%00", "job_%00", "%ff", "..", "%2e%2e%2f", "x" * 3000, "%F0%9F%98%80", "';--"]
+)
 def test_odd_ids_name_nothing(method: str, path: str, odd: str, known: dict[str, Any]) -> None:
     client = TestClient(known["app"], base_url="http://localhost", raise_server_exceptions=False)
     answer = client.request(
-        method, re.sub(r"\{\w+\}", odd, path), json={"questions": [{"budget": "4bpw"}], "plan": {}, "budget": "3bpw"}
+        method,
+        re.sub(r"\{\w+\}", odd, path),
+        json={"questions": [{"budget": "4bpw"}], "plan": {}, "budget": "3bpw"},
     )
     assert 400 <= answer.status_code < 500, answer.text
 
@@ -117,11 +144,30 @@ def test_odd_bodies_are_refused(body: bytes, known: dict[str, Any]) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_generated_client_does_a_real_clients_work(server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "config.yaml").write_text("post_hooks: []\npackage_name_override: bitwright_client\n")
+def test_a_generated_client_does_a_real_clients_work(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "post_hooks: []\npackage_name_override: bitwright_client\n"
+    )
     document = Path(__file__).parents[2] / "service" / "api" / "openapi.json"
-    command = [sys.executable, "-m", "openapi_python_client", "generate", "--path", document, "--meta", "none"]
-    where = ["--output-path", tmp_path / "bitwright_client", "--config", tmp_path / "config.yaml", "--fail-on-warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "openapi_python_client",
+        "generate",
+        "--path",
+        document,
+        "--meta",
+        "none",
+    ]
+    where = [
+        "--output-path",
+        tmp_path / "bitwright_client",
+        "--config",
+        tmp_path / "config.yaml",
+        "--fail-on-warning",
+    ]
     done = subprocess.run([*command, *where], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.syspath_prepend(tmp_path)
@@ -130,14 +176,20 @@ def test_a_generated_client_does_a_real_clients_work(server: Served, tmp_path: P
     from bitwright_client.models import JobIn  # type: ignore[import-not-found]
 
     with Client(base_url=server.url) as client:
-        wanted = JobIn.from_dict({**SMALL_JOB, "model": "llama", "budget": "4bpw", "labels": {"made": "generated"}})
+        wanted = JobIn.from_dict(
+            {**SMALL_JOB, "model": "llama", "budget": "4bpw", "labels": {"made": "generated"}}
+        )
         job = submit_job.sync(client=client, body=wanted, idempotency_key="generated")
         assert job.status == "queued"
         assert submit_job.sync(client=client, body=wanted, idempotency_key="generated").id == job.id
         assert cancel_job.sync(job.id, client=client).status in ("cancelled", "cancelling")
         server.wait(job.id)
         assert get_job.sync(job.id, client=client).status == "cancelled"
-        assert [found.id for found in list_jobs.sync(client=client, label="made:generated").data] == [job.id]
+        assert [
+            found.id for found in list_jobs.sync(client=client, label="made:generated").data
+        ] == [job.id]
         assert list_events.sync(job.id, client=client).data[0].type_ == "job.queued"
-        refused = submit_job.sync(client=client, body=JobIn.from_dict({"model": "llama", "budget": "nonsense"}))
+        refused = submit_job.sync(
+            client=client, body=JobIn.from_dict({"model": "llama", "budget": "nonsense"})
+        )
         assert refused.to_dict()["type"] == "urn:bitwright:problem:budget-error"

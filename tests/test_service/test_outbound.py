@@ -1,4 +1,7 @@
-"""Promises of service.outbound: webhooks end in time, whatever the receiver does, and can be verified by it."""
+"""Promises of service.outbound.
+
+Webhooks end in time, whatever the receiver does, and can be verified by it.
+"""
 
 import base64
 import json
@@ -33,8 +36,14 @@ from tests.web_server import (
 
 
 def test_the_receiver_gets_the_body_as_it_is_and_can_verify_it() -> None:
-    secret, body = new_secret(), json.dumps({"type": "job.succeeded", "name": "größer"}, ensure_ascii=False).encode()
-    headers = sign(secret, "msg_1", datetime.now(UTC), body) | {"content-type": "application/json", "Host": "other.example"}
+    secret, body = (
+        new_secret(),
+        json.dumps({"type": "job.succeeded", "name": "größer"}, ensure_ascii=False).encode(),
+    )
+    headers = sign(secret, "msg_1", datetime.now(UTC), body) | {
+        "content-type": "application/json",
+        "Host": "other.example",
+    }
     with receiving(status(204)) as receiver:
         assert post(receiver.url, body, headers, LOOPBACK) == 204
     [(path, got, taken)] = receiver.got
@@ -57,7 +66,9 @@ def test_a_signature_is_of_the_moment_in_any_time_zone() -> None:
 def test_secrets_are_of_256_bits_and_differ() -> None:
     made = {new_secret() for _ in range(100)}
     assert len(made) == 100
-    assert {len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) for secret in made} == {32}
+    assert {
+        len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) for secret in made
+    } == {32}
 
 
 @pytest.mark.parametrize("code", [200, 400, 410, 500])
@@ -67,14 +78,18 @@ def test_any_status_is_returned(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
-def test_a_redirect_to_a_private_address_is_returned_and_not_followed(code: int, listener: socket.socket) -> None:
+def test_a_redirect_to_a_private_address_is_returned_and_not_followed(
+    code: int, listener: socket.socket
+) -> None:
     to = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     with receiving(status(code, location=to)) as receiver:
         assert post(receiver.url, b"{}", {}, LOOPBACK) == code
     assert not was_reached(listener)
 
 
-def test_proxies_of_the_environment_are_not_used(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_used(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
     with receiving(status(200)) as receiver:
@@ -107,7 +122,9 @@ def drip(handler: BaseHTTPRequestHandler, text: bytes) -> None:
 
 
 def test_a_receiver_that_drips_its_headers_is_left_in_time() -> None:
-    with receiving(lambda handler: drip(handler, b"HTTP/1.1 200 OK\r\nx: " + b"x" * 60)) as receiver:
+    with receiving(
+        lambda handler: drip(handler, b"HTTP/1.1 200 OK\r\nx: " + b"x" * 60)
+    ) as receiver:
         begun = time.monotonic()
         with pytest.raises(DeliveryFailed, match=r"'127\.0\.0\.1' gave no answer within 0\.5 s"):
             post(receiver.url, b"{}", {}, LOOPBACK, SOON_SECONDS)
@@ -128,10 +145,18 @@ def test_a_receiver_that_drips_its_body_is_left_in_time_with_the_status_that_it_
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_a_receiver_that_says_nothing_or_takes_nothing_is_left_in_time(scheme: str, listener: socket.socket) -> None:
+def test_a_receiver_that_says_nothing_or_takes_nothing_is_left_in_time(
+    scheme: str, listener: socket.socket
+) -> None:
     begun = time.monotonic()
     with pytest.raises(DeliveryFailed, match="gave no answer within"):
-        post(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/", bytes(30_000_000), {}, LOOPBACK, SOON_SECONDS)
+        post(
+            f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/",
+            bytes(30_000_000),
+            {},
+            LOOPBACK,
+            SOON_SECONDS,
+        )
     assert time.monotonic() - begun < 3 * SOON_SECONDS
     assert was_reached(listener)
 
@@ -149,7 +174,13 @@ def test_a_receiver_that_takes_the_message_slowly_is_left_in_time() -> None:
         thread.start()
         begun = time.monotonic()
         with pytest.raises(DeliveryFailed, match="gave no answer within"):
-            post(f"http://127.0.0.1:{server.getsockname()[1]}/", bytes(100_000_000), {}, LOOPBACK, SOON_SECONDS)
+            post(
+                f"http://127.0.0.1:{server.getsockname()[1]}/",
+                bytes(100_000_000),
+                {},
+                LOOPBACK,
+                SOON_SECONDS,
+            )
         assert time.monotonic() - begun < 3 * SOON_SECONDS
         done.set()
         thread.join()
@@ -167,7 +198,10 @@ def test_a_failure_says_nothing_of_the_answer_and_of_the_url_only_the_host() -> 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"hush hush\r\n\r\n")
 
-    with receiving(answer) as receiver, pytest.raises(DeliveryFailed, match="did not answer in HTTP") as caught:
+    with (
+        receiving(answer) as receiver,
+        pytest.raises(DeliveryFailed, match="did not answer in HTTP") as caught,
+    ):
         post(receiver.url, b"hush", {"authorization": "hush"}, LOOPBACK)
     assert "hush" not in str(caught.value)
     assert caught.value.__suppress_context__
@@ -183,7 +217,10 @@ def test_a_receiver_that_is_not_there_is_a_failure() -> None:
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for `NAME` that signs itself, with its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)])
+    key, name = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, NAME)]),
+    )
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -199,7 +236,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_tls_is_verified_for_the_name_in_the_url(certificate: Path, resolves: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_verified_for_the_name_in_the_url(
+    certificate: Path, resolves: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked_for: list[str | None] = []
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
@@ -218,14 +257,20 @@ def test_tls_is_verified_for_the_name_in_the_url(certificate: Path, resolves: Re
 
 
 def test_https_to_what_speaks_no_tls_is_a_failure() -> None:
-    with receiving(status(200)) as receiver, pytest.raises(DeliveryFailed, match="did not agree on TLS"):
+    with (
+        receiving(status(200)) as receiver,
+        pytest.raises(DeliveryFailed, match="did not agree on TLS"),
+    ):
         post(f"https://127.0.0.1:{receiver.port}/", b"{}", {}, LOOPBACK, 2)
     assert not receiver.got
 
 
 def test_attempts_span_a_day_at_the_shortest_and_then_end() -> None:
     for draw, factor in ((0.0, 0.8), (0.5, 1.0), (1.0, 1.2)):
-        delays = [delay_before(attempt, lambda draw=draw: draw) for attempt in range(1, len(RETRY_SECONDS) + 1)]
+        delays = [
+            delay_before(attempt, lambda draw=draw: draw)
+            for attempt in range(1, len(RETRY_SECONDS) + 1)
+        ]
         assert delays == pytest.approx([factor * wait for wait in RETRY_SECONDS])
         assert sum(delay for delay in delays if delay is not None) >= 24 * 3600
     assert delay_before(0, lambda: 0.9) == 0

@@ -53,7 +53,9 @@ def quantize_options(folder: Path, plan: Path, recipe: str, effort: str) -> tupl
 
 def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
     folders = [folder / name for name in names]
-    scores = bitwright_json("evaluate", model, *folders, "--tokens", "64", "--cache", folder / "cache")
+    scores = bitwright_json(
+        "evaluate", model, *folders, "--tokens", "64", "--cache", folder / "cache"
+    )
     return [scores[str(each)]["kl_nats_per_token"] for each in folders]
 
 
@@ -65,7 +67,9 @@ def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     model = AutoModelForCausalLM.from_pretrained(folder)
     embedding, chance = model.get_input_embeddings().weight, torch.Generator().manual_seed(0)
     with torch.no_grad():
-        near = torch.randn(len(embedding), 3, generator=chance) @ torch.randn(3, embedding.shape[1], generator=chance)
+        near = torch.randn(len(embedding), 3, generator=chance) @ torch.randn(
+            3, embedding.shape[1], generator=chance
+        )
         embedding.copy_(0.15 * near + 0.015 * torch.randn(embedding.shape, generator=chance))
     model.save_pretrained(folder)
     return folder
@@ -76,7 +80,9 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
     recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path
 ) -> None:
     model = correlated if RECIPES[recipe].kind is None else tiny_llama
-    plan = save_plan(model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN)
+    plan = save_plan(
+        model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN
+    )
     bitwright_json("quantize", model, *quantize_options(tmp_path, plan, "usual", "fast"))
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
     made = bitwright_json("quantize", model, *quantize_options(tmp_path, plan, recipe, effort))
@@ -92,10 +98,17 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
         assert own < usual
 
 
-def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, tmp_path: Path) -> None:
+def test_requantizing_spreads_outliers_by_what_weights_matter(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     plan = save_plan(tiny_llama, tmp_path, SPARSE)
-    made = bitwright_json("quantize", tiny_llama, *quantize_options(tmp_path, plan, "requant", "fast"))
-    wanted, found = Plan.loads(plan.read_text()), Plan.loads((tmp_path / "requant" / "plan.json").read_text())
+    made = bitwright_json(
+        "quantize", tiny_llama, *quantize_options(tmp_path, plan, "requant", "fast")
+    )
+    wanted, found = (
+        Plan.loads(plan.read_text()),
+        Plan.loads((tmp_path / "requant" / "plan.json").read_text()),
+    )
     assert made["plan_bytes"] == found.weight_bytes == quantized_bytes(tmp_path / "requant", found)
     assert found.weight_bytes == pytest.approx(wanted.weight_bytes, rel=0.002)
 
@@ -109,7 +122,9 @@ def test_requantizing_spreads_outliers_by_what_weights_matter(tiny_llama: Path, 
         rows = torch.repeat_interleave(torch.arange(layer.out_features), outliers.starts.diff())
         places[rows, outliers.columns] = True
         scores = expected.scores[layer.name]
-        assert float(scores[places].min()) >= float(scores[~places].max()), "the weights that are kept score highest"
+        assert float(scores[places].min()) >= float(scores[~places].max()), (
+            "the weights that are kept score highest"
+        )
     assert len({fidelity.outlier_share for fidelity in found.fidelities}) > 1
 
 
@@ -120,28 +135,59 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
     source, store = find_model(str(model), folder / "models"), StageStore(folder / "cache")
     machine = Machine.choose("cpu")
     loaded = load_model(source, machine.dtype, machine.device)
-    originals = {layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in plan.layers}
+    originals = {
+        layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in plan.layers
+    }
     forms = read_weights(folder / "usual", Plan.loads(bare.read_text()))
-    windows = windows_of(store, source, TextSpec("builtin:calibration", 4, 64, 0)).tokens[:RANKING_WINDOWS]
-    share = sum(f.outlier_count(s.out_features, s.in_features) for s, f in zip(plan.layers, plan.fidelities, strict=True))
+    windows = windows_of(store, source, TextSpec("builtin:calibration", 4, 64, 0)).tokens[
+        :RANKING_WINDOWS
+    ]
+    share = sum(
+        f.outlier_count(s.out_features, s.in_features)
+        for s, f in zip(plan.layers, plan.fidelities, strict=True)
+    )
     weights = sum(layer.weights for layer in plan.layers)
     quantized = {name: form.dequantize() for name, form in forms.items()}
-    return keep_weights(machine.runner(loaded), originals, quantized, windows, share / weights, machine.precision)
+    return keep_weights(
+        machine.runner(loaded), originals, quantized, windows, share / weights, machine.precision
+    )
 
 
 @pytest.mark.parametrize(
     ("recipe", "effort", "kind", "message"),
     [
         ("heroic", "fast", PLAIN, "recipe 'heroic' does not exist; use one of usual, rtn"),
-        ("signiq", "fast", PLAIN, "recipe 'signiq' is a way of training, effort 'fast' trains nothing: use balanced or best"),
-        ("requant", "fast", PLAIN, "recipe 'requant' chooses outliers, the plan has none: give fidelities such as"),
-        ("rtn", "fast", SPARSE, "rtn cannot store int2+4r0.5g32s6o0.01: use gptq, or int2+4r0.5g32"),
+        (
+            "signiq",
+            "fast",
+            PLAIN,
+            (
+                "recipe 'signiq' is a way of training, effort 'fast' trains nothing: use balanced or "
+                "best"
+            ),
+        ),
+        (
+            "requant",
+            "fast",
+            PLAIN,
+            "recipe 'requant' chooses outliers, the plan has none: give fidelities such as",
+        ),
+        (
+            "rtn",
+            "fast",
+            SPARSE,
+            "rtn cannot store int2+4r0.5g32s6o0.01: use gptq, or int2+4r0.5g32",
+        ),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(
     recipe: str, effort: str, kind: str, message: str, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    done = bitwright("quantize", tiny_llama, *quantize_options(tmp_path, save_plan(tiny_llama, tmp_path, kind), recipe, effort))
+    done = bitwright(
+        "quantize",
+        tiny_llama,
+        *quantize_options(tmp_path, save_plan(tiny_llama, tmp_path, kind), recipe, effort),
+    )
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / recipe).exists()

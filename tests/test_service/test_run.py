@@ -17,29 +17,49 @@ from tests.command import bitwright, bitwright_json, run_options
 from tests.tiny import save_tiny
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "opt", "gpt_neox"])
-def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "opt", "gpt_neox"]
+)
+def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(
+    family: str, tmp_path: Path
+) -> None:
     model, out = save_tiny(tmp_path / "model", family), tmp_path / "out"
     report = bitwright_json(*run_options(model, tmp_path / "cache", out))
 
     plan = Plan.loads((out / "plan.json").read_text())
-    assert report["plan_bytes"] == plan.weight_bytes == quantized_bytes(out, plan) <= report["budget_bytes"]
+    assert (
+        report["plan_bytes"]
+        == plan.weight_bytes
+        == quantized_bytes(out, plan)
+        <= report["budget_bytes"]
+    )
     assert report["bits_per_weight"] <= 4
     assert json.loads((out / "report.json").read_text()) == report
     loaded = AutoModelForCausalLM.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out)
     prompt = tokenizer("The import statement", return_tensors="pt").input_ids
-    assert loaded.generate(prompt, max_new_tokens=4, do_sample=False).shape[1] == prompt.shape[1] + 4
+    assert (
+        loaded.generate(prompt, max_new_tokens=4, do_sample=False).shape[1] == prompt.shape[1] + 4
+    )
     assert loaded.dtype == torch.bfloat16
 
 
 def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path: Path) -> None:
     report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"))
 
-    for field in ("budget_bytes", "plan_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes", "unquantized_bytes"):
+    for field in (
+        "budget_bytes",
+        "plan_bytes",
+        "bits_per_weight",
+        "checkpoint_bytes",
+        "original_bytes",
+        "unquantized_bytes",
+    ):
         assert report[field] > 0, field
     assert report["schema"] == "bitwright.report/1"
-    assert report["checkpoint_bytes"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert report["checkpoint_bytes"] == sum(
+        file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
+    )
     assert report["checkpoint_bytes"] - report["unquantized_bytes"] == report["plan_bytes"]
     for name in ("original", "uniform", "plan"):
         quality = report["evaluation"][name]
@@ -47,7 +67,11 @@ def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path
         assert quality["perplexity_stderr"] > 0
         assert (quality["kl_nats_per_token"] == 0) == (name == "original")
     assert report["uniform_bytes"] <= report["budget_bytes"]
-    assert set(report["plan"]["layers"]) == set(report["damage_nats_per_token"]) == set(report["uniform"])
+    assert (
+        set(report["plan"]["layers"])
+        == set(report["damage_nats_per_token"])
+        == set(report["uniform"])
+    )
 
 
 def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path: Path) -> None:
@@ -69,12 +93,16 @@ def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    "method", [("output",), ("output", "--context", "original"), ("gradient",), ("noise",), ("hessian",)], ids=str
+    "method",
+    [("output",), ("output", "--context", "original"), ("gradient",), ("noise",), ("hessian",)],
+    ids=str,
 )
 def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
     tiny_llama: Path, tmp_path: Path, method: tuple[str, ...]
 ) -> None:
-    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--signal", *method)
+    report = bitwright_json(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--signal", *method
+    )
 
     guard = report["guard"]
     loss = {name: found["kl_nats_per_token"] for name, found in guard["candidates"].items()}
@@ -82,8 +110,12 @@ def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
     assert "plan" in loss
     assert loss[guard["uniform"]] == min(uniform.values())
     assert loss[guard["delivered"]] == min(loss.values())
-    assert guard["lead_over_uniform"] == pytest.approx(1 - loss[guard["delivered"]] / loss[guard["uniform"]])
-    assert any("the guard delivers" in note for note in report["notes"]) == (guard["delivered"] != "plan")
+    assert guard["lead_over_uniform"] == pytest.approx(
+        1 - loss[guard["delivered"]] / loss[guard["uniform"]]
+    )
+    assert any("the guard delivers" in note for note in report["notes"]) == (
+        guard["delivered"] != "plan"
+    )
     assert report["profile"]["signal"] == method[0]
     plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
     assert plan.weight_bytes == report["plan_bytes"] == quantized_bytes(tmp_path / "out", plan)
@@ -106,34 +138,55 @@ def test_random_plans_check_the_predictions(tiny_llama: Path, tmp_path: Path) ->
 
 
 def test_group_size_holds_for_all_layers(tiny_llama: Path, tmp_path: Path) -> None:
-    bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--group-size", "32")
+    bitwright_json(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--group-size", "32"
+    )
     plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
 
     assert {fidelity.group_size for fidelity in plan.fidelities} == {32}
 
 
 def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path) -> None:
-    demands = ("--target", "vllm", "--rule", "*.down_proj>=3", "--rule", "model.layers.0.self_attn.o_proj=int4g64s6")
-    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), *demands)
+    demands = (
+        "--target",
+        "vllm",
+        "--rule",
+        "*.down_proj>=3",
+        "--rule",
+        "model.layers.0.self_attn.o_proj=int4g64s6",
+    )
+    report = bitwright_json(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), *demands
+    )
     chosen = Plan.loads((tmp_path / "out" / "plan.json").read_text()).by_name
 
     assert report["constraints"]["rules"] == list(demands[3::2])
     assert report["guard"]["delivered"] in ("plan", "additive")
     assert chosen["model.layers.0.self_attn.o_proj"].name == "int4g64s6"
-    assert all(fidelity.bits_lo >= 3 for name, fidelity in chosen.items() if name.endswith("down_proj"))
+    assert all(
+        fidelity.bits_lo >= 3 for name, fidelity in chosen.items() if name.endswith("down_proj")
+    )
     for block in range(2):
         assert len({chosen[f"model.layers.{block}.self_attn.{kind}_proj"] for kind in "qkv"}) == 1
-        assert len({chosen[f"model.layers.{block}.mlp.{kind}_proj"] for kind in ("gate", "up")}) == 1
+        assert (
+            len({chosen[f"model.layers.{block}.mlp.{kind}_proj"] for kind in ("gate", "up")}) == 1
+        )
 
 
 @pytest.mark.parametrize(
     ("demand", "code", "told"),
-    [("*.nothing>=2", 2, "names no layer"), ("*>=2.5", 3, "what binds: *>=2.5"), ("nonsense", 2, "write PATTERN")],
+    [
+        ("*.nothing>=2", 2, "names no layer"),
+        ("*>=2.5", 3, "what binds: *>=2.5"),
+        ("nonsense", 2, "write PATTERN"),
+    ],
 )
 def test_constraints_that_cannot_be_met_are_told_before_anything_is_measured(
     tiny_llama: Path, tmp_path: Path, demand: str, code: int, told: str
 ) -> None:
-    done = bitwright(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "3bpw"), "--rule", demand)
+    done = bitwright(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "3bpw"), "--rule", demand
+    )
     assert done.returncode == code
     assert told in done.stderr
     assert not (tmp_path / "cache" / "forms").exists()
@@ -156,7 +209,9 @@ def test_same_run_twice_takes_everything_from_the_cache(tiny_llama: Path, tmp_pa
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")}
     second = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "two"))
 
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")
+    } == before
     assert second["evaluation"] == first["evaluation"]
 
 
@@ -165,21 +220,39 @@ def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Pat
     whole = bitwright_json(*options)
     shared = ["--cache", str(tmp_path / "other"), "--calibration-windows", "4", "--tokens", "64"]
     probing = ["--probe-windows", "3", "--probe-tokens", "32"]
-    bitwright_json("profile", tiny_llama, "--budget", "4bpw", "--out", tmp_path / "profile", *shared, *probing)
-    bitwright_json("plan", tmp_path / "profile", "--budget", "4bpw", "--out", tmp_path / "plan.json")
+    bitwright_json(
+        "profile", tiny_llama, "--budget", "4bpw", "--out", tmp_path / "profile", *shared, *probing
+    )
+    bitwright_json(
+        "plan", tmp_path / "profile", "--budget", "4bpw", "--out", tmp_path / "plan.json"
+    )
     out = tmp_path / "quantized"
-    bitwright_json("quantize", tiny_llama, "--plan", tmp_path / "plan.json", "--out", out, "--effort", "fast", *shared)
+    bitwright_json(
+        "quantize",
+        tiny_llama,
+        "--plan",
+        tmp_path / "plan.json",
+        "--out",
+        out,
+        "--effort",
+        "fast",
+        *shared,
+    )
     scores = bitwright_json(
         "evaluate", tiny_llama, tmp_path / "quantized", "--evaluation-windows", "3", "--tokens", "64", "--cache", tmp_path / "other"
     )  # fmt: skip
 
     weights = "model.safetensors"
-    assert (tmp_path / "quantized" / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+    assert (tmp_path / "quantized" / weights).read_bytes() == (
+        tmp_path / "run" / weights
+    ).read_bytes()
     assert scores[str(tmp_path / "quantized")] == whole["evaluation"]["plan"]
 
 
 def test_dry_run_says_sizes_and_stores_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    estimate = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--dry-run")
+    estimate = bitwright_json(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--dry-run"
+    )
 
     assert estimate["layers"] == 21
     assert estimate["uniform_bytes"] <= estimate["budget_bytes"]
@@ -199,8 +272,12 @@ def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path:
     assert long - short >= batch * (8192 - 64) * vocabulary * float_bytes
 
 
-def test_budget_of_the_whole_file_is_kept_by_the_whole_file(tiny_llama: Path, tmp_path: Path) -> None:
-    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "103kB"), "--whole-file")
+def test_budget_of_the_whole_file_is_kept_by_the_whole_file(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    report = bitwright_json(
+        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "103kB"), "--whole-file"
+    )
 
     assert report["checkpoint_bytes"] <= 103_000
 
@@ -208,7 +285,10 @@ def test_budget_of_the_whole_file_is_kept_by_the_whole_file(tiny_llama: Path, tm
 def test_doctor_tells_versions_and_device() -> None:
     document = bitwright_json("doctor")
 
-    assert document["torch"] == torch.__version__.removesuffix("+cpu") or document["torch"] == torch.__version__
+    assert (
+        document["torch"] == torch.__version__.removesuffix("+cpu")
+        or document["torch"] == torch.__version__
+    )
     assert document["device"] in {"cpu", "cuda"}
     path = choose_path(document["device"])
     assert document["kernels"] == f"{path.name}: {path.why}"

@@ -1,4 +1,7 @@
-"""Promises of service.runner: lines are heard, nothing survives a stop or the worker, and an end without a result is told."""
+"""Promises of service.runner.
+
+Lines are heard, nothing survives a stop or the worker, and an end without a result is told.
+"""
 
 import os
 import signal
@@ -24,7 +27,9 @@ def call(code: str, seconds: float = 30) -> StageCall:
     return StageCall([sys.executable, "-c", code], dict(os.environ), seconds)
 
 
-def run(code: str, *, seconds: float = 30, stop: Any = lambda: False) -> tuple[dict[str, Any], list[Any], list[str]]:
+def run(
+    code: str, *, seconds: float = 30, stop: Any = lambda: False
+) -> tuple[dict[str, Any], list[Any], list[str]]:
     progress: list[Any] = []
     log: list[str] = []
     return LocalRunner().run(call(code, seconds), progress.append, log.extend, stop), progress, log
@@ -48,7 +53,11 @@ sys.stderr.write('the end')
 
 def test_what_a_stage_says_is_json_and_names_no_path_of_the_machine() -> None:
     loss = [float("inf"), float("nan"), 1.5]
-    document = {"path": "no /srv/models/a/config.json", "loss": loss, "more": {"at": ("/srv/models/a",)}}
+    document = {
+        "path": "no /srv/models/a/config.json",
+        "loss": loss,
+        "more": {"at": ("/srv/models/a",)},
+    }
     said = finite(as_called(document, {"/srv/models/a": "a"}))
     assert said == {"path": "no a/config.json", "loss": [None, None, 1.5], "more": {"at": ["a"]}}
 
@@ -89,7 +98,9 @@ def test_a_stage_that_takes_too_long_is_stopped() -> None:
     assert time.monotonic() - start < 5
 
 
-def test_a_stop_ends_everything_that_the_stage_started_even_what_will_not_listen(tmp_path: Path) -> None:
+def test_a_stop_ends_everything_that_the_stage_started_even_what_will_not_listen(
+    tmp_path: Path,
+) -> None:
     code = f"""
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -99,13 +110,19 @@ time.sleep(60)
 """
     start = time.monotonic()
     with pytest.raises(Stopped):
-        run(code, stop=lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text() != "")
+        run(
+            code,
+            stop=lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text() != "",
+        )
     assert time.monotonic() - start < GRACE_SECONDS + 4
     assert is_gone(int((tmp_path / "pids").read_text()), seconds=2)
 
 
 def test_a_stage_dies_with_its_worker(tmp_path: Path) -> None:
-    stage = f"{TIE}import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    stage = (
+        f"{TIE}import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); "
+        "time.sleep(60)"
+    )
     worker = f"""
 import os, sys
 from service.runner import LocalRunner, StageCall

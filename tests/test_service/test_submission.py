@@ -1,4 +1,7 @@
-"""Promises of jobs on record: statuses only move as documented, keys make one job, quotas hold, pages are whole."""
+"""Promises of jobs on record.
+
+Statuses only move as documented, keys make one job, quotas hold, pages are whole.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,7 +34,9 @@ def ask(budget: str = "3bpw", **more: Any) -> Submission:
     return Submission(ME, {"model": "m", "budget": budget}, **more)
 
 
-def test_a_job_is_on_record_with_its_event_and_its_workflow_or_not_at_all(store: JobStore, desk: Desk) -> None:
+def test_a_job_is_on_record_with_its_event_and_its_workflow_or_not_at_all(
+    store: JobStore, desk: Desk
+) -> None:
     job, new = desk.submit(ask(name="first"))
     assert new
     assert store.get(job.id) == job
@@ -44,7 +49,9 @@ def test_a_job_is_on_record_with_its_event_and_its_workflow_or_not_at_all(store:
 
     with pytest.raises(RuntimeError):
         Desk(store, refuse, Quota()).submit(ask())
-    assert [row.id for row in desk.page(ME, status=None, label=None, after=None, limit=10).rows] == [job.id]
+    assert [
+        row.id for row in desk.page(ME, status=None, label=None, after=None, limit=10).rows
+    ] == [job.id]
 
 
 def test_one_key_makes_one_job_however_many_submit_at_once(store: JobStore, desk: Desk) -> None:
@@ -63,7 +70,11 @@ def test_one_key_makes_one_job_however_many_submit_at_once(store: JobStore, desk
 
 def test_other_tenants_jobs_are_as_if_they_were_not_there(store: JobStore, desk: Desk) -> None:
     job, _ = desk.submit(ask())
-    for forbidden in (lambda: store.get(job.id, OTHER), lambda: desk.cancel(OTHER, job.id), lambda: desk.retry(OTHER, job.id)):
+    for forbidden in (
+        lambda: store.get(job.id, OTHER),
+        lambda: desk.cancel(OTHER, job.id),
+        lambda: desk.retry(OTHER, job.id),
+    ):
         with pytest.raises(JobUnknown):
             forbidden()
     assert desk.page(OTHER, status=None, label=None, after=None, limit=10).rows == []
@@ -85,13 +96,25 @@ def test_a_job_goes_from_stage_to_stage_and_ends_once(store: JobStore, desk: Des
     assert store.begin_stage(job.id, 1, "plan", "w") is None
     assert store.get(job.id) == ended
     types = [event.type for event in store.events(job.id, 0, 10)]
-    assert types == ["job.queued", "stage.started", "stage.progress", "stage.finished", "job.succeeded"]
+    assert types == [
+        "job.queued",
+        "stage.started",
+        "stage.progress",
+        "stage.finished",
+        "job.succeeded",
+    ]
     assert [event.seq for event in store.events(job.id, 2, 2)] == [3, 4]
     (stage,) = store.stages(job.id)
-    assert (stage["stage"], stage["starts"], stage["finished_at"] >= stage["started_at"]) == ("profile", 1, True)
+    assert (stage["stage"], stage["starts"], stage["finished_at"] >= stage["started_at"]) == (
+        "profile",
+        1,
+        True,
+    )
 
 
-def test_a_stage_that_starts_again_is_counted_and_keeps_its_first_time(store: JobStore, desk: Desk) -> None:
+def test_a_stage_that_starts_again_is_counted_and_keeps_its_first_time(
+    store: JobStore, desk: Desk
+) -> None:
     job, _ = desk.submit(ask())
     store.begin_stage(job.id, 1, "profile", "w0")
     (first,) = store.stages(job.id)
@@ -100,7 +123,9 @@ def test_a_stage_that_starts_again_is_counted_and_keeps_its_first_time(store: Jo
     assert (again["starts"], again["worker"], again["started_at"]) == (2, "w1", first["started_at"])
 
 
-def test_a_queued_job_is_cancelled_at_once_and_a_running_one_when_its_stage_stopped(store: JobStore, desk: Desk) -> None:
+def test_a_queued_job_is_cancelled_at_once_and_a_running_one_when_its_stage_stopped(
+    store: JobStore, desk: Desk
+) -> None:
     waiting, _ = desk.submit(ask())
     assert desk.cancel(ME, waiting.id).status is Status.CANCELLED
     assert store.begin_stage(waiting.id, 1, "profile", "w") is None
@@ -120,7 +145,9 @@ def test_a_queued_job_is_cancelled_at_once_and_a_running_one_when_its_stage_stop
         desk.cancel(ME, done.id)
 
 
-def test_a_retry_is_another_attempt_and_what_the_first_one_left_running_cannot_touch_it(store: JobStore, desk: Desk) -> None:
+def test_a_retry_is_another_attempt_and_what_the_first_one_left_running_cannot_touch_it(
+    store: JobStore, desk: Desk
+) -> None:
     job, _ = desk.submit(ask())
     with pytest.raises(JobActive):
         desk.retry(ME, job.id)
@@ -164,10 +191,14 @@ def test_pages_hold_every_job_once_while_new_ones_come(desk: Desk) -> None:
         after = page.rows[-1].id
     assert seen == made[::-1]
     third = desk.page(ME, status=None, label=("n", "1"), after=None, limit=100).rows
-    assert [job.id for job in third] == [job_id for number, job_id in enumerate(made) if number % 3 == 1][::-1]
+    assert [job.id for job in third] == [
+        job_id for number, job_id in enumerate(made) if number % 3 == 1
+    ][::-1]
 
 
-def test_a_log_is_kept_in_order_and_up_to_a_length(store: JobStore, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_is_kept_in_order_and_up_to_a_length(
+    store: JobStore, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("service.jobs.MOST_LOG_LINES", 5)
     job, _ = desk.submit(ask())
     store.write_log(job.id, "profile", ["one", "two", "three"])
@@ -190,7 +221,10 @@ ALLOWED = {
 
 
 class Lives(RuleBasedStateMachine):
-    """Everything that clients, workers and zombies may do, in any order: statuses move as documented, versions count events."""
+    """Everything that clients, workers and zombies may do, in any order.
+
+    Statuses move as documented, versions count events.
+    """
 
     @initialize()
     def submit(self) -> None:
@@ -212,10 +246,16 @@ class Lives(RuleBasedStateMachine):
     def begin(self, attempt_back: int, stage: str) -> None:
         self.store.begin_stage(self.job.id, self.job.attempt - attempt_back, stage, "w")
 
-    @rule(attempt_back=st.integers(0, 1), status=st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.CANCELLED]))
+    @rule(
+        attempt_back=st.integers(0, 1),
+        status=st.sampled_from([Status.SUCCEEDED, Status.FAILED, Status.CANCELLED]),
+    )
     def end(self, attempt_back: int, status: Status) -> None:
         self.store.end(
-            self.job.id, self.job.attempt - attempt_back, status, error={"type": "x"} if status is Status.FAILED else None
+            self.job.id,
+            self.job.attempt - attempt_back,
+            status,
+            error={"type": "x"} if status is Status.FAILED else None,
         )
 
     @rule()
@@ -240,13 +280,21 @@ class Lives(RuleBasedStateMachine):
     def moved_as_documented(self) -> None:
         now = self.store.get(self.job.id)
         assert now.status is self.job.status or now.status in ALLOWED[self.job.status]
-        assert now.attempt - self.job.attempt == (now.status is Status.QUEUED and self.job.status is not Status.QUEUED)
-        assert [event.seq for event in self.store.events(now.id, 0, 1000)] == list(range(1, now.version + 1))
+        assert now.attempt - self.job.attempt == (
+            now.status is Status.QUEUED and self.job.status is not Status.QUEUED
+        )
+        assert [event.seq for event in self.store.events(now.id, 0, 1000)] == list(
+            range(1, now.version + 1)
+        )
         assert (now.finished_at is not None) == now.status.ended
         self.job = now
 
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(
-    max_examples=25, stateful_step_count=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=25,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
 )

@@ -32,7 +32,9 @@ PRIVATE_HOSTS = [
 
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS)
-def test_private_hosts_in_every_form_are_refused_without_a_connection(host: str, listener: socket.socket) -> None:
+def test_private_hosts_in_every_form_are_refused_without_a_connection(
+    host: str, listener: socket.socket
+) -> None:
     url = f"http://{host}:{listener.getsockname()[1]}/"
     with pytest.raises(TargetRefused):
         check_target(url)
@@ -54,9 +56,18 @@ def carriers(carried: IPv4Address) -> list[IPv6Address]:
     ]
 
 
-@pytest.mark.parametrize("form", range(5), ids=["mapped", "nat64", "6to4", "teredo server", "teredo client"])
+@pytest.mark.parametrize(
+    "form", range(5), ids=["mapped", "nat64", "6to4", "teredo server", "teredo client"]
+)
 def test_an_address_that_carries_another_counts_as_that_one(form: int) -> None:
-    for private in ("10.0.0.1", "127.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"):  # noqa: S104
+    for private in (
+        "10.0.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",  # noqa: S104
+        "224.0.0.1",
+    ):
         url = f"https://[{carriers(IPv4Address(private))[form]}]/"
         with pytest.raises(TargetRefused):
             check_target(url)
@@ -78,8 +89,13 @@ def test_public_addresses_are_taken(url: str) -> None:
     check_target(url)
 
 
-@pytest.mark.parametrize("host", ["metadata.google.internal", "a.localhost", "printer.local", "nas.home.arpa", "internal"])
-def test_names_that_are_private_by_their_ending_are_refused_whatever_they_resolve_to(host: str, resolves: Resolver) -> None:
+@pytest.mark.parametrize(
+    "host",
+    ["metadata.google.internal", "a.localhost", "printer.local", "nas.home.arpa", "internal"],
+)
+def test_names_that_are_private_by_their_ending_are_refused_whatever_they_resolve_to(
+    host: str, resolves: Resolver
+) -> None:
     resolves(host, [[PUBLIC]])
     for send in (check_target, lambda url: post(url, b"{}", {})):
         with pytest.raises(TargetRefused, match="unknown or not public"):
@@ -88,7 +104,9 @@ def test_names_that_are_private_by_their_ending_are_refused_whatever_they_resolv
     check_target(f"https://{host}/", (PUBLIC,))
 
 
-def test_one_private_address_among_several_is_enough_to_refuse(resolves: Resolver, listener: socket.socket) -> None:
+def test_one_private_address_among_several_is_enough_to_refuse(
+    resolves: Resolver, listener: socket.socket
+) -> None:
     resolves(NAME, [[PUBLIC, "127.0.0.1"]])
     url = f"http://{NAME}:{listener.getsockname()[1]}/"
     for send in (check_target, lambda url: post(url, b"{}", {})):
@@ -97,7 +115,9 @@ def test_one_private_address_among_several_is_enough_to_refuse(resolves: Resolve
     assert not was_reached(listener)
 
 
-def test_a_name_that_turns_private_after_the_check_is_not_connected_to(resolves: Resolver, listener: socket.socket) -> None:
+def test_a_name_that_turns_private_after_the_check_is_not_connected_to(
+    resolves: Resolver, listener: socket.socket
+) -> None:
     resolves(NAME, [[PUBLIC], ["127.0.0.1"]])
     url = f"http://{NAME}:{listener.getsockname()[1]}/"
     check_target(url)
@@ -141,12 +161,23 @@ def test_the_operator_opens_networks_addresses_and_exact_names(resolves: Resolve
     url = f"https://{NAME}/"
     for allowed in ("10.0.0.0/8", " 10.1.2.3 ", "10.9.9.9/8", "Receiver.Example"):
         check_target(url, ("192.168.0.0/16", allowed))
-    for other in ("192.168.0.0/16", "10.1.2.4", "example", "other.example", "receiver", "10.0.0.0/33", "", "*"):
+    for other in (
+        "192.168.0.0/16",
+        "10.1.2.4",
+        "example",
+        "other.example",
+        "receiver",
+        "10.0.0.0/33",
+        "",
+        "*",
+    ):
         with pytest.raises(TargetRefused, match="BITWRIGHT_WEBHOOK_TARGETS"):
             check_target(url, (other,))
 
 
-def test_an_unknown_name_and_a_private_one_get_the_same_answer(monkeypatch: pytest.MonkeyPatch, resolves: Resolver) -> None:
+def test_an_unknown_name_and_a_private_one_get_the_same_answer(
+    monkeypatch: pytest.MonkeyPatch, resolves: Resolver
+) -> None:
     resolves(NAME, [["10.1.2.3"]])
     with pytest.raises(TargetRefused) as private:
         check_target(f"https://{NAME}/")

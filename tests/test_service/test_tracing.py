@@ -1,4 +1,7 @@
-"""Promises of service.tracing: with an endpoint, requests and stages are traced there; without one, nothing is."""
+"""Promises of service.tracing: with an endpoint, requests and stages are traced there.
+
+Without one, nothing is.
+"""
 
 import time
 from pathlib import Path
@@ -19,7 +22,10 @@ def test_without_an_endpoint_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) 
 
 def test_requests_and_stages_reach_a_real_collector(tmp_path: Path, models: Path) -> None:
     with receiving(lambda _: 200) as collector:
-        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url.removesuffix("/hook"), "OTEL_BSP_SCHEDULE_DELAY": "200"}
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url.removesuffix("/hook"),
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
         with served(tmp_path, models, variables=variables) as server:
             job = server.submit(model="nothing/here", budget="4bpw", device="cpu")
             server.wait(job["id"])
@@ -30,4 +36,6 @@ def test_requests_and_stages_reach_a_real_collector(tmp_path: Path, models: Path
                 if all(each in received for each in wanted):
                     break
                 time.sleep(0.2)
-            assert all(each in received for each in wanted), [each for each in wanted if each not in received]
+            assert all(each in received for each in wanted), [
+                each for each in wanted if each not in received
+            ]

@@ -1,4 +1,7 @@
-"""Promises of training what is delivered: nearer to the original at the same bytes, never on the guard's text, resumable."""
+"""Promises of training what is delivered.
+
+Nearer to the original at the same bytes, never on the guard's text, resumable.
+"""
 
 import json
 import signal
@@ -29,7 +32,9 @@ def _options(model: Path, folder: Path, out: str, effort: str = "balanced") -> l
     return [*run_options(model, folder / "cache", folder / out), "--effort", effort]
 
 
-def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(tiny_llama: Path, tmp_path: Path) -> None:
+def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
     report = bitwright_json(*_options(tiny_llama, tmp_path, "balanced"))
 
@@ -37,13 +42,20 @@ def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(tiny_llama: Path, t
     assert fast["guard"]["tuned"] is None
     assert "untuned" not in fast["evaluation"]
     losses = {name: report["evaluation"][name]["kl_nats_per_token"] for name in ("plan", "untuned")}
-    assert losses["plan"] < 0.95 * min(losses["untuned"], fast["evaluation"]["plan"]["kl_nats_per_token"])
+    assert losses["plan"] < 0.95 * min(
+        losses["untuned"], fast["evaluation"]["plan"]["kl_nats_per_token"]
+    )
     assert report["plan"]["layers"] == fast["plan"]["layers"]
-    predicted = [found["prediction"]["plan"]["predicted_kl_nats_per_token"] for found in (report, fast)]
+    predicted = [
+        found["prediction"]["plan"]["predicted_kl_nats_per_token"] for found in (report, fast)
+    ]
     assert predicted[0] == predicted[1]
     assert report["tuning"]["effort"] == "balanced"
     assert [phase["kind"] for phase in report["tuning"]["phases"]] == ["model"]
-    tuned, untuned = report["guard"]["tuned"], report["guard"]["candidates"][report["guard"]["delivered"]]
+    tuned, untuned = (
+        report["guard"]["tuned"],
+        report["guard"]["candidates"][report["guard"]["delivered"]],
+    )
     assert tuned["kl_nats_per_token"] < untuned["kl_nats_per_token"]
     plan = Plan.loads((tmp_path / "balanced" / "plan.json").read_text())
     assert quantized_bytes(tmp_path / "balanced", plan) == plan.weight_bytes == report["plan_bytes"]
@@ -51,14 +63,23 @@ def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(tiny_llama: Path, t
     assert "plan, before training" in (tmp_path / "balanced" / "report.html").read_text()
 
 
-def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(tiny_llama: Path, tmp_path: Path) -> None:
+def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
     bitwright_json(*_options(tiny_llama, tmp_path, "straight"))
     other = tmp_path / "other"
     options = _options(tiny_llama, other, "out")
-    stop_when(options, lambda: any((other / "cache" / "tuned").glob("*.work/teacher-*.part")), signal.SIGKILL)
+    stop_when(
+        options,
+        lambda: any((other / "cache" / "tuned").glob("*.work/teacher-*.part")),
+        signal.SIGKILL,
+    )
     assert not (other / "out").exists()
     bitwright_json(*options)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "straight", other / "out")]
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (tmp_path / "straight", other / "out")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -74,9 +95,17 @@ def test_windows_of_the_guard_are_never_trained_on(tiny_llama: Path, tmp_path: P
     rows = [tuple(row.tolist()) for row in chosen.tokens]
     assert not held_out & set(rows)
     assert len(rows) == min(1600, sum(tuple(row.tolist()) not in held_out for row in every.tokens))
-    few = training_windows(store, model, text, choose_phases(find_effort("balanced"), 1000, GIGABYTE, 1, torch.float32, 0), guard)
+    few = training_windows(
+        store,
+        model,
+        text,
+        choose_phases(find_effort("balanced"), 1000, GIGABYTE, 1, torch.float32, 0),
+        guard,
+    )
     assert len(few.tokens) == 100
-    assert {tuple(row.tolist()) for row in few.tokens} <= set(rows) | {tuple(row.tolist()) for row in every.tokens} - held_out
+    assert {tuple(row.tolist()) for row in few.tokens} <= set(rows) | {
+        tuple(row.tolist()) for row in every.tokens
+    } - held_out
 
 
 @pytest.mark.parametrize(("effort", "count"), [("fast", 4), ("balanced", 16), ("best", 32)])
@@ -102,7 +131,10 @@ def test_models_too_large_to_train_whole_are_trained_block_by_block() -> None:
             assert small == large == ()
             continue
         assert [(phase.kind, phase.spec.trained) for phase in small] == [(MODEL, "codes")]
-        assert [(phase.kind, phase.spec.trained) for phase in large] == [(BLOCKS, "codes"), (MODEL, "scales")]
+        assert [(phase.kind, phase.spec.trained) for phase in large] == [
+            (BLOCKS, "codes"),
+            (MODEL, "scales"),
+        ]
         assert small[0].spec.steps == large[1].spec.steps == effort.steps
 
 
@@ -112,36 +144,59 @@ def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path
     plan = Plan.loads((tmp_path / "fast" / "plan.json").read_text())
     phases = choose_phases(find_effort("balanced"), 10**12, GIGABYTE, 4, torch.float32, 0)
     guard = windows_of(store, model, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
-    windows = training_windows(store, model, TextSpec("builtin:calibration", 4, 64, 0), phases, guard)
+    windows = training_windows(
+        store, model, TextSpec("builtin:calibration", 4, 64, 0), phases, guard
+    )
     task = TuneTask(model, tmp_path / "fast", plan, windows, phases, Machine.choose("cpu"))
     folder = tune(store, task, Lines())
 
     assert (folder / "plan.json").read_text() == (tmp_path / "fast" / "plan.json").read_text()
     assert read_weights(folder, plan).keys() == plan.by_name.keys()
     scores = bitwright_json(
-        "evaluate", tiny_llama, folder, tmp_path / "fast", "--evaluation-windows", "3", "--tokens", "64", "--cache", tmp_path / "c"
+        "evaluate",
+        tiny_llama,
+        folder,
+        tmp_path / "fast",
+        "--evaluation-windows",
+        "3",
+        "--tokens",
+        "64",
+        "--cache",
+        tmp_path / "c",
     )
-    trained, before = scores[str(folder)]["kl_nats_per_token"], scores[str(tmp_path / "fast")]["kl_nats_per_token"]
+    trained, before = (
+        scores[str(folder)]["kl_nats_per_token"],
+        scores[str(tmp_path / "fast")]["kl_nats_per_token"],
+    )
     assert before == pytest.approx(fast["evaluation"]["plan"]["kl_nats_per_token"])
     assert trained < 0.95 * before
     assert tune(store, task, Lines()) == folder
-    assert json.loads((folder.parent / "manifest.json").read_text())["inputs"]["phases"][1]["trained"] == "scales"
+    assert (
+        json.loads((folder.parent / "manifest.json").read_text())["inputs"]["phases"][1]["trained"]
+        == "scales"
+    )
 
 
 def test_a_given_plan_is_trained_too(tiny_llama: Path, tmp_path: Path) -> None:
     bitwright_json(*_options(tiny_llama, tmp_path, "run", "fast"))
     shared = ("--plan", tmp_path / "run" / "plan.json", "--cache", tmp_path / "cache", *SMALL[:4])
     found = {
-        effort: bitwright_json("quantize", tiny_llama, "--out", tmp_path / effort, "--effort", effort, *shared)
+        effort: bitwright_json(
+            "quantize", tiny_llama, "--out", tmp_path / effort, "--effort", effort, *shared
+        )
         for effort in ("fast", "balanced")
     }
     assert [found[effort]["trained"] for effort in ("fast", "balanced")] == [False, True]
     folders = [tmp_path / effort for effort in found]
-    scores = bitwright_json("evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache")
+    scores = bitwright_json(
+        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache"
+    )
     fast, balanced = (scores[str(folder)]["kl_nats_per_token"] for folder in folders)
     assert balanced < 0.95 * fast
 
 
 def test_unknown_efforts_are_refused() -> None:
-    with pytest.raises(RequestError, match="'heroic' does not exist; use one of fast, balanced, best"):
+    with pytest.raises(
+        RequestError, match="'heroic' does not exist; use one of fast, balanced, best"
+    ):
         find_effort("heroic")

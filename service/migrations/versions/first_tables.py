@@ -68,7 +68,12 @@ def _make_what_belongs_to_jobs() -> None:
     op.create_index("labels_by_value", "labels", ["name", "value"], unique=False)
     op.create_table(
         "log_lines",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column(
+            "id",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            autoincrement=True,
+            nullable=False,
+        ),
         sa.Column("job_id", sa.String(length=40), nullable=False),
         sa.Column("at", sa.Float(), nullable=False),
         sa.Column("stage", sa.String(length=40), nullable=False),

@@ -1,4 +1,7 @@
-"""Fixtures of the commands that need a profile only: one that is stored, and a latency table for it."""
+"""Fixtures of the commands that need a profile only.
+
+One that is stored, and a latency table for it.
+"""
 
 from pathlib import Path
 
@@ -25,6 +28,8 @@ def folder(measured: Profile, tmp_path: Path) -> Path:
 def latency(measured: Profile, tmp_path: Path) -> Path:
     """A table in which the fidelities take 10, 20, 30, 40 and 50 microseconds a layer."""
     path = tmp_path / "latency.csv"
-    rows = [f"*,{fidelity.name},{10 * at}" for at, fidelity in enumerate(measured.fidelities, start=1)]
+    rows = [
+        f"*,{fidelity.name},{10 * at}" for at, fidelity in enumerate(measured.fidelities, start=1)
+    ]
     path.write_text("\n".join(["layer,fidelity,latency_us", *rows]))
     return path

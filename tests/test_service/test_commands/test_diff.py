@@ -27,14 +27,20 @@ def test_two_plan_files_are_compared_layer_by_layer(two_plans: tuple[Path, Path]
     differ = [name for name, fidelity in before.by_name.items() if after.by_name[name] != fidelity]
     assert len(differ) == found["changed"] > 0
     assert [change["layer"] for change in found["changes"]] == differ
-    assert found["bytes_more"] == after.weight_bytes - before.weight_bytes == sum(row["bytes_more"] for row in found["changes"])
+    assert (
+        found["bytes_more"]
+        == after.weight_bytes - before.weight_bytes
+        == sum(row["bytes_more"] for row in found["changes"])
+    )
     assert "predicted_loss_more" not in found
 
 
 def test_with_a_profile_a_difference_is_priced(folder: Path, two_plans: tuple[Path, Path]) -> None:
     found = bitwright_json("diff", *two_plans, "--profile", folder)
     losses = [json.loads(path.read_text())["predicted_loss_nats_per_token"] for path in two_plans]
-    assert [found["predicted_loss_before"], found["predicted_loss_after"]] == pytest.approx(losses, abs=1e-9)
+    assert [found["predicted_loss_before"], found["predicted_loss_after"]] == pytest.approx(
+        losses, abs=1e-9
+    )
     assert found["predicted_loss_more"] == pytest.approx(losses[1] - losses[0], abs=1e-9)
     assert found["predicted_loss_more"] < 0
 
@@ -70,13 +76,17 @@ def nothing(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("spoil", [other_model, no_plan, nothing])
-def test_what_cannot_be_compared_is_bad_input(two_plans: tuple[Path, Path], tmp_path: Path, spoil: Callable[[Path], str]) -> None:
+def test_what_cannot_be_compared_is_bad_input(
+    two_plans: tuple[Path, Path], tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
     word = spoil(tmp_path)
     assert word in refused("diff", two_plans[0], tmp_path / "bad.json")
     assert word in refused("diff", tmp_path / "bad.json", two_plans[0])
 
 
-def test_a_profile_of_another_model_does_not_price_a_difference(two_plans: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_profile_of_another_model_does_not_price_a_difference(
+    two_plans: tuple[Path, Path], tmp_path: Path
+) -> None:
     other = store(make_profile(0), tmp_path / "other")
     assert "different models" in refused("diff", *two_plans, "--profile", other)
     assert "cannot be read" in refused("diff", *two_plans, "--profile", tmp_path / "nowhere")
