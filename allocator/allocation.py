@@ -10,7 +10,7 @@ from typing import Any
 
 from allocator.profile import Profile
 from allocator.uniform import shares_of
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from quantizer.linear import get_linear
-from quantizer.plan import LayerSpec
-from quantizer.runner import BlockRunner
+from quantizer.modules.linear import get_linear
+from quantizer.plans.plan import LayerSpec
+from quantizer.running.runner import BlockRunner
 
 HeadGradient = Callable[[Tensor], Tensor]
 """From what enters the head, [windows, tokens, hidden], to the gradient of the loss there, of the same shape."""

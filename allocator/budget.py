@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from allocator.errors import BudgetError
-from quantizer.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec
 
 _UNITS = {
     "b": 1,

@@ -15,8 +15,8 @@ from allocator.profile import Array
 from allocator.program import Limit
 from allocator.rules import Rule
 from allocator.ties import matching
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 
 
 @dataclass(frozen=True, slots=True)

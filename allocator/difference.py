@@ -9,7 +9,7 @@ from allocator.profile import Profile
 from allocator.rules import decide
 from allocator.uniform import shares_of
 from allocator.whatif import WhatIf
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.plan import LayerSpec, Plan
 
 _SHOWN_LAYERS = 4
 """Layers of a broken tie that a message names."""

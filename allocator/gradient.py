@@ -22,9 +22,9 @@ from allocator.backward import inner_products
 from allocator.effects import Effects, assemble, interpolation
 from allocator.integral import context_loss
 from allocator.scene import LossModel, Scene, kept
-from quantizer.divergence import cross_entropy_gradient
-from quantizer.linear import get_linear
-from quantizer.room import Room
+from quantizer.modules.linear import get_linear
+from quantizer.running.divergence import cross_entropy_gradient
+from quantizer.running.memory import Room
 
 
 def gradient(scene: Scene) -> LossModel:

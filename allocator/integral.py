@@ -26,9 +26,9 @@ from torch import Tensor
 from allocator.backward import inner_products
 from allocator.profile import Array
 from allocator.scene import LossModel, Scene, additive, kept
-from quantizer.divergence import divergence
-from quantizer.linear import get_linear
-from quantizer.room import Room
+from quantizer.modules.linear import get_linear
+from quantizer.running.divergence import divergence
+from quantizer.running.memory import Room
 
 NODES = 2
 """Gauss-Legendre nodes; 32 change no share by more than tests/benchmarks/LOG.md says."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from math import log
 
 from allocator.errors import BudgetInfeasible, BudgetNotNeeded
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from allocator.output import WIDTH
 from allocator.profile import Array
 from allocator.scene import LossModel, Scene, additive, kept
 from allocator.sketch import OutputMetric, output_metric
-from quantizer.linear import get_linear
+from quantizer.modules.linear import get_linear
 
 LEVELS = (0.05, 0.1, 0.2)
 """Relative sizes of the noise; the source uses 15 levels, the fit has one number."""

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from allocator.errors import ProfileError
 from quantizer.errors import QuantizerError
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 
 SCHEMA = "bitwright.profile/2"
 VALIDITY = {"integral": (0.15, 0.45)}

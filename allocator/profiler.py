@@ -10,11 +10,12 @@ from allocator.menu import Menu
 from allocator.profile import Array, Profile
 from allocator.scene import ProfileSpec, Scene, kept, stored_forms
 from allocator.signals import find_signal
-from quantizer.convert import Calibration, quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.linear import get_linear
-from quantizer.plan import LayerSpec
-from quantizer.runner import BlockRunner
+from quantizer.modules.linear import get_linear
+from quantizer.plans.plan import LayerSpec
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
 
 METHOD = "profile-5"
 """Names what this module and the signals compute.

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from allocator.errors import RuleError
 from allocator.ties import matching
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 
 _RULE = re.compile(
     r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*"

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from allocator.menu import Menu
 from allocator.profile import Array
-from quantizer.convert import QuantizedBlock, install, read_block
+from quantizer.conversion.blocks import QuantizedBlock, read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.fidelity import Fidelity
-from quantizer.linear import get_linear
-from quantizer.plan import LayerSpec
-from quantizer.runner import BlockRunner
-from quantizer.weight import QuantizedWeight
+from quantizer.modules.linear import get_linear, install
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
+from quantizer.running.runner import BlockRunner
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from quantizer.room import Room
-from quantizer.runner import BlockRunner
+from quantizer.running.memory import Room
+from quantizer.running.runner import BlockRunner
 
 
 @dataclass(frozen=True, slots=True)

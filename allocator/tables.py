@@ -14,8 +14,8 @@ from allocator.constraints import Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
 from allocator.whatif import WhatIf
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from allocator.errors import RuleError
-from quantizer.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec
 
 TARGETS = ("transformers", "vllm", "sglang", "llama.cpp")
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Array, Profile
-from quantizer.fidelity import COLUMN_STEP, Fidelity
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 
 UNUSED = 0.005
 """Uniform plans that leave more of the budget unused are no match for a plan that uses it."""

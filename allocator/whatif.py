@@ -21,8 +21,8 @@ from allocator.program import Choice, Program
 from allocator.rounding import FILLED, Rounder
 from allocator.rules import decide
 from allocator.ties import group_layers
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 
 
 def check_feasible(

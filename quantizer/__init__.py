@@ -8,7 +8,7 @@ import wrapt
 
 
 def _register(_: object) -> None:
-    import quantizer.integration  # noqa: F401, PLC0415  registers itself; needs transformers, which is now there
+    import quantizer.conversion.transformers_format  # noqa: F401, PLC0415  registers itself; needs transformers, which is now there
 
 
 wrapt.register_post_import_hook(_register, "transformers.quantizers.auto")

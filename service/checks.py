@@ -15,10 +15,11 @@ from torch import Tensor
 
 from allocator.profile import Profile
 from allocator.random_plans import random_plans
-from quantizer.convert import install, read_block
-from quantizer.divergence import divergence
+from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.runner import BlockRunner
+from quantizer.modules.linear import install
+from quantizer.running.divergence import divergence
+from quantizer.running.runner import BlockRunner
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,9 +259,9 @@ def quantize(
 ) -> None:
     """Quantize MODEL as a plan says, into a folder that transformers loads."""
     with told_errors(as_json=as_json):
-        from quantizer.plan import Plan  # noqa: PLC0415
-        from quantizer.source import find_model  # noqa: PLC0415
-        from quantizer.text import TextSpec  # noqa: PLC0415
+        from quantizer.models.source import find_model  # noqa: PLC0415
+        from quantizer.plans.plan import Plan  # noqa: PLC0415
+        from quantizer.texts.text import TextSpec  # noqa: PLC0415
         from service import stages, tuning  # noqa: PLC0415
         from service.effort import find_effort  # noqa: PLC0415
         from service.output import check_output, deliver  # noqa: PLC0415
@@ -317,8 +317,8 @@ def evaluate(
     Perplexity and KL divergence, with standard errors.
     """
     with told_errors(as_json=as_json):
-        from quantizer.source import find_model  # noqa: PLC0415
-        from quantizer.text import TextSpec  # noqa: PLC0415
+        from quantizer.models.source import find_model  # noqa: PLC0415
+        from quantizer.texts.text import TextSpec  # noqa: PLC0415
         from service import stages  # noqa: PLC0415
         from service.request import BATCH  # noqa: PLC0415
         from service.store import StageStore  # noqa: PLC0415

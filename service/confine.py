@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION
+from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION
 from service.errors import PathRefused
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"

@@ -12,9 +12,9 @@ class Effort:
     Attributes:
         name: what the user calls it.
         steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See
-            `quantizer.distill`.
+            `quantizer.training.distill`.
         block_steps: steps for each block of block-wise training, which takes the place of training
-            codes end to end where the whole model is too large for it. See `quantizer.blockwise`.
+            codes end to end where the whole model is too large for it. See `quantizer.training.blockwise`.
         calibration: how many times the calibration windows layers are quantized on, of those that
             the text has; a profile does with the calibration windows as they are.
         rivals: how many of the uniform plans that may be best are quantized and compared with the

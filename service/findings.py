@@ -12,11 +12,11 @@ from allocator.allocation import Allocation
 from allocator.menu import uniform_bytes
 from allocator.profile import Profile
 from allocator.uniform import shares_of
-from quantizer.checkpoint import checkpoint_bytes
-from quantizer.evaluate import Quality
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec, Plan
-from quantizer.source import ModelFolder
+from quantizer.conversion.checkpoint import checkpoint_bytes
+from quantizer.models.source import ModelFolder
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
+from quantizer.running.evaluate import Quality
 from service.checks import Check, summary
 from service.guard import Guard
 from service.report import SCHEMA, Report

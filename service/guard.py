@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from quantizer.evaluate import Quality
+from quantizer.running.evaluate import Quality
 
 UNIFORM = "uniform"
 

@@ -20,12 +20,12 @@ from allocator.profile import Profile, reach_of
 from allocator.tables import choose_tables
 from allocator.uniform import likely_uniform_plans
 from allocator.whatif import WhatIf, check_feasible
-from quantizer.evaluate import Quality
-from quantizer.fidelity import SCALE_BITS, Fidelity
-from quantizer.layers import find_layers
-from quantizer.plan import LayerSpec, Plan
-from quantizer.source import ModelFolder, find_model
-from quantizer.tables import find_tables
+from quantizer.conversion.embeddings import find_tables
+from quantizer.models.source import ModelFolder, find_model
+from quantizer.plans.fidelity import SCALE_BITS, Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
+from quantizer.running.evaluate import Quality
+from quantizer.running.structure import find_layers
 from service import stages
 from service.checks import Check
 from service.findings import Comparison, build_report

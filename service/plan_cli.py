@@ -214,7 +214,7 @@ def diff(
         from rich.table import Table  # noqa: PLC0415
 
         from allocator.difference import compare_plans  # noqa: PLC0415
-        from quantizer.plan import Plan  # noqa: PLC0415
+        from quantizer.plans.plan import Plan  # noqa: PLC0415
 
         one, two = (Plan.loads(read_text_file(path, "plan")).in_blocks for path in (before, after))
         found = compare_plans(
@@ -235,7 +235,7 @@ def diff(
 def _check(whatif: Any, path: Path, budget_bytes: int | None, *, as_json: bool) -> None:
     """Print what a plan costs and breaks; a broken plan ends with exit code 2."""
     from allocator.difference import price_plan  # noqa: PLC0415
-    from quantizer.plan import Plan  # noqa: PLC0415
+    from quantizer.plans.plan import Plan  # noqa: PLC0415
 
     found = price_plan(whatif, Plan.loads(read_text_file(path, "plan")).in_blocks, budget_bytes)
     print_pairs(found.to_json(), as_json=as_json)

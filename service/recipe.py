@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantizer.rounding import USUAL as USUAL_ROUNDING
-from quantizer.rounding import Rounding
+from quantizer.rounding.methods import USUAL as USUAL_ROUNDING
+from quantizer.rounding.methods import Rounding
 from service.effort import Effort
 from service.errors import RequestError
 
@@ -17,7 +17,7 @@ BLOCKS, MODEL = "blocks", "model"
 
 SCALES: Mapping[str, Any] = {"trained": "scales", "scale_rate": 3e-2}
 CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
-"""Changes of `quantizer.training.TrainingSpec` that train scales alone, and ranges.
+"""Changes of `quantizer.training.descent.TrainingSpec` that train scales alone, and ranges.
 
 There codes follow, and turn over in masses
 where scales move as far as they may alone."""
@@ -34,7 +34,7 @@ class Recipe:
             ranks highest, see `service.requantizing`.
         kind: what is trained, one of `BLOCKS` and `MODEL`; None leaves that to the effort and the
             machine.
-        changes: fields of `quantizer.training.TrainingSpec` that are not the usual ones.
+        changes: fields of `quantizer.training.descent.TrainingSpec` that are not the usual ones.
     """
 
     name: str

@@ -6,17 +6,19 @@ Those that the post-quantization integral ranks highest.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantizer import convert, requant
-from quantizer.checkpoint import pack_model, read_weights, save_checkpoint
-from quantizer.convert import Calibration, quantize_blocks
+from quantizer.conversion import blocks
+from quantizer.conversion.blocks import quantize_blocks
+from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
+from quantizer.conversion.embeddings import install_tables
 from quantizer.durable import PartStore
 from quantizer.errors import PlanError
-from quantizer.linear import get_linear
-from quantizer.plan import Plan
-from quantizer.requant import Kept, keep_weights
-from quantizer.rounding import Scores
-from quantizer.source import ModelFolder, load_model
-from quantizer.tables import install_tables
+from quantizer.importance import integrals
+from quantizer.importance.integrals import Kept, keep_weights
+from quantizer.models.source import ModelFolder, load_model
+from quantizer.modules.linear import get_linear
+from quantizer.plans.plan import Plan
+from quantizer.rounding.methods import Scores
+from quantizer.running.moments import Calibration
 from service import stages
 from service.progress import Reporter
 from service.recipe import Recipe
@@ -74,7 +76,7 @@ class RequantTask:
             "calibration": self.calibration.sha256,
             "ranking": RANKING_WINDOWS,
             "batch": self.batch,
-            "method": [convert.METHOD, requant.METHOD],
+            "method": [blocks.METHOD, integrals.METHOD],
             "machine": self.machine.inputs(),
         }
         return StageKey("requantized", inputs)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from allocator.budget import Budget
 from allocator.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
-from quantizer.fidelity import COLUMN_STEP
-from quantizer.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
+from quantizer.plans.fidelity import COLUMN_STEP
+from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.effort import USUAL, Effort, find_effort
 from service.errors import RequestError
 

@@ -8,9 +8,9 @@ import torch
 
 from allocator.budget import Budget
 from allocator.errors import BudgetInfeasible
-from quantizer.checkpoint import checkpoint_bytes
-from quantizer.plan import LayerSpec
-from quantizer.source import ModelFolder
+from quantizer.conversion.checkpoint import checkpoint_bytes
+from quantizer.models.source import ModelFolder
+from quantizer.plans.plan import LayerSpec
 
 _TENSORS_PER_LAYER = 7
 _HEADER_BYTES_PER_TENSOR = 120

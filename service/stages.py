@@ -24,23 +24,31 @@ from allocator.menu import Menu
 from allocator.profile import Profile
 from allocator.profiler import ProfileProgress
 from allocator.scene import ProfileSpec
-from quantizer import convert, evaluate
-from quantizer.checkpoint import pack_model, save_checkpoint
-from quantizer.convert import Calibration, quantize_blocks, read_block
+from quantizer.conversion import blocks
+from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.conversion.embeddings import find_tables, install_tables, quantize_tables
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
-from quantizer.evaluate import Quality, evaluate_models
-from quantizer.layers import find_layers
-from quantizer.plan import Plan
-from quantizer.precision import fast_precision, products_in
-from quantizer.room import place
-from quantizer.rounding import USUAL, Rounding
-from quantizer.runner import BlockRunner
-from quantizer.source import ModelFolder, check_checkpoint, load_config, load_model, load_tokenizer
-from quantizer.tables import find_tables, install_tables, quantize_tables
-from quantizer.text import TextSpec, read_text, text_sha256
-from quantizer.weight import QuantizedWeight
-from quantizer.windows import make_windows
+from quantizer.kernels.precision import fast_precision, products_in
+from quantizer.models.source import (
+    ModelFolder,
+    check_checkpoint,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.plan import Plan
+from quantizer.rounding.methods import USUAL, Rounding
+from quantizer.running import evaluate
+from quantizer.running.evaluate import Quality, evaluate_models
+from quantizer.running.memory import place
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from quantizer.texts.text import TextSpec, read_text, text_sha256
+from quantizer.texts.windows import make_windows
 from service.checks import Check, check_plans
 from service.effort import Effort
 from service.files import read_profile
@@ -211,7 +219,7 @@ class ProfileTask:
             "context": self.menu.context,
             "keep_all": self.keep_all,
             "batch": self.batch,
-            "method": convert.METHOD,
+            "method": blocks.METHOD,
             "machine": self.machine.inputs(),
         }
         return StageKey("forms", inputs)
@@ -378,7 +386,7 @@ def checkpoint(
         "calibration": windows.sha256,
         "plan": {name: fidelity.name for name, fidelity in chosen.by_name.items()},
         "batch": batch,
-        "method": convert.METHOD,
+        "method": blocks.METHOD,
         "machine": machine.inputs(),
         "transformers": version("transformers"),
     }

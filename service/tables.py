@@ -9,11 +9,11 @@ import torch
 
 from allocator.menu import uniform_bytes
 from allocator.tables import TableChoice
-from quantizer import convert
+from quantizer.conversion import blocks
+from quantizer.conversion.embeddings import OPTIONS, quantize_tables, table_losses
 from quantizer.durable import PartStore
-from quantizer.plan import LayerSpec
-from quantizer.source import ModelFolder, load_model
-from quantizer.tables import OPTIONS, quantize_tables, table_losses
+from quantizer.models.source import ModelFolder, load_model
+from quantizer.plans.plan import LayerSpec
 from service.progress import Reporter
 from service.stages import Machine, Windows
 from service.store import StageKey, StageStore
@@ -54,7 +54,7 @@ class TableTask:
             "used": PROBES,
             "batch": self.batch,
             "options": [option.name for option in OPTIONS],
-            "method": convert.METHOD,
+            "method": blocks.METHOD,
             "machine": self.machine.inputs(),
         }
         return StageKey("tables", inputs)
@@ -63,7 +63,7 @@ class TableTask:
 def ways_of(store: StageStore, task: TableTask, reporter: Reporter) -> list[list[TableChoice]]:
     """Return for each table the ways to store it.
 
-    As it is, and at each of `quantizer.tables.OPTIONS`.
+    As it is, and at each of `quantizer.conversion.embeddings.OPTIONS`.
     """
     losses = _losses(store, task, reporter)
     return [

@@ -9,18 +9,18 @@ from typing import Any
 import psutil
 import torch
 
-from quantizer import blockwise, distill
-from quantizer.checkpoint import pack_model, read_weights, save_checkpoint
-from quantizer.convert import Calibration
+from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
 from quantizer.durable import PartStore
-from quantizer.fisher import squared_gradients
-from quantizer.layers import find_layers
-from quantizer.plan import LayerSpec, Plan
-from quantizer.saliency import salient
-from quantizer.source import ModelFolder, load_model
-from quantizer.text import TextSpec
-from quantizer.training import TrainingSpec
-from quantizer.weight import QuantizedWeight
+from quantizer.importance.fisher import squared_gradients
+from quantizer.importance.saliency import salient
+from quantizer.models.source import ModelFolder, load_model
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.plan import LayerSpec, Plan
+from quantizer.running.moments import Calibration
+from quantizer.running.structure import find_layers
+from quantizer.texts.text import TextSpec
+from quantizer.training import blockwise, distill
+from quantizer.training.descent import TrainingSpec
 from service.effort import Effort
 from service.guard import nearer
 from service.progress import Reporter

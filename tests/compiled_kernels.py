@@ -39,9 +39,9 @@ def compiled(kernel: str, target: str, constants: dict[str, int]) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from quantizer.kernels import gpu_kernels
+    from quantizer.kernels import triton_kernels
 
-    function = getattr(gpu_kernels, kernel)
+    function = getattr(triton_kernels, kernel)
     scales = "*fp16" if constants["SCALE_BITS"] == 16 else "*i32"
     types = {
         "x": "*fp16",

@@ -28,7 +28,7 @@ def run_python(code: str) -> str:
     ("module", "absent"),
     [
         ("quantizer", ["torch", "transformers", "numpy"]),
-        ("quantizer.plan", ["torch", "transformers", "numpy"]),
+        ("quantizer.plans.plan", ["torch", "transformers", "numpy"]),
         ("allocator.allocate", ["torch", "transformers"]),
         ("service.cli", ["torch", "transformers", "cvxpy"]),
         ("service.api.app", ["torch", "transformers", "cvxpy", "matplotlib"]),

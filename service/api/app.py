@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from allocator.menu import RANGES
 from allocator.profile import COUPLINGS, SCHEMA
 from allocator.ties import TARGETS
-from quantizer.plan import SCHEMA as PLAN_SCHEMA
+from quantizer.plans.plan import SCHEMA as PLAN_SCHEMA
 from service.api import jobs, problems, profiles, watching, webhooks
 from service.api.backend import Backend, Here, SeesMetrics
 from service.database import is_current

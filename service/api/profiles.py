@@ -13,7 +13,7 @@ from allocator.errors import AllocatorError
 from allocator.frontier import budgets_between, frontier, smallest_plan
 from allocator.profile import Profile
 from allocator.whatif import WhatIf
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
 from service.api import problems
 from service.api.backend import Here, MakesProfiles, SeesProfiles, Solves
 from service.api.downloads import FOREVER, download

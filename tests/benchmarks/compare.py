@@ -16,8 +16,8 @@ from typing import Any
 
 from allocator.allocate import allocate
 from allocator.uniform import uniform_plans
-from quantizer.evaluate import Quality
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
+from quantizer.running.evaluate import Quality
 from service import pipeline, stages
 from service.console import Lines
 from service.request import Method, RunRequest, make_request

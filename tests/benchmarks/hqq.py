@@ -24,12 +24,12 @@ from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore
-from quantizer.evaluate import evaluate_models
-from quantizer.layers import find_layers
-from quantizer.linear import get_linear
-from quantizer.precision import products_in
-from quantizer.source import find_model, load_model
-from quantizer.text import TextSpec
+from quantizer.kernels.precision import products_in
+from quantizer.models.source import find_model, load_model
+from quantizer.modules.linear import get_linear
+from quantizer.running.evaluate import evaluate_models
+from quantizer.running.structure import find_layers
+from quantizer.texts.text import TextSpec
 from service import stages
 from service.console import Lines
 from service.settings import keep_freed_memory

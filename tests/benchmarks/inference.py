@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from quantizer.checkpoint import checkpoint_bytes
+from quantizer.conversion.checkpoint import checkpoint_bytes
 from quantizer.kernels.path import REFERENCE, SETTING
 from tests.benchmarks.record import circumstances
 
@@ -155,8 +155,8 @@ def run_code() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantizer.fidelity import Fidelity
-    from quantizer.kernels.cpu import FEW_ROWS, _Layer
+    from quantizer.modules.matmul_cpu import FEW_ROWS, _Layer
+    from quantizer.plans.fidelity import Fidelity
     from tests.benchmarks.kernels import random_layer
 
     sizes = {

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizer.fidelity import Fidelity
-from quantizer.kernels.dispatch import matmul
-from quantizer.kernels.kept import Kept
 from quantizer.kernels.path import choose_path
-from quantizer.weight import COLUMNS, tensor_specs
+from quantizer.modules.matmul import matmul
+from quantizer.modules.tensor_cache import Kept
+from quantizer.packed.layout import COLUMNS, tensor_specs
+from quantizer.plans.fidelity import Fidelity
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "kernels.jsonl"
@@ -121,11 +121,11 @@ def measure(
         "bfloat16": lambda: torch.nn.functional.linear(x, weight),
     }
     if device != "cpu":
-        from quantizer.kernels import gpu, reference
+        from quantizer.modules import matmul_gpu, matmul_reference
 
-        ways["reference"] = lambda: reference.matmul(x, tensors, fidelity, shape[0], None)
-        ways["fused"] = lambda: gpu.multiply_fused(x, tensors, fidelity, shape[0])
-        ways["tiles"] = lambda: gpu.multiply_tiles(x, tensors, fidelity, shape[0])
+        ways["reference"] = lambda: matmul_reference.matmul(x, tensors, fidelity, shape[0], None)
+        ways["fused"] = lambda: matmul_gpu.multiply_fused(x, tensors, fidelity, shape[0])
+        ways["tiles"] = lambda: matmul_gpu.multiply_tiles(x, tensors, fidelity, shape[0])
     if device != "cpu" and name in SHARED and find_spec("gemlite"):
         theirs = gemlite_layer(fidelity, shape, device)
         ways["gemlite"] = lambda: theirs(x)

@@ -23,13 +23,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from allocator.menu import choose_menu
 from allocator.profiler import make_forms
-from quantizer.blockwise import train_blocks
-from quantizer.convert import Calibration, quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import Progress
-from quantizer.fidelity import Fidelity
-from quantizer.layers import LayerSpec, find_layers
-from quantizer.runner import BlockRunner
-from quantizer.training import TrainingSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import LayerSpec, find_layers
+from quantizer.training.blockwise import train_blocks
+from quantizer.training.descent import TrainingSpec
 from service.effort import EFFORTS, FAST, USUAL
 from service.store import PartStore
 from service.tuning import ADAPTER_RATE, CODE_RATE, SCALE_RATE

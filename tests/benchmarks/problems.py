@@ -9,8 +9,8 @@ layer's menu point against each other with a correlation of 0.6. Compare tests/p
 import numpy as np
 
 from allocator.profile import Profile
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 
 MENU = (
     *(

@@ -29,11 +29,11 @@ import torch
 from allocator.allocate import allocate
 from allocator.profile import Profile
 from allocator.uniform import likely_uniform_plans, uniform_plan
-from quantizer.fidelity import Fidelity
-from quantizer.plan import Plan
-from quantizer.saliency import RULES
-from quantizer.source import ModelFolder
-from quantizer.text import TextSpec
+from quantizer.importance.saliency import RULES
+from quantizer.models.source import ModelFolder
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.texts.text import TextSpec
 from service import pipeline, stages
 from service.console import Lines, set_up_logging
 from service.effort import FAST, find_effort

@@ -16,12 +16,14 @@ from allocator.menu import Menu
 from allocator.profile import Profile
 from allocator.profiler import ProfileProgress, make_forms, profile_model
 from allocator.scene import ProfileSpec, Scene
-from quantizer.convert import Calibration, install, read_block
+from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
-from quantizer.source import find_model, load_model
+from quantizer.models.source import find_model, load_model
+from quantizer.modules.linear import install
+from quantizer.plans.fidelity import Fidelity
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.tiny import VOCABULARY, save_tiny
 
 Loader = Callable[[], Any]

@@ -9,8 +9,8 @@ from hypothesis import settings
 from numpy.typing import NDArray
 
 from allocator.profile import Profile
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 
 GROUP = 64
 RATIOS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)

@@ -20,8 +20,8 @@ from allocator.program import Program
 from allocator.rounding import FILL_RISE, FILLED
 from allocator.rules import Rule
 from allocator.whatif import WhatIf
-from quantizer.fidelity import Fidelity
-from quantizer.plan import Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
 from tests.test_allocator.synthetic import (
     GROUP,
     PROPERTY,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from allocator.backward import inner_products
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_allocator.scenes import make_loader, weight_gradients, windows
 
 WINDOWS, TOKENS, COUNT = 3, 24, 3

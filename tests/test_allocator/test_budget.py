@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from allocator.budget import Budget
 from allocator.errors import AllocatorError, BudgetError
-from quantizer.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_layers
 
 LAYERS = make_layers(4)

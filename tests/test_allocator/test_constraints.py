@@ -13,7 +13,7 @@ from allocator.constraints import Constraints, LatencyTable, Pool
 from allocator.errors import BudgetError, BudgetInfeasible, LimitInfeasible, RuleError
 from allocator.exhaustive import best_choice
 from allocator.whatif import WhatIf
-from quantizer.fidelity import Fidelity
+from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.limits import (
     ANY_SEED,
     FIRST_BLOCK,

@@ -17,8 +17,8 @@ from allocator.errors import BudgetInfeasible, RuleError
 from allocator.profile import Profile
 from allocator.rules import Rule
 from allocator.whatif import WhatIf
-from quantizer.fidelity import Fidelity
-from quantizer.plan import Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
 from tests.test_allocator.synthetic import (
     GROUP,
     PROPERTY,

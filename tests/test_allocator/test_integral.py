@@ -12,10 +12,10 @@ import torch
 from allocator.integral import NODES, STABLE, damages, integral, layer_shares
 from allocator.profile import Array, Profile
 from allocator.scene import Scene
-from quantizer.convert import quantize_blocks
+from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_allocator.scenes import (
     CALIBRATION,
     MENU,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from allocator.errors import BudgetInfeasible, BudgetNotNeeded
 from allocator.menu import LOWEST_SPAN, RANGES, Menu, bpw, check_budget, choose_menu, uniform_bytes
-from quantizer.fidelity import Fidelity
-from quantizer.plan import LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_layers
 
 SHAPES = ((4096, 4096), (1024, 4096), (16384, 4096), (4096, 16384))

@@ -12,7 +12,7 @@ from allocator.menu import Menu
 from allocator.output import end_effects
 from allocator.profile import Array, Profile
 from quantizer.durable import PartStore
-from quantizer.fidelity import Fidelity
+from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.scenes import (
     Loader,
     Measured,

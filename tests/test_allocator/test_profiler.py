@@ -14,10 +14,10 @@ from allocator.errors import SignalUnknown
 from allocator.profile import Profile
 from allocator.profiler import make_forms
 from allocator.signals import SIGNALS, find_signal
-from quantizer.convert import read_block
+from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from service.request import PROBES as USUAL_PROBES
 from tests.test_allocator.scenes import (
     CALIBRATION,

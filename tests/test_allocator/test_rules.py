@@ -16,7 +16,7 @@ from allocator.errors import RuleError
 from allocator.rules import Rule, code_bits, decide
 from allocator.ties import group_layers
 from allocator.whatif import WhatIf
-from quantizer.fidelity import Fidelity
+from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.synthetic import (
     PROPERTY,
     budget_at,

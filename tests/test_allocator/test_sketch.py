@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from allocator.sketch import OutputMetric, output_metric
-from quantizer.runner import BlockRunner
-from quantizer.source import find_model, load_model
+from quantizer.models.source import find_model, load_model
+from quantizer.running.runner import BlockRunner
 from tests.tiny import VOCABULARY, save_tiny
 
 WIDTH = 64

@@ -14,8 +14,8 @@ from allocator.constraints import FREE, Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
 from allocator.tables import TableChoice, choose_tables
-from quantizer.fidelity import Fidelity
-from quantizer.plan import OUTSIDE, LayerSpec
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import OUTSIDE, LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_profile
 
 TABLES = [LayerSpec(name, OUTSIDE, name, 500, 64) for name in ("embedding", "head")]

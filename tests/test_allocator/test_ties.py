@@ -14,7 +14,7 @@ from allocator.constraints import Constraints
 from allocator.errors import RuleError
 from allocator.ties import TARGETS, group_layers, matching
 from allocator.whatif import WhatIf
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import (
     PROPERTY,
     budget_at,

@@ -22,8 +22,8 @@ from allocator.uniform import (
     uniform_plan,
     uniform_plans,
 )
-from quantizer.fidelity import COLUMN_STEP, Fidelity
-from quantizer.plan import LayerSpec, Plan
+from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, make_fidelities, make_profile
 
 WIDTHS = st.sampled_from([(2, 4), (3, 4), (4, 8), (2, 8)])

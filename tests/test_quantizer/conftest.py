@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantizer.checkpoint import pack_model, save_checkpoint
-from quantizer.source import ModelFolder, find_model, load_model
+from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.models.source import ModelFolder, find_model, load_model
 from tests.test_quantizer.edits import Edit
 from tests.test_quantizer.helpers import (
     PACKED_TOKENS,

@@ -14,14 +14,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantizer.adapter import Adapter
-from quantizer.fidelity import CODE_BITS, COLUMN_STEP, RANK_LIMIT, SCALE_BITS, Fidelity
-from quantizer.layers import find_layers
-from quantizer.plan import Plan
-from quantizer.scales import part_unit
-from quantizer.source import ModelFolder
-from quantizer.sparse import compress_rows
-from quantizer.weight import PartCodes, QuantizedWeight, named_parts
+from quantizer.models.source import ModelFolder
+from quantizer.packed.adapter import Adapter
+from quantizer.packed.layout import named_parts
+from quantizer.packed.outliers import compress_rows
+from quantizer.packed.scales import part_unit
+from quantizer.packed.weight import PartCodes, QuantizedWeight
+from quantizer.plans.fidelity import CODE_BITS, COLUMN_STEP, RANK_LIMIT, SCALE_BITS, Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.running.structure import find_layers
 from tests.tiny import VOCABULARY
 
 

@@ -1,4 +1,4 @@
-"""Promises of quantizer.adapter.
+"""Promises of quantizer.packed.adapter.
 
 No matrix of the same rank leaves less error at the layer's output.
 """
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer.adapter import Adapter, adapter_weight, fit_adapter, leading_directions
+from quantizer.packed.adapter import Adapter, adapter_weight, fit_adapter, leading_directions
 from tests.test_quantizer.helpers import correlated_inputs, normal
 
 SHAPES = [(1, 7), (7, 1), (12, 40), (40, 12), (33, 33)]

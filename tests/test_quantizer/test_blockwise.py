@@ -1,4 +1,4 @@
-"""Promises of quantizer.blockwise.
+"""Promises of quantizer.training.blockwise.
 
 No block ends worse than it began, and finished blocks are not trained again.
 """
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantizer.blockwise import Penalty, train_blocks
-from quantizer.convert import install
 from quantizer.durable import PartStore
-from quantizer.fidelity import Fidelity
-from quantizer.fisher import squared_gradients
-from quantizer.latent import LatentLinear
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
-from quantizer.training import TrainingSpec
+from quantizer.importance.fisher import squared_gradients
+from quantizer.modules.linear import install
+from quantizer.plans.fidelity import Fidelity
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from quantizer.training.blockwise import Penalty, train_blocks
+from quantizer.training.descent import TrainingSpec
+from quantizer.training.latent import LatentLinear
 from tests.test_quantizer.helpers import TinyModel
 from tests.test_quantizer.training import WINDOWS, Interrupted, quantized, quantized_as, quiet, same
 

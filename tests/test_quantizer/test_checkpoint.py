@@ -1,4 +1,4 @@
-"""Promises of quantizer.checkpoint: what is written is what runs, to the bit and to the byte."""
+"""Promises of quantizer.conversion.checkpoint: what is written is what runs, to the bit and to the byte."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quantizer.checkpoint import checkpoint_bytes, pack_model, quantized_bytes, save_checkpoint
+from quantizer.conversion.checkpoint import (
+    checkpoint_bytes,
+    pack_model,
+    quantized_bytes,
+    save_checkpoint,
+)
 from quantizer.errors import CheckpointError
-from quantizer.linear import QuantizedLinear
-from quantizer.plan import Plan
+from quantizer.modules.linear import QuantizedLinear
+from quantizer.plans.plan import Plan
 from tests.test_quantizer.helpers import (
     MENU,
     PackedModel,

@@ -1,4 +1,4 @@
-"""Promises of quantizer.convert.
+"""Promises of quantizer.conversion.blocks.
 
 Blocks are quantized on what quantized blocks give them, once, and can be taken up again.
 """
@@ -12,26 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizer import convert
-from quantizer.convert import (
-    Calibration,
+from quantizer.conversion import blocks
+from quantizer.conversion.blocks import (
     FormError,
     QuantizedBlock,
     form_error,
-    input_groups,
-    input_moments,
-    install,
     quantize_blocks,
     read_block,
 )
 from quantizer.durable import PartStore
-from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
-from quantizer.layers import find_layers
-from quantizer.plan import LayerSpec
-from quantizer.runner import BlockRunner
-from quantizer.selection import column_impact
-from quantizer.weight import QuantizedWeight
+from quantizer.modules.linear import install
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
+from quantizer.rounding.columns import column_impact
+from quantizer.rounding.gptq import quantize_layer
+from quantizer.running.moments import Calibration, input_groups, input_moments
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_quantizer.helpers import (
     TinyModel,
     correlated_inputs,
@@ -422,9 +420,9 @@ def test_a_gpu_quantizes_as_many_fidelities_at_once_as_its_free_memory_takes(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
     widest = 14336 * 4096
-    found = convert._pieces(
+    found = blocks._pieces(
         [Fidelity(2, 3, tenths / 10, 64) for tenths in range(1, 8)], widest, torch.device("cuda")
     )
     assert [len(piece) for piece in found] == pieces
     for piece in found:
-        assert len(piece) == 1 or len(piece) * convert._STACKED * widest <= free_bytes / 4
+        assert len(piece) == 1 or len(piece) * blocks._STACKED * widest <= free_bytes / 4

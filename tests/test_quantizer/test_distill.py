@@ -1,4 +1,4 @@
-"""Promises of quantizer.distill.
+"""Promises of quantizer.training.distill.
 
 The model comes nearer to the original, resumes exactly, and survives too little memory.
 """
@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizer.convert import install
-from quantizer.distill import distill
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
-from quantizer.latent import LatentLinear
-from quantizer.runner import BlockRunner
-from quantizer.training import TrainingSpec, window_order
-from quantizer.weight import QuantizedWeight
+from quantizer.modules.linear import install
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.running.runner import BlockRunner
+from quantizer.training.descent import TrainingSpec, window_order
+from quantizer.training.distill import distill
+from quantizer.training.latent import LatentLinear
 from tests.test_quantizer.helpers import TinyModel, logits_of
 from tests.test_quantizer.training import WINDOWS, Interrupted, quantized, quiet, same
 
@@ -174,7 +174,7 @@ def test_where_not_even_one_window_fits_it_says_so(
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("quantizer.distill.divergence", no_room)
+    monkeypatch.setattr("quantizer.training.distill.divergence", no_room)
     with pytest.raises(MemoryShort, match="one window"):
         distill(
             BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet

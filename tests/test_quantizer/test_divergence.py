@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer.divergence import cross_entropy_gradient, divergence
-from quantizer.runner import BlockRunner
+from quantizer.running.divergence import cross_entropy_gradient, divergence
+from quantizer.running.runner import BlockRunner
 from tests.test_allocator.scenes import make_loader, windows
 
 IDS = windows(3, 24, 2)

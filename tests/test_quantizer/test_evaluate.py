@@ -1,4 +1,4 @@
-"""Promises of quantizer.evaluate.
+"""Promises of quantizer.running.evaluate.
 
 Perplexity, divergence and their standard errors, and scores that survive an interruption.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore
-from quantizer.evaluate import Quality, evaluate_models
+from quantizer.running.evaluate import Quality, evaluate_models
 from tests.test_quantizer.helpers import TinyModel, token_windows
 
 WINDOWS = token_windows(4, 33)

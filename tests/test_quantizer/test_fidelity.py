@@ -1,4 +1,4 @@
-"""Promises of quantizer.fidelity.
+"""Promises of quantizer.plans.fidelity.
 
 Names, what is refused, how columns are split, what a layer costs.
 """
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import FidelityError
-from quantizer.fidelity import CODE_BITS, COLUMN_STEP, Fidelity, permutation_bytes, words
+from quantizer.plans.fidelity import CODE_BITS, COLUMN_STEP, Fidelity, permutation_bytes, words
 from tests.test_quantizer.helpers import ROOT, few, fidelities, fixed, random_weight, stored_bytes
 
 SPLIT = Fidelity(2, 4, 0.125, 64)
@@ -319,7 +319,7 @@ def test_words_are_the_fewest_that_hold_the_codes(values: int, bits: int) -> Non
 
 def test_byte_counts_need_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys; from quantizer.plan import Plan; from quantizer.fidelity import Fidelity;"
+        "import sys; from quantizer.plans.plan import Plan; from quantizer.plans.fidelity import Fidelity;"
         "print(Fidelity.uniform(4, 64).weight_bytes(64, 64), 'torch' in sys.modules, 'numpy' in "
         "sys.modules)"
     )

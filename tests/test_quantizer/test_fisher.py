@@ -1,11 +1,11 @@
-"""Promises of quantizer.fisher: squared gradients are those of each window's own loss."""
+"""Promises of quantizer.importance.fisher: squared gradients are those of each window's own loss."""
 
 import pytest
 import torch
 
-from quantizer.fisher import column_information, squared_gradients
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
+from quantizer.importance.fisher import column_information, squared_gradients
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_quantizer.helpers import TinyModel
 from tests.test_quantizer.training import WINDOWS
 

@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantizer.checkpoint import pack_model, quantized_bytes, save_checkpoint
+from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_checkpoint
 from quantizer.errors import CheckpointError
-from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
-from quantizer.layers import find_layers
-from quantizer.linear import QuantizedLinear, get_linear
-from quantizer.plan import Plan
-from quantizer.scales import part_unit
-from quantizer.selection import column_impact
-from quantizer.weight import QuantizedWeight, named_parts
+from quantizer.modules.linear import QuantizedLinear, get_linear
+from quantizer.packed.layout import named_parts
+from quantizer.packed.scales import part_unit
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.rounding.columns import column_impact
+from quantizer.rounding.gptq import quantize_layer
+from quantizer.running.structure import find_layers
 from tests.test_quantizer.edits import tensors
 from tests.test_quantizer.helpers import (
     OPTION_NAMES,

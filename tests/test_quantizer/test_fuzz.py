@@ -18,9 +18,9 @@ import torch
 from safetensors import safe_open
 
 from quantizer.errors import ModelError
-from quantizer.gguf_header import check_gguf
-from quantizer.safety import check_safetensors, read_config, read_shards
-from quantizer.source import find_model, load_config, load_model, load_tokenizer
+from quantizer.models.gguf_header import check_gguf
+from quantizer.models.safety import check_safetensors, read_config, read_shards
+from quantizer.models.source import find_model, load_config, load_model, load_tokenizer
 from tests.test_quantizer.edits import FILE, INDEX, SHARD
 from tests.test_quantizer.helpers import Edited, TinyFolder
 from tests.test_quantizer.test_source_gguf import gguf_bytes, gguf_list, gguf_tensor, gguf_text

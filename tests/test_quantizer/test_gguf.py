@@ -1,4 +1,4 @@
-"""Promises of quantizer.source for GGUF files and for dry runs.
+"""Promises of quantizer.models.source for GGUF files and for dry runs.
 
 What is converted is the same model, and what is not read.
 """
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from quantizer.errors import ModelError
-from quantizer.source import find_model, load_model, load_tokenizer
+from quantizer.models.source import find_model, load_model, load_tokenizer
 from tests.test_quantizer.edits import FILE, find, tensors, without
 from tests.test_quantizer.helpers import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 

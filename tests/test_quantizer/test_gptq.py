@@ -1,4 +1,4 @@
-"""Promises of quantizer.gptq.
+"""Promises of quantizer.rounding.gptq.
 
 Errors are compensated exactly as the method says, and never in vain.
 """
@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_forms, quantize_layer
-from quantizer.grid import fit_grid, half_scale, round_to_nearest
-from quantizer.inverse import DAMPING, damped_inverse, upper_factor
 from quantizer.kernels.path import REFERENCE, SETTING
-from quantizer.packing import unpack
-from quantizer.scales import coded_scale, part_unit
-from quantizer.selection import column_impact, column_order
-from quantizer.weight import QuantizedWeight, named_parts
+from quantizer.packed.grid import half_scale
+from quantizer.packed.layout import named_parts
+from quantizer.packed.packing import unpack
+from quantizer.packed.scales import coded_scale, part_unit
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.columns import column_impact, column_order
+from quantizer.rounding.gptq import quantize_forms, quantize_layer
+from quantizer.rounding.grids import fit_grid, round_to_nearest
+from quantizer.rounding.inverse import DAMPING, damped_inverse, upper_factor
 from tests.test_quantizer.helpers import correlated_inputs, normal, outliers_slowly, scales_slowly
 
 CASES = [

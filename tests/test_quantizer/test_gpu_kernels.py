@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from quantizer.fidelity import CODE_BITS, Fidelity
-from quantizer.kernels import gpu, reference
-from quantizer.kernels.gpu import Tiles
-from quantizer.kernels.packing import pack_slowly
+from quantizer.kernels import triton_packing
+from quantizer.kernels.triton_kernels import Tiles
+from quantizer.modules import matmul_gpu, matmul_reference
+from quantizer.packed.rounded_packing import pack_slowly
+from quantizer.plans.fidelity import CODE_BITS, Fidelity
 from tests.compiled_kernels import TARGETS
 from tests.test_quantizer.helpers import normal, random_weight
 from tests.test_quantizer.test_kernels import NAMES, distance, poison, tolerance, truth_of
@@ -25,8 +26,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run kernels without a search, on memory that is filled with what shows."""
     poison(monkeypatch)
-    launch = gpu._launch
-    monkeypatch.setattr(gpu, "_launch", lambda kernel, tiles: launch(kernel, tiles or SMALL))
+    launch = matmul_gpu._launch
+    monkeypatch.setattr(
+        triton_packing, "_launch", lambda kernel, tiles: launch(kernel, tiles or SMALL)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 63), (63, 17), (100, 100)])
@@ -36,7 +39,7 @@ def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, 
     weight = random_weight(fidelity, *shape).to(DEVICE)
     for rows in (1, 40, 65):
         x = normal(rows, shape[1], seed=rows).to(DEVICE)
-        found = gpu.matmul(x, weight.tensors, fidelity, shape[0], None)
+        found = matmul_gpu.matmul(x, weight.tensors, fidelity, shape[0], None)
         assert found.shape == (rows, shape[0])
         assert distance(found, truth_of(x, weight)) < tolerance(fidelity, torch.float32)
 
@@ -44,7 +47,7 @@ def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, 
 def test_no_rows_give_no_rows() -> None:
     fidelity = Fidelity.parse("int3g32")
     weight, x = random_weight(fidelity, 17, 63).to(DEVICE), normal(0, 63).to(DEVICE)
-    assert gpu.matmul(x, weight.tensors, fidelity, 17, None).shape == (0, 17)
+    assert matmul_gpu.matmul(x, weight.tensors, fidelity, 17, None).shape == (0, 17)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dt
         )
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
     weight, x = random_weight(fidelity, 40, 100).to(DEVICE), normal(rows, 100).to(DEVICE, dtype)
-    found = gpu.matmul(x, weight.tensors, fidelity, 40, None)
+    found = matmul_gpu.matmul(x, weight.tensors, fidelity, 40, None)
     assert found.dtype == dtype
     assert distance(found, truth_of(x, weight)) < tolerance(fidelity, dtype)
 
@@ -73,7 +76,7 @@ def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles
         x = normal(rows, shape[1]).to(DEVICE)
         assert (
             distance(
-                gpu.multiply_fused(x, weight.tensors, fidelity, shape[0], tiles),
+                matmul_gpu.multiply_fused(x, weight.tensors, fidelity, shape[0], tiles),
                 truth_of(x, weight),
             )
             < 1e-5
@@ -84,8 +87,11 @@ def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles
 def test_columns_can_be_split_among_programs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g32"), normal(rows, 1600).to(DEVICE)
     weight = random_weight(fidelity, 20, 1600).to(DEVICE)
-    monkeypatch.setattr(gpu, "_split", lambda *_: 3)
-    assert distance(gpu.multiply_fused(x, weight.tensors, fidelity, 20), truth_of(x, weight)) < 1e-5
+    monkeypatch.setattr(triton_packing, "_split", lambda *_: 3)
+    assert (
+        distance(matmul_gpu.multiply_fused(x, weight.tensors, fidelity, 20), truth_of(x, weight))
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "o" not in name and "a" not in name])
@@ -95,10 +101,10 @@ def test_expanded_weights_are_those_of_the_reference(
     fidelity, x = Fidelity.parse(name), torch.eye(100, device=DEVICE)
     weight = random_weight(fidelity, 300, 100).to(DEVICE)
     monkeypatch.setattr(
-        gpu, "TILE_BYTES", 4 * 100 * 128
+        triton_packing, "TILE_BYTES", 4 * 100 * 128
     )  # 300 outputs are two whole tiles and a ragged one
-    found = gpu.multiply_tiles(x, weight.tensors, fidelity, 300)
-    assert torch.equal(found, reference.matmul(x, weight.tensors, fidelity, 300, None))
+    found = matmul_gpu.multiply_tiles(x, weight.tensors, fidelity, 300)
+    assert torch.equal(found, matmul_reference.matmul(x, weight.tensors, fidelity, 300, None))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 65])
@@ -111,9 +117,9 @@ def test_what_a_search_is_kept_under_can_be_written(
         def __getitem__(self, grid: Any) -> Any:
             return lambda *_, **constants: launched.append(constants)
 
-    monkeypatch.setattr(gpu, "_launch", lambda *_: (Kernel(), {}))
+    monkeypatch.setattr(triton_packing, "_launch", lambda *_: (Kernel(), {}))
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
-    gpu.matmul(
+    matmul_gpu.matmul(
         normal(rows, 63).to(DEVICE),
         random_weight(fidelity, 17, 63).to(DEVICE).tensors,
         fidelity,
@@ -129,7 +135,7 @@ def test_what_a_search_is_kept_under_can_be_written(
 def test_values_are_rounded_clipped_and_packed(bits: int, shape: tuple[int, int]) -> None:
     steps = (normal(*shape).to(DEVICE) * 2**bits).round() / 2  # every other lies between two codes
     for values in (steps, steps.t().contiguous().t(), steps.clamp(0, 2**bits - 1).round()):
-        assert torch.equal(gpu.pack_part(values, bits), pack_slowly(values, bits))
+        assert torch.equal(triton_packing.pack_part(values, bits), pack_slowly(values, bits))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,4 +1,4 @@
-"""Promises of quantizer.grid.
+"""Promises of quantizer.packed.grid.
 
 The range search finds the best of its candidates, and the grid can be stored.
 """
@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantizer.fidelity import CODE_BITS
-from quantizer.grid import best_grids, dequantize, fit_grid, quantize, round_to_nearest
 from quantizer.kernels.path import REFERENCE, SETTING
+from quantizer.packed.grid import dequantize, quantize
+from quantizer.plans.fidelity import CODE_BITS
+from quantizer.rounding.grids import best_grids, fit_grid, round_to_nearest
 from tests.test_quantizer.helpers import fixed, normal
 
 LARGEST_HALF, SMALLEST_NORMAL_HALF = 65504.0, 2.0**-14

@@ -1,4 +1,4 @@
-"""Promises of quantizer.integration.
+"""Promises of quantizer.conversion.transformers_format.
 
 Transformers finds it in any process, and refuses what it cannot read.
 """

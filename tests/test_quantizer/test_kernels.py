@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.errors import KernelError
-from quantizer.fidelity import Fidelity
-from quantizer.kernels import compiled, cpu, path, reference
-from quantizer.kernels.dispatch import matmul
+from quantizer.kernels import numba_matmul, path
 from quantizer.kernels.path import CPU, GPU, REFERENCE, SETTING, Path, choose_path
-from quantizer.linear import QuantizedLinear
-from quantizer.precision import products_in
-from quantizer.weight import QuantizedWeight
+from quantizer.kernels.precision import products_in
+from quantizer.modules import matmul_cpu, matmul_reference
+from quantizer.modules.linear import QuantizedLinear
+from quantizer.modules.matmul import matmul
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
 from tests.test_quantizer.helpers import normal, random_weight
 
 NAMES = (
@@ -26,7 +27,10 @@ NAMES = (
     *("int2g64o0.01", "int2+3r0.4g32s6o0.05", "int3g64a5", "int2+4r0.3g64s6o0.02a3"),
 )
 SHAPES = ((1, 1), (17, 63), (63, 17), (100, 100), (33, 160))
-FEW, MANY = (1, cpu.SINGLE_ROWS, cpu.SINGLE_ROWS + 1, cpu.FEW_ROWS), (cpu.FEW_ROWS + 1, 40)
+FEW, MANY = (
+    (1, matmul_cpu.SINGLE_ROWS, matmul_cpu.SINGLE_ROWS + 1, matmul_cpu.FEW_ROWS),
+    (matmul_cpu.FEW_ROWS + 1, 40),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +92,7 @@ def test_products_are_those_of_the_expanded_weight(
     weight = random_weight(fidelity, *shape)
     for rows in (*FEW, *MANY):
         x = normal(rows, shape[1], seed=rows).to(dtype)
-        found = cpu.matmul(x, weight.tensors, fidelity, shape[0], None)
+        found = matmul_cpu.matmul(x, weight.tensors, fidelity, shape[0], None)
         assert found.dtype == dtype
         assert found.shape == (rows, shape[0])
         assert distance(found, truth_of(x, weight)) < tolerance(fidelity, dtype)
@@ -101,7 +105,9 @@ def test_long_and_wide_layers_are_multiplied_alike(shape: tuple[int, int]) -> No
     for rows in (1, 7, 40):
         x = normal(rows, shape[1])
         assert (
-            distance(cpu.matmul(x, weight.tensors, fidelity, shape[0], None), truth_of(x, weight))
+            distance(
+                matmul_cpu.matmul(x, weight.tensors, fidelity, shape[0], None), truth_of(x, weight)
+            )
             < 1e-5
         )
 
@@ -113,16 +119,20 @@ def test_many_rows_see_the_weights_of_the_reference(
     fidelity, x = Fidelity.parse(name), torch.eye(100)
     weight = random_weight(fidelity, 90, 100)
     monkeypatch.setattr(
-        cpu, "TILE_BYTES", 4 * 100 * 32
+        matmul_cpu, "TILE_BYTES", 4 * 100 * 32
     )  # 90 outputs are two whole tiles and a ragged one
     for dtype, multiplied in (
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.bfloat16),
         (torch.bfloat16, torch.float32),
     ):
-        monkeypatch.setattr(cpu, "fast_precision", lambda _, multiplied=multiplied: multiplied)
-        expected = reference.matmul(x.to(dtype), weight.tensors, fidelity, 90, None)
-        assert torch.equal(cpu.matmul(x.to(dtype), weight.tensors, fidelity, 90, None), expected)
+        monkeypatch.setattr(
+            matmul_cpu, "fast_precision", lambda _, multiplied=multiplied: multiplied
+        )
+        expected = matmul_reference.matmul(x.to(dtype), weight.tensors, fidelity, 90, None)
+        assert torch.equal(
+            matmul_cpu.matmul(x.to(dtype), weight.tensors, fidelity, 90, None), expected
+        )
 
 
 def test_many_rows_are_multiplied_in_the_precision_of_the_context(
@@ -130,16 +140,20 @@ def test_many_rows_are_multiplied_in_the_precision_of_the_context(
 ) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g64s6"), normal(40, 100)
     weight = random_weight(fidelity, 90, 100)
-    monkeypatch.setattr(cpu, "fast_precision", lambda _: torch.bfloat16)
-    rounded = cpu.matmul(x.bfloat16(), weight.tensors, fidelity, 90, None)
+    monkeypatch.setattr(matmul_cpu, "fast_precision", lambda _: torch.bfloat16)
+    rounded = matmul_cpu.matmul(x.bfloat16(), weight.tensors, fidelity, 90, None)
     with products_in(torch.bfloat16, x.device):
         found, expected = (
-            each.matmul(x, weight.tensors, fidelity, 90, None) for each in (cpu, reference)
+            each.matmul(x, weight.tensors, fidelity, 90, None)
+            for each in (matmul_cpu, matmul_reference)
         )
     assert found.dtype == expected.dtype == torch.float32
     assert torch.equal(found, rounded.float())
     assert distance(found, expected.double()) < torch.finfo(torch.bfloat16).eps
-    assert distance(cpu.matmul(x, weight.tensors, fidelity, 90, None), truth_of(x, weight)) < 1e-5
+    assert (
+        distance(matmul_cpu.matmul(x, weight.tensors, fidelity, 90, None), truth_of(x, weight))
+        < 1e-5
+    )
 
 
 @pytest.mark.usefixtures("threads")
@@ -150,17 +164,17 @@ def test_threads_share_the_outputs_and_change_nothing(
 ) -> None:
     fidelity, x = Fidelity.parse(name), normal(rows, 70)
     weight = random_weight(fidelity, 201, 70)
-    alone = cpu.matmul(x, weight.tensors, fidelity, 201, None)
-    monkeypatch.setattr(cpu, "SHARED_PRODUCT", 1)
-    monkeypatch.setattr(cpu, "SHARED_TILE", 1)
-    assert torch.equal(cpu.matmul(x, weight.tensors, fidelity, 201, None), alone)
+    alone = matmul_cpu.matmul(x, weight.tensors, fidelity, 201, None)
+    monkeypatch.setattr(matmul_cpu, "SHARED_PRODUCT", 1)
+    monkeypatch.setattr(matmul_cpu, "SHARED_TILE", 1)
+    assert torch.equal(matmul_cpu.matmul(x, weight.tensors, fidelity, 201, None), alone)
 
 
 @pytest.mark.parametrize("rows", [2, 7, 40])
 def test_what_is_no_number_shows_in_its_row_only(rows: int) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g32o0.05"), normal(rows, 70)
     x[1, 5] = float("nan")
-    found = cpu.matmul(x, random_weight(fidelity, 20, 70).tensors, fidelity, 20, None)
+    found = matmul_cpu.matmul(x, random_weight(fidelity, 20, 70).tensors, fidelity, 20, None)
     assert bool(found[1].isnan().all())
     assert bool(found[[row for row in range(rows) if row != 1]].isfinite().all())
 
@@ -180,7 +194,7 @@ def test_the_bias_is_added_and_leading_axes_are_kept(rows: int) -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that names each path as it is taken."""
     taken: list[str] = []
-    for name, module in ((CPU, cpu), (REFERENCE, reference)):
+    for name, module in ((CPU, matmul_cpu), (REFERENCE, matmul_reference)):
         original = module.matmul
 
         def told(
@@ -255,7 +269,7 @@ def test_what_is_kept_follows_its_tensors() -> None:
     before = layer(x)
     copied = copy.deepcopy(layer)
     layer.load_state_dict(dict(other.tensors))  # overwrites in place
-    assert torch.equal(layer(x), cpu.matmul(x, other.tensors, fidelity, 20, None))
+    assert torch.equal(layer(x), matmul_cpu.matmul(x, other.tensors, fidelity, 20, None))
     assert torch.equal(copied(x), before)
     with torch.inference_mode():
         layer.row_scales = layer.row_scales * 2  # counts no changes
@@ -283,7 +297,7 @@ def test_scales_of_any_finite_half_are_read() -> None:
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     finite = patterns[patterns.isfinite()]
     values = torch.full((len(finite),), float("nan"))
-    compiled._widen(finite.view(torch.uint16).numpy(), values.numpy())
+    numba_matmul._widen(finite.view(torch.uint16).numpy(), values.numpy())
     assert torch.equal(values, finite.float())
 
 

@@ -1,4 +1,4 @@
-"""Promises of quantizer.latent.
+"""Promises of quantizer.training.latent.
 
 A trainable layer computes what its stored form does, and its gradients are the documented ones.
 """
@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
-from quantizer.latent import CELL, LatentLinear
-from quantizer.weight import QuantizedWeight
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.gptq import quantize_layer
+from quantizer.training.latent import CELL, LatentLinear
 from tests.test_quantizer.helpers import correlated_inputs, few, fidelities, normal, random_weight
 
 SPLIT = Fidelity(2, 4, 0.4, 32)

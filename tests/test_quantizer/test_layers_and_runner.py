@@ -1,4 +1,4 @@
-"""Promises of quantizer.layers and quantizer.runner.
+"""Promises of quantizer.running.structure and quantizer.running.runner.
 
 What is found, and that parts of a model add up to the model.
 """
@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from quantizer.errors import ModelError
-from quantizer.layers import find_blocks, find_layers
-from quantizer.runner import BlockRunner
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_blocks, find_layers
 from tests.test_quantizer.helpers import TinyModel, normal, token_windows
 from tests.tiny import CONFIGS, VOCABULARY
 

@@ -1,4 +1,4 @@
-"""Promises of quantizer.linear.
+"""Promises of quantizer.modules.linear.
 
 The packed layer computes what its weight stands for, in the place of the original.
 """
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from quantizer.errors import PlanError
-from quantizer.fidelity import Fidelity
-from quantizer.linear import QuantizedLinear, get_linear, pack_layers, replace_linear
+from quantizer.modules.linear import QuantizedLinear, get_linear, pack_layers, replace_linear
+from quantizer.plans.fidelity import Fidelity
 from tests.test_quantizer.helpers import normal, random_weight
 
 FIDELITY = Fidelity(2, 4, 0.3, 32)

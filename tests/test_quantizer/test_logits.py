@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer import logits as module
-from quantizer.logits import mean_divergence, token_divergence, token_loss
+from quantizer.running import logits as module
+from quantizer.running.logits import mean_divergence, token_divergence, token_loss
 from tests.test_quantizer.helpers import normal
 
 TOKENS, VOCABULARY = 23, 37

@@ -11,19 +11,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from quantizer.checkpoint import pack_model, save_checkpoint
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.plan import Plan
-from quantizer.source import find_model, load_model
-from quantizer.weight import QuantizedWeight
+from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.models.source import find_model, load_model
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.running.structure import find_layers
 from tests.benchmarks.kernels import random_layer
 from tests.test_quantizer.helpers import ROOT, PackedModel
 from tests.tiny import VOCABULARY, make_tokenizer
 
 FIDELITY = Fidelity.parse("int2+3r0.375g64s6")
 GROWTH = """
-import sys, torch, transformers, quantizer.integration
+import sys, torch, transformers, quantizer.conversion.transformers_format
 from pathlib import Path
 
 def run(folder, rows):

@@ -1,4 +1,4 @@
-"""Promises of quantizer.packing.
+"""Promises of quantizer.packed.packing.
 
 The bit stream is the documented one, and unpacking undoes packing.
 """
@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.fidelity import words
-from quantizer.packing import pack, unpack
+from quantizer.packed.packing import pack, unpack
+from quantizer.plans.fidelity import words
 from tests.test_quantizer.helpers import fixed, pack_slowly, unpack_slowly
 
 SIZES = (1, 2, 8, 17, 31, 32, 33, 63, 64, 100, 545)

@@ -1,4 +1,4 @@
-"""Promises of quantizer.plan.
+"""Promises of quantizer.plans.plan.
 
 A plan survives JSON, is priced by what it says, and wrong documents are refused.
 """
@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import FidelityError, PlanError
-from quantizer.fidelity import Fidelity
-from quantizer.plan import SCHEMA, LayerSpec, Plan
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import SCHEMA, LayerSpec, Plan
 from tests.test_quantizer.helpers import fidelities, fixed
 
 LAYERS = (

@@ -1,4 +1,4 @@
-"""Promises of quantizer.requant.
+"""Promises of quantizer.importance.integrals.
 
 Integrals add up to the loss, and kept weights are the largest ones and those that matter.
 """
@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer.requant import keep_weights, outlier_counts, path_mean, top, weight_integrals
-from quantizer.runner import BlockRunner
+from quantizer.importance.integrals import (
+    keep_weights,
+    outlier_counts,
+    path_mean,
+    top,
+    weight_integrals,
+)
+from quantizer.running.runner import BlockRunner
 from tests.test_quantizer.helpers import TinyModel, logits_of, normal
 from tests.test_quantizer.training import WINDOWS
 

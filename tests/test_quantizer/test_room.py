@@ -1,4 +1,4 @@
-"""Promises of quantizer.room, and of the work that uses it.
+"""Promises of quantizer.running.memory, and of the work that uses it.
 
 What does not fit at once is done in pieces, with the same result.
 """
@@ -12,17 +12,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizer.blockwise import Penalty, train_blocks
-from quantizer.convert import Calibration, input_moments, quantize_blocks
+from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
-from quantizer.evaluate import evaluate_models
-from quantizer.fidelity import Fidelity
-from quantizer.fisher import squared_gradients
-from quantizer.layers import find_layers
-from quantizer.room import Room, place
-from quantizer.runner import BlockRunner
-from quantizer.training import TrainingSpec
+from quantizer.importance.fisher import squared_gradients
+from quantizer.plans.fidelity import Fidelity
+from quantizer.running.evaluate import evaluate_models
+from quantizer.running.memory import Room, place
+from quantizer.running.moments import Calibration, input_moments
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from quantizer.training.blockwise import Penalty, train_blocks
+from quantizer.training.descent import TrainingSpec
 from tests.test_quantizer.helpers import TinyModel
 from tests.test_quantizer.training import WINDOWS, quantized, quiet
 

@@ -1,4 +1,4 @@
-"""Promises of quantizer.rounding.
+"""Promises of quantizer.rounding.methods.
 
 The light methods differ as documented, and ways that do not exist are refused.
 """
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from quantizer.errors import RoundingError
-from quantizer.fidelity import Fidelity
-from quantizer.gptq import quantize_layer
-from quantizer.grid import round_to_nearest
-from quantizer.rounding import LIGHT, SELECTIONS, Rounding, Scores, make_form
-from quantizer.selection import column_impact, sparsity_impact
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.columns import column_impact, sparsity_impact
+from quantizer.rounding.gptq import quantize_layer
+from quantizer.rounding.grids import round_to_nearest
+from quantizer.rounding.methods import LIGHT, SELECTIONS, Rounding, Scores, make_form
 from tests.test_quantizer.helpers import correlated_inputs, normal
 
 SPLIT = Fidelity(2, 4, 0.4, 32)

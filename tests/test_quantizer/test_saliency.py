@@ -1,4 +1,4 @@
-"""Promises of quantizer.saliency.
+"""Promises of quantizer.importance.saliency.
 
 Groups are chosen by the sums of their columns' scores, and nothing else is trained.
 """
@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantizer.convert import Calibration, input_moments
-from quantizer.distill import distill
 from quantizer.durable import PartStore
 from quantizer.errors import TrainingError
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.runner import BlockRunner
-from quantizer.saliency import column_scores, salient, salient_groups
-from quantizer.selection import sparsity_impact
-from quantizer.training import TrainingSpec
+from quantizer.importance.saliency import column_scores, salient, salient_groups
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.columns import sparsity_impact
+from quantizer.running.moments import Calibration, input_moments
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from quantizer.training.descent import TrainingSpec
+from quantizer.training.distill import distill
 from tests.test_quantizer.helpers import TinyModel, random_weight
 from tests.test_quantizer.training import WINDOWS, quantized, quiet
 

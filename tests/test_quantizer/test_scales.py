@@ -1,4 +1,4 @@
-"""Promises of quantizer.scales.
+"""Promises of quantizer.packed.scales.
 
 Coded scales are the nearest that can be said, exact, and wide enough for every group.
 """
@@ -9,16 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from quantizer.fidelity import Fidelity
-from quantizer.grid import fit_grid
-from quantizer.scales import (
-    HEADROOM,
-    _half_above,
-    coded_scale,
-    fit_row_scale,
-    part_unit,
-    scale_codes,
-)
+from quantizer.packed.scales import coded_scale, part_unit, scale_codes
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.grids import HEADROOM, _half_above, fit_grid, fit_row_scale
 from tests.test_quantizer.helpers import normal
 
 WIDTHS = (6, 8)

@@ -1,14 +1,20 @@
-"""Promises of quantizer.selection: which columns are high-impact, and the order of columns."""
+"""Promises of quantizer.rounding.columns: which columns are high-impact, and the order of columns."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.fidelity import Fidelity
-from quantizer.grid import round_to_nearest
-from quantizer.inverse import DAMPING
-from quantizer.selection import column_impact, column_order, knee, random_impact, sparsity_impact
+from quantizer.plans.fidelity import Fidelity
+from quantizer.rounding.columns import (
+    column_impact,
+    column_order,
+    knee,
+    random_impact,
+    sparsity_impact,
+)
+from quantizer.rounding.grids import round_to_nearest
+from quantizer.rounding.inverse import DAMPING
 from tests.test_quantizer.helpers import correlated_inputs, fidelities, fixed, normal
 
 scores = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=150)

@@ -1,4 +1,4 @@
-"""Promises of quantizer.source.
+"""Promises of quantizer.models.source.
 
 Good models are found and loaded, others are refused, and nothing that they bring is run.
 """
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantizer.errors import ModelError
-from quantizer.source import find_model, load_model, load_tokenizer
+from quantizer.models.source import find_model, load_model, load_tokenizer
 from tests.test_quantizer.edits import (
     FILE,
     INDEX,

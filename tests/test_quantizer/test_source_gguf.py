@@ -1,4 +1,4 @@
-"""Promises of quantizer.gguf_header.
+"""Promises of quantizer.models.gguf_header.
 
 What a GGUF file cannot hold is refused, and nothing beside it is read.
 """
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from quantizer.errors import ModelError
-from quantizer.gguf_header import check_gguf
-from quantizer.source import find_model
+from quantizer.models.gguf_header import check_gguf
+from quantizer.models.source import find_model
 
 
 def gguf_bytes(

@@ -1,4 +1,4 @@
-"""Promises of quantizer.source.
+"""Promises of quantizer.models.source.
 
 Whatever is wrong with a model, a ModelError says so, and only what was checked is loaded.
 """
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantizer.errors import ModelError
-from quantizer.source import find_model, load_model
+from quantizer.models.source import find_model, load_model
 from tests.test_quantizer.edits import FILE, SHARD, Edit, config, find, index, tensors
 from tests.test_quantizer.helpers import Edited, TinyFolder
 

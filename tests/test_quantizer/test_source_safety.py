@@ -1,4 +1,4 @@
-"""Promises of quantizer.safety: hostile folders are refused by name, honest ones load as before."""
+"""Promises of quantizer.models.safety: hostile folders are refused by name, honest ones load as before."""
 
 import json
 import os
@@ -12,8 +12,14 @@ import torch
 
 from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
-from quantizer.safety import MAX_HEADER_BYTES, check_safetensors
-from quantizer.source import check_checkpoint, find_model, load_config, load_model, load_tokenizer
+from quantizer.models.safety import MAX_HEADER_BYTES, check_safetensors
+from quantizer.models.source import (
+    check_checkpoint,
+    find_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from tests.test_quantizer.edits import (
     FILE,
     INDEX,

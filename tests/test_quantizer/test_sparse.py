@@ -1,4 +1,4 @@
-"""Promises of quantizer.sparse.
+"""Promises of quantizer.packed.outliers.
 
 Exactly the highest scores are chosen, and what is stored comes back.
 """
@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.sparse import add_outliers, as_half, choose_outliers, compress_rows, output_scores
+from quantizer.packed.outliers import (
+    add_outliers,
+    as_half,
+    choose_outliers,
+    compress_rows,
+    output_scores,
+)
 from tests.test_quantizer.helpers import fixed, normal
 
 SHAPES = [(1, 1), (1, 40), (7, 33), (40, 1), (12, 100)]

@@ -1,4 +1,4 @@
-"""Promises of quantizer.tables and quantizer.embedding.
+"""Promises of quantizer.conversion.embeddings and quantizer.modules.embedding.
 
 Both ends of a model are stored packed, tied ones once.
 """
@@ -11,27 +11,27 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantizer.checkpoint import pack_model, quantized_bytes, save_checkpoint
-from quantizer.embedding import QuantizedEmbedding, TiedHead
-from quantizer.errors import CheckpointError
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.linear import QuantizedLinear
-from quantizer.packing import pack, unpack, unpack_at
-from quantizer.plan import OUTSIDE, Plan
-from quantizer.rounding import make_form
-from quantizer.runner import BlockRunner
-from quantizer.tables import (
+from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_checkpoint
+from quantizer.conversion.embeddings import (
     EMBEDDING,
     HEAD,
     OPTIONS,
     TIED,
     find_tables,
-    head_moments,
     quantize_table,
     table_losses,
 )
-from quantizer.weight import dequantize_rows
+from quantizer.errors import CheckpointError
+from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
+from quantizer.modules.linear import QuantizedLinear
+from quantizer.packed.packing import pack, unpack, unpack_at
+from quantizer.packed.weight import dequantize_rows
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import OUTSIDE, Plan
+from quantizer.rounding.methods import make_form
+from quantizer.running.moments import head_moments
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_quantizer.helpers import TinyFolder, TinyModel, correlated_inputs, logits_of, normal
 from tests.test_quantizer.training import WINDOWS
 from tests.tiny import CONFIGS, VOCABULARY
@@ -81,7 +81,7 @@ def test_tables_are_quantized_some_rows_at_a_time(
     weight, inputs = normal(150, 96), correlated_inputs(400, 96, 0)
     hessian = inputs.t() @ inputs / 400 if moments else None
     whole = quantize_table(weight, hessian, fidelity)
-    monkeypatch.setattr("quantizer.tables._ROWS", 64)
+    monkeypatch.setattr("quantizer.conversion.embeddings._ROWS", 64)
     pieces = quantize_table(weight, hessian, fidelity)
     assert torch.allclose(pieces.dequantize(), whole.dequantize(), atol=1e-6)
     assert pieces.weight_bytes == fidelity.weight_bytes(150, 96)

@@ -1,4 +1,4 @@
-"""Promises of quantizer.text and quantizer.windows.
+"""Promises of quantizer.texts.text and quantizer.texts.windows.
 
 Where text comes from, what is refused, and how it is cut into windows.
 """
@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import TextError
-from quantizer.text import (
+from quantizer.texts.text import (
     BUILT_IN_CALIBRATION,
     BUILT_IN_EVALUATION,
     TextSpec,
     read_text,
     text_sha256,
 )
-from quantizer.windows import make_windows
+from quantizer.texts.windows import make_windows
 from tests.test_quantizer.helpers import ROOT, fixed
 from tests.tiny import make_tokenizer
 
@@ -66,7 +66,7 @@ def test_built_in_texts_have_no_paragraph_in_common() -> None:
 @pytest.mark.parametrize("source", BUILT_IN)
 def test_built_in_texts_are_the_same_in_every_process(source: str) -> None:
     code = (
-        "import sys; from quantizer.text import read_text, text_sha256; "
+        "import sys; from quantizer.texts.text import read_text, text_sha256; "
         "print(text_sha256(read_text(sys.argv[1])))"
     )
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Promises of quantizer.training.
+"""Promises of quantizer.training.descent.
 
 Rates, the order of windows, and that training taken up again is training that never stopped.
 """
@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.errors import TrainingError
-from quantizer.fidelity import Fidelity
-from quantizer.latent import LatentLinear
-from quantizer.precision import fast_precision
-from quantizer.training import BETAS, LAST_RATE, WARMUP_STEPS, Training, TrainingSpec, window_order
+from quantizer.kernels.precision import fast_precision
+from quantizer.plans.fidelity import Fidelity
+from quantizer.training.descent import (
+    BETAS,
+    LAST_RATE,
+    WARMUP_STEPS,
+    Training,
+    TrainingSpec,
+    window_order,
+)
+from quantizer.training.latent import LatentLinear
 from tests.test_quantizer.helpers import normal, random_weight
 
 FIDELITY = Fidelity(2, 4, 0.4, 32)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from quantizer.kernels.path import SETTING
-from quantizer.linear import QuantizedLinear
+from quantizer.modules.linear import QuantizedLinear
 from tests.test_quantizer.helpers import PACKED_TOKENS as TOKENS
 from tests.test_quantizer.helpers import PackedModel, logits_of
 

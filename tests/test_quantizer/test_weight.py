@@ -1,4 +1,4 @@
-"""Promises of quantizer.weight.
+"""Promises of quantizer.packed.weight.
 
 What the stored tensors stand for, and that wrong ones are refused.
 """
@@ -8,18 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.adapter import Adapter
 from quantizer.errors import CheckpointError
-from quantizer.fidelity import Fidelity
-from quantizer.kernels import cpu
-from quantizer.weight import (
-    PartCodes,
-    QuantizedWeight,
-    TensorSpec,
-    check_places,
-    named_parts,
-    tensor_specs,
-)
+from quantizer.modules import matmul_cpu
+from quantizer.packed.adapter import Adapter
+from quantizer.packed.layout import TensorSpec, named_parts, tensor_specs
+from quantizer.packed.weight import PartCodes, QuantizedWeight, check_places
+from quantizer.plans.fidelity import Fidelity
 from tests.test_quantizer.helpers import (
     OPTION_NAMES,
     dequantize_slowly,
@@ -199,4 +193,4 @@ def test_numbers_that_point_outside_a_layer_are_refused(leaf: str, places: dict[
         40,
     ):  # who loads tensors past that gets an error all the same, and no memory of others
         with pytest.raises(IndexError):
-            cpu.matmul(normal(rows, 70), tensors, fidelity, 20, None)
+            matmul_cpu.matmul(normal(rows, 70), tensors, fidelity, 20, None)

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from quantizer.convert import Calibration, quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import PartStore
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.plan import LayerSpec
-from quantizer.runner import BlockRunner
-from quantizer.weight import QuantizedWeight
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
 from tests.test_quantizer.helpers import token_windows
 
 WINDOWS = token_windows(8, 32, seed=3)

@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from allocator.whatif import WhatIf
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
 from service.artifacts import ArtifactStore

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantizer.checkpoint import checkpoint_bytes, quantized_bytes
-from quantizer.embedding import QuantizedEmbedding
-from quantizer.plan import Plan
-from quantizer.tables import OPTIONS
+from quantizer.conversion.checkpoint import checkpoint_bytes, quantized_bytes
+from quantizer.conversion.embeddings import OPTIONS
+from quantizer.modules.embedding import QuantizedEmbedding
+from quantizer.plans.plan import Plan
 from tests.command import SMALL, bitwright, bitwright_json, run_options
 
 TIGHT, ROOMY = "72kB", "103kB"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.evaluate import Quality
+from quantizer.running.evaluate import Quality
 from service.guard import Guard
 from tests.test_allocator.synthetic import PROPERTY
 

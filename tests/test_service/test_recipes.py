@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantizer.checkpoint import quantized_bytes, read_weights
-from quantizer.fidelity import Fidelity
-from quantizer.layers import find_layers
-from quantizer.linear import get_linear
-from quantizer.plan import Plan
-from quantizer.requant import keep_weights
-from quantizer.source import find_model, load_model
-from quantizer.text import TextSpec
+from quantizer.conversion.checkpoint import quantized_bytes, read_weights
+from quantizer.importance.integrals import keep_weights
+from quantizer.models.source import find_model, load_model
+from quantizer.modules.linear import get_linear
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.running.structure import find_layers
+from quantizer.texts.text import TextSpec
 from service.recipe import RECIPES
 from service.requantizing import RANKING_WINDOWS
 from service.stages import Machine, skeleton, windows_of

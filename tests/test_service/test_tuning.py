@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import quantizer  # noqa: F401  teaches transformers the format
-from quantizer.checkpoint import quantized_bytes, read_weights
-from quantizer.plan import Plan
-from quantizer.source import find_model
-from quantizer.text import TextSpec
+from quantizer.conversion.checkpoint import quantized_bytes, read_weights
+from quantizer.models.source import find_model
+from quantizer.plans.plan import Plan
+from quantizer.texts.text import TextSpec
 from service.console import Lines
 from service.effort import EFFORTS, find_effort
 from service.errors import RequestError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
 from tests.command import bitwright, bitwright_json
 from tests.profile_commands import BUDGET, new_file, refused, store
 from tests.test_allocator.synthetic import make_profile

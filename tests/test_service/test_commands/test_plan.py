@@ -8,7 +8,7 @@ import pytest
 
 from allocator.menu import bpw
 from allocator.profile import Profile
-from quantizer.plan import Plan
+from quantizer.plans.plan import Plan
 from tests.command import bitwright, bitwright_json
 from tests.profile_commands import BUDGET, KINDS, bytes_of, new_file, planned, refused, store
 from tests.test_allocator.synthetic import byte_ends, make_profile

@@ -1,0 +1,1 @@
+"""A whole model to a quantized checkpoint, and back into transformers."""

@@ -1,0 +1,165 @@
+"""Teaches transformers to load checkpoints whose `quant_method` is "bitwright".
+
+`import quantizer` arranges for this module to be imported together with
+`transformers.quantizers.auto`, so that importing the package alone loads neither torch nor
+transformers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from quantizer.errors import CheckpointError
+from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
+from quantizer.modules.linear import QuantizedLinear, get_linear, replace_linear
+from quantizer.packed.weight import check_places
+from quantizer.plans.fidelity import Fidelity
+
+QUANT_METHOD = "bitwright"
+FORMAT_VERSION = 2
+
+
+@register_quantization_config(QUANT_METHOD)
+class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is Any to the checker
+    """What `config.json` says of a quantized checkpoint.
+
+    The fidelity of each layer, and which heads share an embedding's table.
+
+    Raises:
+        CheckpointError: the format version is not the one that this package reads, or no layer is
+            named.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, str] | None = None,
+        version: int = FORMAT_VERSION,
+        tied: dict[str, str] | None = None,
+        **_: object,
+    ) -> None:
+        """Check the version, keep the fidelities' names."""
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint format version {version}; this bitwright reads version "
+                f"{FORMAT_VERSION}"
+            )
+        if not layers:
+            raise CheckpointError("quantization_config names no layers")
+        self.quant_method = QUANT_METHOD
+        self.version = version
+        self.layers = layers
+        self.tied = tied or {}
+
+
+@register_quantizer(QUANT_METHOD)
+class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
+    """Puts packed layers into the skeleton of a model before its weights are read."""
+
+    requires_calibration = True
+    quantization_config: BitwrightConfig
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
+    ) -> nn.Module:
+        packed_names: list[str] = []
+        with torch.device("meta"):
+            for name, fidelity in self.quantization_config.layers.items():
+                packed = _packed(model, name, Fidelity.parse(fidelity))
+                replace_linear(model, name, packed)
+                packed_names += [f"{name}.{leaf}" for leaf in packed.state_dict()]
+            for head, name in self.quantization_config.tied.items():
+                replace_linear(model, _head(model, head), TiedHead(_embedding(model, name)))
+        if checkpoint_files:
+            _check_tensors(checkpoint_files, packed_names)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for name, module in model.named_modules():
+            if isinstance(module, QuantizedLinear):
+                check_places(
+                    name, dict(module.named_buffers()), module.out_features, module.in_features
+                )
+                module.prepare()
+            elif isinstance(module, QuantizedEmbedding):
+                check_places(
+                    name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim
+                )
+                if self.quantization_config.tied:  # else its rows are only looked up
+                    module.prepare()
+        return model
+
+    def is_serializable(self) -> bool:
+        """Return True: packed layers are saved as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: adapters beside packed layers can be trained.
+
+        Packed weights themselves have no gradient.
+        """
+        return True
+
+
+def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
+    """Return an empty packed twin of an embedding or a linear layer."""
+    module = dict(model.named_modules()).get(name)
+    if isinstance(module, nn.Embedding):
+        return QuantizedEmbedding(fidelity, module)
+    linear = get_linear(model, name)
+    has_bias = linear.bias is not None
+    return QuantizedLinear(
+        fidelity, linear.in_features, linear.out_features, bias=has_bias, dtype=linear.weight.dtype
+    )
+
+
+def _head(model: Any, name: str) -> str:
+    """Return the name if it is that of the model's head.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if dict(model.named_modules()).get(name) is not model.get_output_embeddings():
+        raise CheckpointError(
+            f"the checkpoint says that {name!r} shares an embedding's table, but that is not the "
+            "model's head"
+        )
+    return name
+
+
+def _embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
+    """Return the quantized embedding of that name.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = dict(model.named_modules()).get(name)
+    if not isinstance(found, QuantizedEmbedding):
+        raise CheckpointError(
+            f"the head is said to share the table of {name!r}, which is no quantized embedding"
+        )
+    return found
+
+
+def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a checkpoint that lacks a packed tensor; transformers would fill it with zeros.
+
+    Raises:
+        CheckpointError: names the first one.
+    """
+    stored: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            stored.update(tensors.keys())
+    missing = [name for name in names if name not in stored]
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint lacks {len(missing)} packed tensors, {missing[0]!r} first; get its "
+            "files anew"
+        )

@@ -1,0 +1,1 @@
+"""Which weights matter: Fisher information, path integrals, saliency."""

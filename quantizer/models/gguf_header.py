@@ -1,0 +1,186 @@
+"""What the header of a GGUF file claims, checked against the file before any library reads it.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
+"""
+
+import struct
+from math import prod
+from pathlib import Path
+from typing import BinaryIO
+
+from quantizer.errors import ModelError
+from quantizer.models.safety import MAX_HEADER_BYTES, MAX_TENSORS, short
+
+_MAGIC, _VERSIONS = b"GGUF", (2, 3)
+_STRING, _ARRAY = 8, 9
+_FORMATS = {
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<B",
+    10: "<Q",
+    11: "<q",
+    12: "<d",
+}
+_MAX_PAIRS = 65_536
+_MAX_NAME_BYTES = 65_535
+_MAX_ITEMS = 4_000_000
+"""Items of all lists together.
+
+Readers make Python objects of them; the largest vocabularies have half a million.
+"""
+_MAX_DIMENSIONS = 4
+_MAX_NUMBER = 2**63 - 1
+_ALIGNMENT = "general.alignment"
+_DEFAULT_ALIGNMENT = 32
+_LAYERS = ".block_count"
+
+
+def check_gguf(file: Path) -> int:
+    """Return the number of tensors that the header of a GGUF file names, after checking all that the header says.
+
+    Only the header is read, and never more of it than `MAX_HEADER_BYTES`.
+
+    Raises:
+        ModelError: with what is wrong.
+    """
+    try:
+        with file.open("rb") as stream:
+            return _Header(stream, file.stat().st_size).check()
+    except (ValueError, OSError) as err:
+        raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+
+
+class _Header:
+    """Reads one header from its first byte to its last."""
+
+    def __init__(self, stream: BinaryIO, file_bytes: int) -> None:
+        self._stream = stream
+        self._file_bytes = file_bytes
+        self._left = min(file_bytes, MAX_HEADER_BYTES)
+        self._items_left = _MAX_ITEMS
+
+    def check(self) -> int:
+        """Return the number of tensors."""
+        magic = self._take(4)
+        if magic != _MAGIC:
+            raise ValueError(f"it begins with {magic!r}, not with {_MAGIC!r}")
+        version, tensors, pairs = self._integer("<I"), self._integer("<Q"), self._integer("<Q")
+        if version not in _VERSIONS:
+            raise ValueError(f"it has version {version}; versions 2 and 3 are read")
+        if not 0 < tensors <= MAX_TENSORS or pairs > _MAX_PAIRS:
+            raise ValueError(
+                f"it should hold {tensors} tensors and {pairs} values, at most {MAX_TENSORS} and "
+                f"{_MAX_PAIRS} are read"
+            )
+        values: dict[str, float] = {}
+        names: set[str] = set()
+        for _ in range(pairs):
+            name = self._new_name(names)
+            value = self._value(self._integer("<I"))
+            if value is not None:
+                values[name] = value
+        for name, value in values.items():
+            if name.endswith(_LAYERS) and value > tensors:
+                raise ValueError(f"{name} is {value}, more than its {tensors} tensors")
+        alignment = values.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8 or alignment > 1 << 20:
+            raise ValueError(
+                f"{_ALIGNMENT} is {alignment}, which is no multiple of 8 up to 1048576"
+            )
+        names.clear()
+        self._check_data(sorted(self._tensor(names) for _ in range(tensors)), alignment)
+        return tensors
+
+    def _check_data(self, spans: list[tuple[int, int, str]], alignment: int) -> None:
+        """Refuse tensors that overlap, are not aligned, or lie beyond the file."""
+        position = self._stream.tell()
+        start = -(-position // alignment) * alignment
+        end = 0
+        for offset, size, name in spans:
+            if offset % alignment or offset < end or start + offset + size > self._file_bytes:
+                raise ValueError(
+                    f"tensor {short(name)} should lie in {size} bytes at {offset}, which are not "
+                    "there or not its own"
+                )
+            end = offset + size
+
+    def _tensor(self, names: set[str]) -> tuple[int, int, str]:
+        """Return where the data of the next tensor begin, how many bytes they take, and its name."""
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415  only needed here
+
+        name = self._new_name(names)
+        count = self._integer("<I")
+        if not 0 < count <= _MAX_DIMENSIONS:
+            raise ValueError(f"tensor {short(name)} has {count} dimensions")
+        shape = [self._integer("<Q") for _ in range(count)]
+        kind, offset = self._integer("<I"), self._integer("<Q")
+        try:
+            block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+        except (ValueError, KeyError) as err:
+            raise ValueError(f"tensor {short(name)} has the unknown type {kind}") from err
+        if not 0 < prod(shape) <= _MAX_NUMBER or shape[0] % block:
+            raise ValueError(f"tensor {short(name)} has the impossible shape {shape}")
+        return offset, prod(shape) // block * block_bytes, name
+
+    def _new_name(self, names: set[str]) -> str:
+        length = self._integer("<Q")
+        if length > _MAX_NAME_BYTES:
+            raise ValueError(f"a name in it should have {length} bytes")
+        name = self._take(length).decode()
+        if name in names:
+            raise ValueError(f"it names {short(name)} twice")
+        names.add(name)
+        return name
+
+    def _value(self, kind: int) -> float | None:
+        """Read a value, and return it if it is one number."""
+        if kind in _FORMATS:
+            return self._number(_FORMATS[kind])
+        if kind == _STRING:
+            self._skip(self._integer("<Q"))
+        elif kind == _ARRAY:
+            self._skip_array()
+        else:
+            raise ValueError(f"it holds a value of the unknown type {kind}")
+        return None
+
+    def _skip_array(self) -> None:
+        kind, count = self._integer("<I"), self._integer("<Q")
+        self._items_left -= count
+        if self._items_left < 0:
+            raise ValueError(f"it should hold a list of {count} items, more than are read")
+        if kind in _FORMATS:
+            self._skip(count * struct.calcsize(_FORMATS[kind]))
+        elif kind == _STRING:
+            for _ in range(count):
+                self._skip(self._integer("<Q"))
+        else:
+            raise ValueError(f"it holds a list of the unknown type {kind}")
+
+    def _number(self, form: str) -> float:
+        number: float = struct.unpack(form, self._take(struct.calcsize(form)))[0]
+        return number
+
+    def _integer(self, form: str) -> int:
+        return int(self._number(form))
+
+    def _take(self, count: int) -> bytes:
+        self._claim(count)
+        data = self._stream.read(count)
+        if len(data) != count:
+            raise ValueError("it ends within its header")
+        return data
+
+    def _skip(self, count: int) -> None:
+        self._claim(count)
+        self._stream.seek(count, 1)
+
+    def _claim(self, count: int) -> None:
+        self._left -= count
+        if self._left < 0:
+            raise ValueError(f"its header goes beyond its end, or beyond {MAX_HEADER_BYTES} bytes")

@@ -1,0 +1,1 @@
+"""Modules that take the place of linear layers and embeddings, and their matrix products."""

@@ -1,0 +1,133 @@
+"""The module that takes the place of a quantized `nn.Linear`."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from quantizer.errors import PlanError
+from quantizer.modules.matmul import matmul, prepare
+from quantizer.modules.tensor_cache import Kept
+from quantizer.packed.layout import tensor_specs
+from quantizer.packed.weight import QuantizedWeight, dequantize_tensors
+from quantizer.plans.fidelity import Fidelity
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer whose weight stays packed; see `quantizer.kernels` for how it multiplies.
+
+    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries
+    that attach adapters to linear layers it is one, but its `weight` is None: what would change a
+    weight in place fails instead of being lost.
+    """
+
+    def __init__(
+        self,
+        fidelity: Fidelity,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        """Make room for a layer of this shape, to be filled by `load` or from a state dict."""
+        super().__init__(in_features, out_features, bias=False, device="meta")
+        self.fidelity = fidelity
+        self.register_parameter("weight", None)
+        for name, spec in tensor_specs(fidelity, out_features, in_features).items():
+            self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False)
+        self._kept = Kept()
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
+        """Return the packed twin of `linear`, with its bias."""
+        has_bias = linear.bias is not None
+        module = cls(
+            weight.fidelity,
+            weight.in_features,
+            weight.out_features,
+            bias=has_bias,
+            dtype=linear.weight.dtype,
+        )
+        for name, tensor in weight.tensors.items():
+            module.register_buffer(name, tensor.contiguous())
+        if has_bias:
+            module.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+        return module.to(linear.weight.device)
+
+    @property
+    def qweight(self) -> Tensor:
+        """Codes of the low part.
+
+        By this name PEFT looks for the device that an adapter belongs on.
+        """
+        return self.get_buffer("low_codes")
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight [out, in] in `dtype`."""
+        buffers = dict(self.named_buffers(recurse=False))
+        return dequantize_tensors(
+            buffers, self.fidelity, self.out_features, self.in_features, dtype
+        )
+
+    def prepare(self) -> None:
+        """Get ready to multiply, once the tensors are loaded."""
+        prepare(self._buffers, self.fidelity, self.in_features, self._kept)  # type: ignore[arg-type]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
+        return matmul(
+            hidden_states,
+            self._buffers,  # type: ignore[arg-type]
+            self.fidelity,
+            self.out_features,
+            self.bias,
+            self._kept,
+        )
+
+    def extra_repr(self) -> str:
+        """Describe the layer in a printed model."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"fidelity={self.fidelity.name}"
+        )
+
+
+def replace_linear(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule called `name`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
+
+
+def get_linear(model: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer called `name`.
+
+    Raises:
+        PlanError: the model has no such module, or it is not an `nn.Linear`.
+    """
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as err:
+        raise PlanError(
+            f"the model has no layer {name!r}; the plan was made for another model"
+        ) from err
+    if not isinstance(module, nn.Linear) or isinstance(module, QuantizedLinear):
+        raise PlanError(
+            f"layer {name!r} is a {type(module).__name__}, not a linear layer; the plan was made "
+            "for another model"
+        )
+    return module
+
+
+def pack_layers(model: nn.Module, weights: Mapping[str, QuantizedWeight]) -> None:
+    """Replace the named linear layers of `model` by their packed twins, in place."""
+    for name, weight in weights.items():
+        replace_linear(model, name, QuantizedLinear.from_linear(get_linear(model, name), weight))
+
+
+def install(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Overwrite the weight of the linear layer `name` by what `weight` stands for."""
+    linear = get_linear(model, name)
+    linear.weight.data = weight.to(linear.weight.device).dequantize(linear.weight.dtype)

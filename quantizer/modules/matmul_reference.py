@@ -1,0 +1,25 @@
+"""The slow exact twin of every kernel: expand the whole weight, multiply, forget it."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from quantizer.packed.weight import dequantize_tensors
+from quantizer.plans.fidelity import Fidelity
+
+
+def matmul(
+    hidden_states: Tensor,
+    tensors: Mapping[str, Tensor],
+    fidelity: Fidelity,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    """Return hidden_states @ W' + bias, with W rounded to the dtype of hidden_states.
+
+    See `quantizer.modules.matmul.matmul`.
+    """
+    weight = dequantize_tensors(
+        tensors, fidelity, out_features, hidden_states.shape[-1], hidden_states.dtype
+    )
+    return nn.functional.linear(hidden_states, weight, bias).to(hidden_states.dtype)

@@ -1,0 +1,1 @@
+"""The stored tensors of a quantized layer: layout, packing, scales, outliers, adapter."""

@@ -1,0 +1,67 @@
+"""Which tensors a stored layer has, by fidelity and shape."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from quantizer.plans.fidelity import SCALE_BITS, Fidelity, words
+
+PART_NAMES = ("high", "low")
+
+COLUMNS = "columns"
+
+ROW_SCALES = "row_scales"
+
+OUTLIER_VALUES, OUTLIER_COLUMNS, OUTLIER_STARTS = (
+    "outlier_values",
+    "outlier_columns",
+    "outlier_starts",
+)
+
+ADAPTER_A, ADAPTER_B = "adapter_a", "adapter_b"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and dtype that a stored tensor must have."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def named_parts(fidelity: Fidelity, in_features: int) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, columns, bits) of each stored part in stored order."""
+    high = fidelity.high_columns(in_features)
+    names = PART_NAMES if high else PART_NAMES[1:]
+    for name, (columns, bits) in zip(names, fidelity.parts(in_features), strict=True):
+        yield name, columns, bits
+
+
+def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dict[str, TensorSpec]:
+    """Return shape and dtype of every tensor that stores such a layer, without making any."""
+    specs = {COLUMNS: TensorSpec((in_features,), _column_dtype(in_features))}
+    for name, columns, bits in named_parts(fidelity, in_features):
+        groups = -(-columns // fidelity.group_size)
+        specs[f"{name}_codes"] = TensorSpec((words(columns, bits), out_features), torch.int32)
+        if fidelity.scale_bits == SCALE_BITS[0]:
+            specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
+        else:
+            specs[f"{name}_scale_codes"] = TensorSpec(
+                (groups, words(out_features, fidelity.scale_bits)), torch.int32
+            )
+        specs[f"{name}_zeros"] = TensorSpec((groups, words(out_features, bits)), torch.int32)
+    if fidelity.scale_bits < SCALE_BITS[0]:
+        specs[ROW_SCALES] = TensorSpec((out_features,), torch.float16)
+    if count := fidelity.outlier_count(out_features, in_features):
+        specs[OUTLIER_VALUES] = TensorSpec((count,), torch.float16)
+        specs[OUTLIER_COLUMNS] = TensorSpec((count,), _column_dtype(in_features))
+        specs[OUTLIER_STARTS] = TensorSpec((out_features + 1,), torch.int32)
+    if rank := fidelity.adapter_width(out_features, in_features):
+        specs[ADAPTER_A] = TensorSpec((rank, in_features), torch.float16)
+        specs[ADAPTER_B] = TensorSpec((out_features, rank), torch.float16)
+    return specs
+
+
+def _column_dtype(in_features: int) -> torch.dtype:
+    return torch.uint16 if in_features <= 2**16 else torch.int32

@@ -1,0 +1,96 @@
+"""Dense packing of small unsigned codes into 32-bit words, and its exact inverse.
+
+Row by row, code i of width b occupies bits i*b .. i*b+b-1 of a little-endian bit stream; the stream
+is padded with zeros to whole 32-bit words. Three-bit codes straddle bytes and words, so 32 codes of
+b bits always fill exactly b words.
+"""
+
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from quantizer.plans.fidelity import words
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack unsigned codes along the last axis.
+
+    Args:
+        codes: integers in 0 .. 2**bits - 1, any integer dtype, [rows, values].
+        bits: code width, 1 to 8.
+
+    Returns:
+        int32 [rows, words(values, bits)].
+    """
+    rows, values = codes.shape
+    per_unit, unit_bytes = 8 // gcd(bits, 8), bits // gcd(bits, 8)
+    units = -(-values // per_unit)
+    padded = torch.zeros(rows, units * per_unit, dtype=torch.int64, device=codes.device)
+    padded[:, :values] = codes
+    shifts = torch.arange(per_unit, device=codes.device) * bits
+    unit = (padded.view(rows, units, per_unit) << shifts).sum(
+        -1, keepdim=True
+    )  # [rows, units, 1], below 2**56
+    byte_shifts = torch.arange(unit_bytes, device=codes.device) * 8
+    stream = ((unit >> byte_shifts) & 0xFF).to(torch.uint8).view(rows, -1)
+    packed = torch.zeros(rows, words(values, bits) * 4, dtype=torch.uint8, device=codes.device)
+    used = min(stream.shape[1], packed.shape[1])
+    packed[:, :used] = stream[:, :used]
+    return packed.view(torch.int32)
+
+
+def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
+    """Undo `pack`.
+
+    Args:
+        packed: int32 [rows, words(values, bits)], contiguous.
+        bits: code width, 1 to 8.
+        values: codes in each row.
+
+    Returns:
+        uint8 [rows, values].
+    """
+    stream = packed.view(torch.uint8)
+    rows = stream.shape[0]
+    per_unit, unit_bytes = 8 // gcd(bits, 8), bits // gcd(bits, 8)
+    units = -(-values // per_unit)
+    missing = units * unit_bytes - stream.shape[1]
+    if missing > 0:
+        stream = torch.nn.functional.pad(stream, (0, missing))
+    stream = stream[:, : units * unit_bytes].reshape(rows, units, unit_bytes)
+    shifts = torch.arange(per_unit, device=packed.device, dtype=torch.int32) * bits
+    if unit_bytes == 1:
+        codes = (stream >> shifts.to(torch.uint8)) & (2**bits - 1)
+    else:
+        unit = torch.zeros(rows, units, dtype=torch.int64, device=packed.device)
+        for byte in range(unit_bytes):
+            unit |= stream[:, :, byte].to(torch.int64) << (8 * byte)
+        codes = ((unit.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8)
+    kept: Tensor = codes.reshape(rows, units * per_unit)[:, :values]
+    return kept
+
+
+def turned(packed: Tensor) -> Tensor:
+    """Return the transpose, in memory of its own that is contiguous in the last axis even where an axis has length one."""
+    return packed.t().clone(memory_format=torch.contiguous_format)
+
+
+def unpack_at(packed: Tensor, bits: int, places: Tensor) -> Tensor:
+    """Return what `unpack` returns, at some places of each row only.
+
+    Args:
+        packed: int32 [rows, words(values, bits)], contiguous.
+        bits: code width, 1 to 8.
+        places: int64 [n], each below the number of values.
+
+    Returns:
+        uint8 [rows, n].
+    """
+    stream = torch.nn.functional.pad(
+        packed.view(torch.uint8), (0, 1)
+    )  # a code may end in the byte after the one it begins in
+    first, shift = places * bits // 8, places * bits % 8
+    pair = stream[:, first].to(torch.int32) | stream[:, first + 1].to(torch.int32) << 8
+    codes: Tensor = (pair >> shift) & (2**bits - 1)
+    return codes.to(torch.uint8)

@@ -1,0 +1,31 @@
+"""Rounding to codes and packing them in one go."""
+
+import torch
+from torch import Tensor
+
+from quantizer.kernels.path import GPU, choose_path
+from quantizer.packed.packing import pack, turned
+
+
+def pack_part(values: Tensor, bits: int) -> Tensor:
+    """Return the packed codes of a part as they are stored.
+
+    Args:
+        values: in units of the grid, weight / scale + zero point, float32 [out, columns]; codes
+            that are integers already stay what they are. They are rounded half to even and clipped
+            to 0 .. 2**bits - 1.
+        bits: code width, 2, 3, 4 or 8.
+
+    Returns:
+        int32 [words(columns, bits), out], see `quantizer.packed.weight.QuantizedWeight`.
+    """
+    if choose_path(values.device.type).name == GPU:
+        from quantizer.kernels import triton_packing  # noqa: PLC0415  Triton may be missing
+
+        return triton_packing.pack_part(values, bits)
+    return pack_slowly(values, bits)
+
+
+def pack_slowly(values: Tensor, bits: int) -> Tensor:
+    """Do the same step by step: the twin that the kernel is tested against."""
+    return turned(pack(values.round().clamp(0, 2**bits - 1).to(torch.uint8), bits))

@@ -1,0 +1,238 @@
+"""A fidelity is one way to store a linear layer, and its exact size in bytes.
+
+A layer's input columns are split in two parts. The high-impact part holds a share `ratio` of the
+columns at `bits_hi`, the low part holds the rest at `bits_lo`. Both parts use asymmetric integer
+grids with one scale and one integer zero point for each group of `group_size` neighbouring columns.
+Three options may be added, each by itself: scales of few bits, single weights kept beside the grid,
+and a low-rank adapter. This module is plain Python: byte counts are needed where neither torch nor
+numpy is installed.
+"""
+
+import re
+from dataclasses import dataclass
+
+from quantizer.errors import FidelityError
+
+CODE_BITS = (2, 3, 4, 8)
+COLUMN_STEP = 32
+"""Parts are whole multiples of this many columns.
+
+32 codes of b bits fill exactly b 32-bit words.
+"""
+
+RATIO_DIGITS = 6
+"""Digits after the point that a ratio keeps, so that its printed form is exact."""
+
+SCALE_BITS = (16, 8, 6)
+"""Widths of a group's scale.
+
+A 16-bit float, or an unsigned integer under a 16-bit float for each row.
+"""
+
+HALF_BYTES = 2
+SHARE_LIMIT = 0.1
+"""Outlier shares lie below.
+
+An outlier takes 4 bytes or more, so a larger share costs more than wider codes.
+"""
+RANK_LIMIT = 256
+
+_NAME = re.compile(
+    r"int(?P<lo>[0-9])(\+(?P<hi>[0-9])r(?P<ratio>0?\.[0-9]+))?g(?P<group>[0-9]{1,9})"
+    r"(s(?P<scale>[0-9]{1,9}))?(o(?P<share>0?\.[0-9]+))?(a(?P<rank>[0-9]{1,9}))?"
+)
+
+
+def words(values: int, bits: int) -> int:
+    """Return how many 32-bit words hold `values` densely packed codes of `bits` bits."""
+    return -(-values * bits // 32)
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How one layer is stored.
+
+    Attributes:
+        bits_lo: code width of the low part, one of `CODE_BITS`.
+        bits_hi: code width of the high-impact part, at least `bits_lo`; equal to it when there is
+            no such part.
+        ratio: share of input columns in the high-impact part, 0 <= ratio < 1; 0 means a uniform
+            layer.
+        group_size: columns that share a scale and a zero point, a positive multiple of
+            `COLUMN_STEP`.
+        scale_bits: width of a group's scale, one of `SCALE_BITS`; below 16 see `quantizer.packed.scales`.
+        outlier_share: share of single weights that are kept in 16 bits, 0 <= share < `SHARE_LIMIT`;
+            see `quantizer.packed.outliers`.
+        adapter_rank: rank of the low-rank adapter, 0 to `RANK_LIMIT`; see `quantizer.packed.adapter`.
+
+    Raises:
+        FidelityError: a field is outside the ranges above.
+    """
+
+    bits_lo: int
+    bits_hi: int
+    ratio: float
+    group_size: int
+    scale_bits: int = 16
+    outlier_share: float = 0.0
+    adapter_rank: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be stored, and settle on one spelling of a uniform fidelity."""
+        if self.bits_lo not in CODE_BITS or self.bits_hi not in CODE_BITS:
+            raise FidelityError(
+                f"code widths {self.bits_lo} and {self.bits_hi}: use widths out of {CODE_BITS}"
+            )
+        object.__setattr__(self, "ratio", round(self.ratio, RATIO_DIGITS))
+        if not 0 <= self.ratio < 1:
+            raise FidelityError(
+                f"high-impact ratio {self.ratio}: use 0 <= ratio < 1; for 1 give bits_lo = bits_hi"
+            )
+        if self.group_size <= 0 or self.group_size % COLUMN_STEP:
+            raise FidelityError(
+                f"group size {self.group_size}: use a positive multiple of {COLUMN_STEP}"
+            )
+        if self.bits_hi < self.bits_lo:
+            raise FidelityError(
+                f"high-impact columns at {self.bits_hi} bits below the others at {self.bits_lo} "
+                "bits"
+            )
+        if (self.ratio == 0) != (self.bits_hi == self.bits_lo):
+            raise FidelityError(
+                f"ratio {self.ratio} with widths {self.bits_lo} and {self.bits_hi}: ratio 0 goes "
+                "with equal widths only"
+            )
+        self._check_options()
+
+    def _check_options(self) -> None:
+        if self.scale_bits not in SCALE_BITS:
+            raise FidelityError(
+                f"scales of {self.scale_bits} bits: use a width out of {SCALE_BITS}"
+            )
+        share = round(self.outlier_share, RATIO_DIGITS)
+        if not 0 <= share < SHARE_LIMIT or (share == 0) != (self.outlier_share == 0):
+            raise FidelityError(
+                f"outlier share {self.outlier_share}: use 0 for none, or {10**-RATIO_DIGITS:.6f} "
+                f"<= share < {SHARE_LIMIT}"
+            )
+        object.__setattr__(self, "outlier_share", share)
+        if not 0 <= self.adapter_rank <= RANK_LIMIT:
+            raise FidelityError(
+                f"adapter rank {self.adapter_rank}: use 0 for none, or at most {RANK_LIMIT}"
+            )
+
+    @classmethod
+    def uniform(cls, bits: int, group_size: int) -> "Fidelity":
+        """Return the fidelity that stores every column at `bits`."""
+        return cls(bits, bits, 0.0, group_size)
+
+    @classmethod
+    def parse(cls, name: str) -> "Fidelity":
+        """Return the fidelity called `name`, the inverse of `name`: `int3g64`, `int2+4r0.125g64`, `int2g128s6o0.005a16`.
+
+        Options follow the group size in this order: `s` scale bits, `o` outlier share, `a` adapter
+            rank.
+
+        Raises:
+            FidelityError: the name has another form, or its numbers are out of range.
+        """
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise FidelityError(
+                f"fidelity {name!r}: write int3g64, or int2+4r0.125g64 for a split layer; "
+                "options follow in the order s8, o0.005, a16, as in int3g64s8o0.005a16"
+            )
+        lo = int(match["lo"])
+        return cls(
+            lo,
+            int(match["hi"] or lo),
+            float(match["ratio"] or 0),
+            int(match["group"]),
+            int(match["scale"] or SCALE_BITS[0]),
+            float(match["share"] or 0),
+            int(match["rank"] or 0),
+        )
+
+    @property
+    def name(self) -> str:
+        """The short name that `parse` reads back."""
+        split = f"+{self.bits_hi}r{_decimal(self.ratio)}" if self.ratio else ""
+        scales = f"s{self.scale_bits}" if self.scale_bits < SCALE_BITS[0] else ""
+        outliers = f"o{_decimal(self.outlier_share)}" if self.outlier_share else ""
+        adapter = f"a{self.adapter_rank}" if self.adapter_rank else ""
+        return f"int{self.bits_lo}{split}g{self.group_size}{scales}{outliers}{adapter}"
+
+    def high_columns(self, in_features: int) -> int:
+        """Return the number of high-impact columns of a layer with `in_features` input columns.
+
+        The share is rounded to the nearest multiple of `COLUMN_STEP`, at least one step, and leaves
+        the low part at least one column.
+        """
+        if self.ratio == 0:
+            return 0
+        steps = max(1, round(self.ratio * in_features / COLUMN_STEP))
+        return min(steps, (in_features - 1) // COLUMN_STEP) * COLUMN_STEP
+
+    def parts(self, in_features: int) -> tuple[tuple[int, int], ...]:
+        """Return (columns, bits) of each non-empty part in stored order, the high-impact part first."""
+        high = self.high_columns(in_features)
+        split = ((high, self.bits_hi), (in_features - high, self.bits_lo))
+        return tuple((columns, bits) for columns, bits in split if columns)
+
+    def outlier_count(self, out_features: int, in_features: int) -> int:
+        """Return the number of single weights kept beside the grid.
+
+        The share of all, to the nearest one, at least one.
+        """
+        return (
+            max(1, round(self.outlier_share * (out_features * in_features)))
+            if self.outlier_share
+            else 0
+        )
+
+    def adapter_width(self, out_features: int, in_features: int) -> int:
+        """Return the stored rank of the adapter: no more than such a layer can have."""
+        return min(self.adapter_rank, out_features, in_features)
+
+    def weight_bytes(self, out_features: int, in_features: int) -> int:
+        """Return the bytes of all tensors that store such a layer.
+
+        Codes, scales, zero points, permutation, options.
+
+        Codes take 4 * out * words(columns, bits), zero points 4 * groups * words(out, bits), for
+        each part with groups = ceil(columns / group_size). Scales take 2 * out * groups; at s < 16
+        bits 4 * groups * words(out, s) and 2 * out for the rows' scales. The permutation takes 2
+        bytes a column, 4 from 65,537 columns on. Outliers take 2 bytes and a column number of the
+        same width each, and 4 * (out + 1) for the row starts; an adapter of rank r takes 2 * r *
+        (in + out). The bias, which is never quantized, is not included.
+        """
+        total = permutation_bytes(in_features)
+        for columns, bits in self.parts(in_features):
+            groups = -(-columns // self.group_size)
+            total += 4 * (out_features * words(columns, bits) + groups * words(out_features, bits))
+            coded = self.scale_bits < SCALE_BITS[0]
+            total += groups * (
+                4 * words(out_features, self.scale_bits) if coded else HALF_BYTES * out_features
+            )
+        if self.scale_bits < SCALE_BITS[0]:
+            total += HALF_BYTES * out_features
+        if self.outlier_share:
+            count = self.outlier_count(out_features, in_features)
+            total += count * (HALF_BYTES + column_bytes(in_features)) + 4 * (out_features + 1)
+        return total + HALF_BYTES * self.adapter_width(out_features, in_features) * (
+            out_features + in_features
+        )
+
+
+def column_bytes(in_features: int) -> int:
+    """Return the bytes of the number of one column of a layer with so many."""
+    return 2 if in_features <= 2**16 else 4
+
+
+def permutation_bytes(in_features: int) -> int:
+    """Return the bytes of a layer's stored column order."""
+    return in_features * column_bytes(in_features)
+
+
+def _decimal(share: float) -> str:
+    return f"{share:.{RATIO_DIGITS}f}".rstrip("0")

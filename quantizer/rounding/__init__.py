@@ -1,0 +1,1 @@
+"""Codes by rounding: grids, GPTQ, the columns that get more bits."""

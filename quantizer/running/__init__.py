@@ -1,0 +1,1 @@
+"""A model run block by block within memory: moments of inputs, logits, divergence, quality."""

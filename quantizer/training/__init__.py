@@ -1,0 +1,1 @@
+"""Codes and scales by gradient descent: block by block, and end to end."""
