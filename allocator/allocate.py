@@ -1,9 +1,9 @@
 """The one verb of the allocator: from a profile and a budget to a plan."""
 
-from allocator.allocation import Allocation
-from allocator.constraints import FREE, Constraints
+from allocator.answers.allocation import Allocation
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import FREE, Constraints
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
 
 METHOD = "curve-local-1"
 """Names what this module and those below it compute; a change of their results gets a new name."""

@@ -64,7 +64,7 @@ class Profile:
     """Measured effects of L layers at K fidelities.
 
     Attributes:
-        signal: how effects were measured, a name in `allocator.signals.SIGNALS`.
+        signal: how effects were measured, a name in `allocator.profiling.signals.SIGNALS`.
         layers: the layers, in order.
         fidelities: the menu, in order.
         context: index in the menu of the uniform plan that effects were measured in; None for the
@@ -73,7 +73,7 @@ class Profile:
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
         truncation: share of the products between layers that the rank leaves out, see
-            `allocator.coupling`.
+            `allocator.profiling.coupling`.
         tokens: calibration tokens that effects were measured on.
         model_sha256: digest of the model.
         calibration_sha256: digest of the calibration windows.
@@ -271,3 +271,25 @@ class Profile:
             )
         except _UNREADABLE as err:
             raise ProfileError(f"the profile cannot be read: {err}") from err
+
+
+def shares_of(profile: Profile, plan: Plan) -> Array:
+    """Return a plan as shares of the menu's fidelities, [L, K].
+
+    A fidelity between two of the menu is a mix of them by bytes.
+    """
+    sizes = profile.weight_bytes
+    share = np.zeros(profile.linear.shape)
+    menu = {fidelity: at for at, fidelity in enumerate(profile.fidelities)}
+    for row, (size, fidelity) in enumerate(zip(plan.layer_bytes, plan.fidelities, strict=True)):
+        if fidelity in menu:
+            share[row, menu[fidelity]] = 1
+            continue
+        order = np.argsort(sizes[row], kind="stable")
+        above = int(np.searchsorted(sizes[row][order], size).clip(1, len(order) - 1))
+        low, high = int(order[above - 1]), int(order[above])
+        span = int(sizes[row, high] - sizes[row, low])
+        part = float(np.clip((size - int(sizes[row, low])) / span, 0, 1)) if span else 1.0
+        share[row, low] += 1 - part
+        share[row, high] += part
+    return share

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from allocator.profile import Profile
-from allocator.random_plans import random_plans
+from allocator.profiling.random_plans import random_plans
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import install

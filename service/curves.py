@@ -11,10 +11,10 @@ from markupsafe import Markup
 from rich.markup import escape
 from rich.table import Table
 
-from allocator.frontier import Point
-from allocator.menu import bpw
+from allocator.answers.frontier import Point
+from allocator.answers.whatif import WhatIf
+from allocator.demands.menu import bpw
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
 from service import pictures
 from service.errors import RequestError
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from allocator.integral import NODES
-from allocator.noise import LEVELS
-from allocator.output import WIDTH
-from allocator.uniform import uniform_plans
+from allocator.answers.uniform import uniform_plans
+from allocator.profiling.integral import NODES
+from allocator.profiling.noise import LEVELS
+from allocator.profiling.output import WIDTH
 from service.pipeline import Task
 from service.recipe import MODEL
 from service.request import RunRequest

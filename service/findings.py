@@ -8,10 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from allocator.allocation import Allocation
-from allocator.menu import uniform_bytes
-from allocator.profile import Profile
-from allocator.uniform import shares_of
+from allocator.answers.allocation import Allocation
+from allocator.demands.menu import uniform_bytes
+from allocator.profile import Profile, shares_of
 from quantizer.conversion.checkpoint import checkpoint_bytes
 from quantizer.models.source import ModelFolder
 from quantizer.plans.fidelity import Fidelity

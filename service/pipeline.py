@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from allocator.allocation import Allocation
-from allocator.constraints import Constraints
-from allocator.difference import price_plan
+from allocator.answers.allocation import Allocation
+from allocator.answers.difference import price_plan
+from allocator.answers.embeddings import choose_tables
+from allocator.answers.uniform import likely_uniform_plans
+from allocator.answers.whatif import WhatIf, check_feasible
+from allocator.demands.constraints import Constraints
+from allocator.demands.menu import Menu, check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError, RuleError
-from allocator.menu import Menu, check_budget, choose_menu
 from allocator.profile import Profile, reach_of
-from allocator.tables import choose_tables
-from allocator.uniform import likely_uniform_plans
-from allocator.whatif import WhatIf, check_feasible
 from quantizer.conversion.embeddings import find_tables
 from quantizer.models.source import ModelFolder, find_model
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity

@@ -14,7 +14,7 @@ from service.errors import EXIT_BAD_INPUT, RequestError
 from service.files import check_new, read_profile, read_text_file, write_new
 
 if TYPE_CHECKING:
-    from allocator.constraints import Constraints
+    from allocator.demands.constraints import Constraints
 
 ProfileFolder = Annotated[
     Path, typer.Argument(metavar="PROFILE", help="Folder that `bitwright profile` wrote.")
@@ -99,9 +99,9 @@ def plan(
 ) -> None:
     """Choose the fidelity of each layer for a budget, from a stored profile, with a proof of how good the choice is."""
     with told_errors(as_json=as_json):
-        from allocator.budget import Budget  # noqa: PLC0415
-        from allocator.frontier import smallest_plan  # noqa: PLC0415
-        from allocator.whatif import WhatIf  # noqa: PLC0415
+        from allocator.answers.frontier import smallest_plan  # noqa: PLC0415
+        from allocator.answers.whatif import WhatIf  # noqa: PLC0415
+        from allocator.demands.budget import Budget  # noqa: PLC0415
 
         measured = read_profile(profile_folder).with_coupling(coupling)
         constraints = constraints_of(
@@ -169,10 +169,10 @@ def frontier(
     Predicted loss, its proven bound, the price of a byte, and where the curve bends.
     """
     with told_errors(as_json=as_json):
-        from allocator.budget import Budget  # noqa: PLC0415
-        from allocator.frontier import budgets_between  # noqa: PLC0415
-        from allocator.frontier import frontier as solve  # noqa: PLC0415
-        from allocator.whatif import WhatIf  # noqa: PLC0415
+        from allocator.answers.frontier import budgets_between  # noqa: PLC0415
+        from allocator.answers.frontier import frontier as solve  # noqa: PLC0415
+        from allocator.answers.whatif import WhatIf  # noqa: PLC0415
+        from allocator.demands.budget import Budget  # noqa: PLC0415
         from service import curves  # noqa: PLC0415
 
         if points < 2:  # noqa: PLR2004
@@ -213,7 +213,7 @@ def diff(
     with told_errors(as_json=as_json):
         from rich.table import Table  # noqa: PLC0415
 
-        from allocator.difference import compare_plans  # noqa: PLC0415
+        from allocator.answers.difference import compare_plans  # noqa: PLC0415
         from quantizer.plans.plan import Plan  # noqa: PLC0415
 
         one, two = (Plan.loads(read_text_file(path, "plan")).in_blocks for path in (before, after))
@@ -234,7 +234,7 @@ def diff(
 
 def _check(whatif: Any, path: Path, budget_bytes: int | None, *, as_json: bool) -> None:
     """Print what a plan costs and breaks; a broken plan ends with exit code 2."""
-    from allocator.difference import price_plan  # noqa: PLC0415
+    from allocator.answers.difference import price_plan  # noqa: PLC0415
     from quantizer.plans.plan import Plan  # noqa: PLC0415
 
     found = price_plan(whatif, Plan.loads(read_text_file(path, "plan")).in_blocks, budget_bytes)
@@ -261,8 +261,8 @@ def constraints_of(
     """
     import io  # noqa: PLC0415
 
-    from allocator.constraints import Constraints, LatencyTable, Pool  # noqa: PLC0415
-    from allocator.rules import Rule  # noqa: PLC0415
+    from allocator.demands.constraints import Constraints, LatencyTable, Pool  # noqa: PLC0415
+    from allocator.demands.rules import Rule  # noqa: PLC0415
 
     return Constraints(
         target=target,

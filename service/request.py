@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from allocator.budget import Budget
-from allocator.constraints import FREE, Constraints
+from allocator.demands.budget import Budget
+from allocator.demands.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
 from quantizer.plans.fidelity import COLUMN_STEP
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
@@ -113,7 +113,7 @@ class Method:
     """How effects are measured and modelled.
 
     Attributes:
-        signal: see `allocator.signals.SIGNALS`.
+        signal: see `allocator.profiling.signals.SIGNALS`.
         coupling: one of `allocator.profile.COUPLINGS`.
         in_original: whether the `output` signal measures in the original model instead of in a
             uniform context.

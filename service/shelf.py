@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
-from allocator.constraints import Constraints
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
 from service.artifacts import Artifact, ArtifactStore
 from service.errors import ArtifactUnknown, ProfileUnknown
 

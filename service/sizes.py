@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from allocator.budget import Budget
+from allocator.demands.budget import Budget
 from allocator.errors import BudgetInfeasible
 from quantizer.conversion.checkpoint import checkpoint_bytes
 from quantizer.models.source import ModelFolder

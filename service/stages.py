@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from allocator import allocate as solver
-from allocator import profiler
-from allocator.allocation import Allocation
-from allocator.constraints import Constraints
-from allocator.menu import Menu
+from allocator.answers.allocation import Allocation
+from allocator.demands.constraints import Constraints
+from allocator.demands.menu import Menu
 from allocator.profile import Profile
-from allocator.profiler import ProfileProgress
-from allocator.scene import ProfileSpec
+from allocator.profiling import profiler
+from allocator.profiling.profiler import ProfileProgress
+from allocator.profiling.signal import ProfileSpec
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
@@ -191,7 +191,7 @@ class ProfileTask:
         probes: windows that effects are measured on.
         signal: how they are measured.
         in_original: whether they are measured in the original model, see
-            `allocator.scene.ProfileSpec`.
+            `allocator.profiling.signal.ProfileSpec`.
         keep_all: whether all quantized forms are kept, so that any plan can be assembled from them.
         batch: windows that are run at once.
         seed: of everything random.

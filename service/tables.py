@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from allocator.menu import uniform_bytes
-from allocator.tables import TableChoice
+from allocator.answers.embeddings import TableChoice
+from allocator.demands.menu import uniform_bytes
 from quantizer.conversion import blocks
 from quantizer.conversion.embeddings import OPTIONS, quantize_tables, table_losses
 from quantizer.durable import PartStore

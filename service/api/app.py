@@ -11,9 +11,9 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from allocator.menu import RANGES
+from allocator.demands.menu import RANGES
+from allocator.demands.ties import TARGETS
 from allocator.profile import COUPLINGS, SCHEMA
-from allocator.ties import TARGETS
 from quantizer.plans.plan import SCHEMA as PLAN_SCHEMA
 from service.api import jobs, problems, profiles, watching, webhooks
 from service.api.backend import Backend, Here, SeesMetrics

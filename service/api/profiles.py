@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
-from allocator.allocation import Allocation
-from allocator.budget import Budget
-from allocator.difference import compare_plans, price_plan
+from allocator.answers.allocation import Allocation
+from allocator.answers.difference import compare_plans, price_plan
+from allocator.answers.frontier import budgets_between, frontier, smallest_plan
+from allocator.answers.whatif import WhatIf
+from allocator.demands.budget import Budget
 from allocator.errors import AllocatorError
-from allocator.frontier import budgets_between, frontier, smallest_plan
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
 from quantizer.plans.plan import Plan
 from service.api import problems
 from service.api.backend import Here, MakesProfiles, SeesProfiles, Solves

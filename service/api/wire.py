@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from allocator.constraints import Constraints, LatencyTable, Pool
-from allocator.rules import Rule
+from allocator.demands.constraints import Constraints, LatencyTable, Pool
+from allocator.demands.rules import Rule
 
 Pattern = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=600)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from allocator.allocate import allocate
-from allocator.uniform import uniform_plans
+from allocator.answers.uniform import uniform_plans
 from quantizer.plans.plan import Plan
 from quantizer.running.evaluate import Quality
 from service import pipeline, stages

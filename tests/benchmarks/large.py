@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from allocator.menu import choose_menu
-from allocator.profiler import make_forms
+from allocator.demands.menu import choose_menu
+from allocator.profiling.profiler import make_forms
 from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import Progress
 from quantizer.plans.fidelity import Fidelity

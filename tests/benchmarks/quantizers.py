@@ -27,8 +27,8 @@ from typing import Any, TypeVar
 import torch
 
 from allocator.allocate import allocate
+from allocator.answers.uniform import likely_uniform_plans, uniform_plan
 from allocator.profile import Profile
-from allocator.uniform import likely_uniform_plans, uniform_plan
 from quantizer.importance.saliency import RULES
 from quantizer.models.source import ModelFolder
 from quantizer.plans.fidelity import Fidelity

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from allocator.constraints import Constraints
-from allocator.frontier import budgets_between, frontier
-from allocator.problem import AllocationProblem
+from allocator.answers.frontier import budgets_between, frontier
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
+from allocator.solver.cvxpy_reference import AllocationProblem
 from tests.benchmarks.problems import llama_70b, mixture_of_experts
 from tests.benchmarks.record import circumstances
 from tests.test_allocator.stored import stored_profile

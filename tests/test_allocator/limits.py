@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from allocator.allocation import Allocation
-from allocator.constraints import LatencyTable, Pool
+from allocator.answers.allocation import Allocation
+from allocator.demands.constraints import LatencyTable, Pool
+from allocator.demands.rules import Rule
 from allocator.profile import Array, Profile
-from allocator.rules import Rule
 
 FIRST_BLOCK = [0, 1]
 SECOND_OF_EACH_BLOCK = [1, 3]

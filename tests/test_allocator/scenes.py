@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.menu import Menu
+from allocator.demands.menu import Menu
 from allocator.profile import Profile
-from allocator.profiler import ProfileProgress, make_forms, profile_model
-from allocator.scene import ProfileSpec, Scene
+from allocator.profiling.profiler import ProfileProgress, make_forms, profile_model
+from allocator.profiling.signal import ProfileSpec, Scene
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.models.source import find_model, load_model

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.allocate import allocate
-from allocator.allocation import Allocation
-from allocator.constraints import Constraints, Pool
+from allocator.answers.allocation import Allocation
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints, Pool
+from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible
-from allocator.exhaustive import best_choice
 from allocator.profile import Profile
-from allocator.program import Program
-from allocator.rounding import FILL_RISE, FILLED
-from allocator.rules import Rule
-from allocator.whatif import WhatIf
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Program
+from allocator.solver.rounding import FILL_RISE, FILLED
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from tests.test_allocator.synthetic import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from allocator.backward import inner_products
+from allocator.profiling.backward import inner_products
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
 from tests.test_allocator.scenes import make_loader, weight_gradients, windows

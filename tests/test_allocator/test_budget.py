@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.budget import Budget
+from allocator.demands.budget import Budget
 from allocator.errors import AllocatorError, BudgetError
 from quantizer.plans.plan import LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_layers

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.certificate import best_price, lower_bound
-from allocator.exhaustive import best_choice
-from allocator.problem import AllocationProblem
 from allocator.profile import Array
-from allocator.program import Limit, Program
+from allocator.solver.bound import best_price, lower_bound
+from allocator.solver.cvxpy_reference import AllocationProblem
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Limit, Program
 from tests.test_allocator.synthetic import PROPERTY, budget_at, make_profile
 
 SEEDS = st.integers(0, 10**6)

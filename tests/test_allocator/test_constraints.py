@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints, LatencyTable, Pool
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints, LatencyTable, Pool
 from allocator.errors import BudgetError, BudgetInfeasible, LimitInfeasible, RuleError
-from allocator.exhaustive import best_choice
-from allocator.whatif import WhatIf
+from allocator.solver.exhaustive import best_choice
 from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.limits import (
     ANY_SEED,

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.coupling import RANK, between_layers
 from allocator.profile import Array
+from allocator.profiling.coupling import RANK, between_layers
 from tests.test_allocator.synthetic import PROPERTY
 
 WIDTH = 2

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.compiled import ACCURACY, CompiledProgram
-from allocator.curve import ExactCurve, SolvedCurve, curve_of, smallest_share
 from allocator.errors import LimitInfeasible
-from allocator.problem import AllocationProblem
-from allocator.program import Limit, Program
+from allocator.solver.curve import ExactCurve, SolvedCurve, curve_of, smallest_share
+from allocator.solver.cvxpy_reference import AllocationProblem
+from allocator.solver.osqp_solver import ACCURACY, CompiledProgram
+from allocator.solver.program import Limit, Program
 from tests.test_allocator.stored import NAMES, stored_profile
 from tests.test_allocator.synthetic import PROPERTY, make_profile
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints, LatencyTable, Pool
-from allocator.difference import Change, Pricing, compare_plans, loss_of, price_plan
+from allocator.answers.difference import Change, Pricing, compare_plans, loss_of, price_plan
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints, LatencyTable, Pool
+from allocator.demands.rules import Rule
 from allocator.errors import ProfileError, RuleError
 from allocator.profile import Profile
-from allocator.rules import Rule
-from allocator.whatif import WhatIf
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import (

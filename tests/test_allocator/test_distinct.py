@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints
-from allocator.distinct import EXAMINED
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
+from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible, RuleError
 from allocator.profile import Profile
-from allocator.rules import Rule
-from allocator.whatif import WhatIf
+from allocator.solver.distinct import EXAMINED
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from tests.test_allocator.synthetic import (

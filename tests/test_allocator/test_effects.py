@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.coupling import between_layers
-from allocator.effects import Effects, assemble, interpolation
 from allocator.profile import Array, Profile
+from allocator.profiling.coupling import between_layers
+from allocator.profiling.effects import Effects, assemble, interpolation
 from tests.test_allocator.synthetic import PROPERTY, make_fidelities, make_layers
 
 TOKENS, WIDTH = 10, 8

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from allocator.errors import BudgetInfeasible
-from allocator.exhaustive import best_choice
 from allocator.profile import Profile
-from allocator.program import Choice, Limit, Program
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Choice, Limit, Program
 from tests.test_allocator.synthetic import budget_at, byte_ends, make_profile
 
 

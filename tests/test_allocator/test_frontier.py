@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints, Pool
+from allocator.answers.frontier import (
+    KNEE,
+    budgets_between,
+    frontier,
+    hull_of,
+    knees_of,
+    smallest_plan,
+)
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints, Pool
+from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible, LossUnreachable
-from allocator.frontier import KNEE, budgets_between, frontier, hull_of, knees_of, smallest_plan
 from allocator.profile import Profile
-from allocator.rules import Rule
-from allocator.whatif import WhatIf
 from tests.test_allocator.synthetic import (
     PROPERTY,
     budget_at,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.gradient import gradient, sample_effects
 from allocator.profile import Array
-from allocator.scene import LossModel, Scene
+from allocator.profiling.gradient import gradient, sample_effects
+from allocator.profiling.signal import LossModel, Scene
 from quantizer.durable import PartStore
 from tests.test_allocator.scenes import (
     MENU,

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints, Pool
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints, Pool
+from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible, LimitInfeasible
-from allocator.exhaustive import best_choice
-from allocator.rules import Rule
-from allocator.whatif import WhatIf
+from allocator.solver.exhaustive import best_choice
 from tests.test_allocator.limits import (
     ANY_SEED,
     FIRST_BLOCK,

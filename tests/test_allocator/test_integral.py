@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.integral import NODES, STABLE, damages, integral, layer_shares
 from allocator.profile import Array, Profile
-from allocator.scene import Scene
+from allocator.profiling.integral import NODES, STABLE, damages, integral, layer_shares
+from allocator.profiling.signal import Scene
 from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.running.runner import BlockRunner

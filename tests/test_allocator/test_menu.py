@@ -9,8 +9,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from allocator.demands.menu import (
+    LOWEST_SPAN,
+    RANGES,
+    Menu,
+    bpw,
+    check_budget,
+    choose_menu,
+    uniform_bytes,
+)
 from allocator.errors import BudgetInfeasible, BudgetNotNeeded
-from allocator.menu import LOWEST_SPAN, RANGES, Menu, bpw, check_budget, choose_menu, uniform_bytes
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_layers

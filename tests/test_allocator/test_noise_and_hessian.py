@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.hessian import hessian
-from allocator.noise import LEVELS, layer_alphas, noise
 from allocator.profile import Array
-from allocator.scene import LossModel, Scene
+from allocator.profiling.hessian import hessian
+from allocator.profiling.noise import LEVELS, layer_alphas, noise
+from allocator.profiling.signal import LossModel, Scene
 from quantizer.durable import PartStore
 from tests.test_allocator.scenes import (
     MENU,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.effects import assemble, interpolation
-from allocator.menu import Menu
-from allocator.output import end_effects
+from allocator.demands.menu import Menu
 from allocator.profile import Array, Profile
+from allocator.profiling.effects import assemble, interpolation
+from allocator.profiling.output import end_effects
 from quantizer.durable import PartStore
 from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.scenes import (

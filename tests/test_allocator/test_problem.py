@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from allocator.errors import SolverFailed
-from allocator.exhaustive import best_choice
-from allocator.problem import AllocationProblem, RelaxedSolution
 from allocator.profile import Profile
-from allocator.program import Limit, Program
+from allocator.solver.cvxpy_reference import AllocationProblem, RelaxedSolution
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Limit, Program
 from tests.test_allocator.synthetic import budget_at, byte_ends, make_profile
 
 ACCURACY = 1e-6

@@ -12,8 +12,8 @@ import torch
 
 from allocator.errors import SignalUnknown
 from allocator.profile import Profile
-from allocator.profiler import make_forms
-from allocator.signals import SIGNALS, find_signal
+from allocator.profiling.profiler import make_forms
+from allocator.profiling.signals import SIGNALS, find_signal
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.running.runner import BlockRunner

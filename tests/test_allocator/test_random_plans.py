@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.random_plans import SPREAD, random_plans
+from allocator.profiling.random_plans import SPREAD, random_plans
 from tests.test_allocator.synthetic import PROPERTY, budget_at, make_profile
 
 

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import LimitInfeasible
-from allocator.exhaustive import best_choice
 from allocator.profile import Array, Profile
-from allocator.program import Choice, Limit, Program
-from allocator.rounding import FILL_RISE, FILLED, Rounder
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Choice, Limit, Program
+from allocator.solver.rounding import FILL_RISE, FILLED, Rounder
 from tests.test_allocator.synthetic import PROPERTY, budget_at, byte_ends, make_profile
 
 OPTIONS: list[dict[str, Any]] = [

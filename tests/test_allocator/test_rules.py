@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
+from allocator.demands.rules import Rule, code_bits, decide
+from allocator.demands.ties import group_layers
 from allocator.errors import RuleError
-from allocator.rules import Rule, code_bits, decide
-from allocator.ties import group_layers
-from allocator.whatif import WhatIf
 from quantizer.plans.fidelity import Fidelity
 from tests.test_allocator.synthetic import (
     PROPERTY,

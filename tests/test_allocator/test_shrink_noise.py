@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.effects import Effects, shrink_noise
+from allocator.profiling.effects import Effects, shrink_noise
 
 LAYERS, TOKENS, WIDTH = 200, 64, 8
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from allocator.sketch import OutputMetric, output_metric
+from allocator.profiling.sketch import OutputMetric, output_metric
 from quantizer.models.source import find_model, load_model
 from quantizer.running.runner import BlockRunner
 from tests.tiny import VOCABULARY, save_tiny

@@ -1,4 +1,4 @@
-"""Promises of allocator.tables.
+"""Promises of allocator.answers.embeddings.
 
 Of all ways to store embedding and head the one that, with the layers' best plan, loses least.
 """
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.allocate import allocate
-from allocator.constraints import FREE, Constraints
+from allocator.answers.embeddings import TableChoice, choose_tables
+from allocator.demands.constraints import FREE, Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
-from allocator.tables import TableChoice, choose_tables
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import OUTSIDE, LayerSpec
 from tests.test_allocator.synthetic import PROPERTY, make_profile

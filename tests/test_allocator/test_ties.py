@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
+from allocator.demands.ties import TARGETS, group_layers, matching
 from allocator.errors import RuleError
-from allocator.ties import TARGETS, group_layers, matching
-from allocator.whatif import WhatIf
 from quantizer.plans.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import (
     PROPERTY,

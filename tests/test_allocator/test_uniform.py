@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.errors import BudgetInfeasible
-from allocator.menu import RANGES, uniform_bytes
-from allocator.profile import Profile
-from allocator.uniform import (
+from allocator.answers.uniform import (
     CLOSE,
     UNUSED,
     likely_uniform_plans,
-    shares_of,
     uniform_plan,
     uniform_plans,
 )
+from allocator.demands.menu import RANGES, uniform_bytes
+from allocator.errors import BudgetInfeasible
+from allocator.profile import Profile, shares_of
 from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 from tests.test_allocator.synthetic import GROUP, PROPERTY, budget_at, make_fidelities, make_profile

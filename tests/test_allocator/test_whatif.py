@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.constraints import Constraints
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
 from allocator.errors import ProfileError
-from allocator.exhaustive import best_choice
 from allocator.profile import Profile
-from allocator.program import Program
-from allocator.whatif import WhatIf
+from allocator.solver.exhaustive import best_choice
+from allocator.solver.program import Program
 from tests.test_allocator.stored import NAMES, stored_profile
 from tests.test_allocator.synthetic import PROPERTY, budget_at, byte_ends, make_profile, permuted
 
@@ -164,7 +164,7 @@ def test_ties_cost_something_and_are_kept() -> None:
 
 def test_the_fast_path_starts_quickly_and_without_torch_or_cvxpy() -> None:
     code = (
-        "import time; start = time.perf_counter(); import allocator.whatif, allocator.frontier; "
+        "import time; start = time.perf_counter(); import allocator.answers.whatif, allocator.answers.frontier; "
         "spent = time.perf_counter() - start; import sys; print(spent, *sys.modules)"
     )
     found = [

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from allocator.whatif import WhatIf
+from allocator.answers.whatif import WhatIf
 from quantizer.plans.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
@@ -286,7 +286,7 @@ def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(
     monkeypatch.setattr("service.shelf.READY", 2)
     shelf = Shelf(ArtifactStore(str(tmp_path)))
     digests = [shelf.add(*make_profile(seed).dumps())[0] for seed in range(4)]
-    from allocator.constraints import Constraints
+    from allocator.demands.constraints import Constraints
 
     for each in digests:
         with shelf.whatif(each, "full", Constraints()) as whatif:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from allocator.menu import bpw
+from allocator.demands.menu import bpw
 from allocator.profile import Profile
 from tests.command import bitwright, bitwright_json
 from tests.profile_commands import bytes_of, refused

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from allocator.menu import bpw
+from allocator.demands.menu import bpw
 from allocator.profile import Profile
 from quantizer.plans.plan import Plan
 from tests.command import bitwright, bitwright_json

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.backward import inner_products
 from allocator.profile import Array
-from allocator.scene import LossModel, Scene, additive, kept
+from allocator.profiling.backward import inner_products
+from allocator.profiling.signal import LossModel, Scene, additive, context_loss, kept
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import divergence
 from quantizer.running.memory import Room
@@ -96,20 +96,6 @@ def layer_shares(scene: Scene, nodes: int = NODES) -> tuple[Array, Array]:
     ]
     scene.on_progress(steps, steps)
     return np.asarray(total, dtype=np.float64), np.concatenate(losses)
-
-
-def context_loss(scene: Scene, part: str, batch: Tensor, original: Tensor) -> Array:
-    """Return the KL of the model as it is from the original on each window of a batch, [windows], [nats/token]."""
-    runner = scene.runner
-
-    def measure() -> dict[str, Tensor]:
-        return {
-            "loss": divergence(
-                runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
-            )[0]
-        }
-
-    return np.asarray(kept(scene.parts, part, measure)["loss"].double().numpy(), dtype=np.float64)
 
 
 def _agree(shares: list[Array]) -> bool:

@@ -1,7 +1,7 @@
 """The relaxed program as OSQP solves it: set up once, then only bounds change.
 
 Variables are the shares x, the groups' effects u and the joint effect y, so that the Hessian is
-diagonal and the coupling stands in `rank` rows, see `allocator.program`. Bytes are counted above
+diagonal and the coupling stands in `rank` rows, see `allocator.solver.program`. Bytes are counted above
 the smallest choice and losses in units of the largest one. A solve is judged by the bound that its
 mix gives, which holds wherever the solver stops, not by the solver's residuals.
 """
@@ -16,10 +16,10 @@ import osqp
 from numpy.typing import NDArray
 from scipy import sparse
 
-from allocator.certificate import lower_bound
 from allocator.errors import SolverFailed
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.solver.bound import lower_bound
+from allocator.solver.program import Program
 
 SOLVER = f"OSQP {version('osqp')}"
 

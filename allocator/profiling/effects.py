@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor
 
-from allocator.coupling import between_layers
 from allocator.profile import Array
+from allocator.profiling.coupling import between_layers
 
 _FEWEST_LAYERS = 8
 """With fewer layers, there is too little to tell noise from signal by."""

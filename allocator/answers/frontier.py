@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from allocator.allocation import Allocation
+from allocator.answers.allocation import Allocation
+from allocator.answers.whatif import WhatIf
 from allocator.errors import LossUnreachable
 from allocator.profile import Array
-from allocator.whatif import WhatIf
 
 KNEE = 0.05
 """A knee lies below the straight line to its neighbours by at least this share of the ranges of bytes and of loss."""

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from allocator.answers.whatif import WhatIf
+from allocator.demands.rules import decide
 from allocator.errors import ProfileError
-from allocator.profile import Profile
-from allocator.rules import decide
-from allocator.uniform import shares_of
-from allocator.whatif import WhatIf
+from allocator.profile import Profile, shares_of
 from quantizer.plans.plan import LayerSpec, Plan
 
 _SHOWN_LAYERS = 4

@@ -12,8 +12,7 @@ Cost: one forward pass over the probes, for the unit.
 import numpy as np
 import torch
 
-from allocator.integral import context_loss
-from allocator.scene import LossModel, Scene, additive
+from allocator.profiling.signal import LossModel, Scene, additive, context_loss
 
 
 def hessian(scene: Scene) -> LossModel:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.errors import LimitInfeasible
-from allocator.limits import choice_within
 from allocator.profile import Array
-from allocator.program import Bytes, Choice, Program
+from allocator.solver.integer import choice_within
+from allocator.solver.program import Bytes, Choice, Program
 
 FILLED = 1e-3
 """A plan may leave this share of its budget unused.

@@ -9,7 +9,7 @@ The reference that the fast path is tested against.
                 sizes . x <= budget,  cost . x <= most    for every further limit
 
 Only the budget is a parameter, so a compiled problem is solved again for another budget without
-being built anew. What-ifs do not come here: `allocator.curve` answers them, with the same optimum,
+being built anew. What-ifs do not come here: `allocator.solver.curve` answers them, with the same optimum,
 without CVXPY.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from allocator.errors import FormulationError, SolverFailed
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.solver.program import Program
 
 _USABLE = {cp.OPTIMAL, cp.OPTIMAL_INACCURATE}
 

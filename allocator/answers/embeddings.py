@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from allocator.constraints import Constraints
+from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
-from allocator.whatif import WhatIf
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 

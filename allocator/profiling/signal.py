@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.torch import load, save
 from torch import Tensor
 
-from allocator.menu import Menu
+from allocator.demands.menu import Menu
 from allocator.profile import Array
 from quantizer.conversion.blocks import QuantizedBlock, read_block
 from quantizer.durable import PartStore, Progress
@@ -19,6 +19,7 @@ from quantizer.modules.linear import get_linear, install
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
+from quantizer.running.divergence import divergence
 from quantizer.running.runner import BlockRunner
 
 
@@ -27,7 +28,7 @@ class ProfileSpec:
     """How effects are measured.
 
     Attributes:
-        signal: a name in `allocator.signals.SIGNALS`.
+        signal: a name in `allocator.profiling.signals.SIGNALS`.
         probes: token windows that the model is run on, int64 [windows, tokens]; text that layers
             were not quantized on, since their errors are smaller there than anywhere else.
         batch: windows that are run at once.
@@ -53,7 +54,7 @@ class LossModel:
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], [sqrt(nats/token)]; rank 0 where damages just add up.
         truncation: share of the products between layers that the rank leaves out, see
-            `allocator.coupling`.
+            `allocator.profiling.coupling`.
         tokens: probe tokens that were used.
     """
 
@@ -161,3 +162,17 @@ def kept(parts: PartStore, name: str, make: Callable[[], dict[str, Tensor]]) -> 
 def additive(context_loss: float, linear: Array, tokens: int) -> LossModel:
     """Return the model in which damages just add up."""
     return LossModel(context_loss, linear, np.zeros((0, linear.size)), 0.0, tokens)
+
+
+def context_loss(scene: Scene, part: str, batch: Tensor, original: Tensor) -> Array:
+    """Return the KL of the model as it is from the original on each window of a batch, [windows], [nats/token]."""
+    runner = scene.runner
+
+    def measure() -> dict[str, Tensor]:
+        return {
+            "loss": divergence(
+                runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
+            )[0]
+        }
+
+    return np.asarray(kept(scene.parts, part, measure)["loss"].double().numpy(), dtype=np.float64)

@@ -1,20 +1,15 @@
 """All that a plan must respect beside its budget, as a user states it."""
 
 import csv
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf, nan
 from typing import Any, TextIO
 
-import numpy as np
-
-from allocator.budget import Budget
+from allocator.demands.budget import Budget
+from allocator.demands.rules import Rule
+from allocator.demands.ties import matching
 from allocator.errors import RuleError
-from allocator.profile import Array
-from allocator.program import Limit
-from allocator.rules import Rule
-from allocator.ties import matching
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 
@@ -112,8 +107,8 @@ class Constraints:
     """Demands on a plan.
 
     Attributes:
-        target: the engine that will serve the model, see `allocator.ties`.
-        ties: further ties, see `allocator.ties.group_layers`.
+        target: the engine that will serve the model, see `allocator.demands.ties`.
+        ties: further ties, see `allocator.demands.ties.group_layers`.
         untied: patterns of layers that are not tied.
         rules: demands on single layers, in order.
         pools: memories with limits of their own.
@@ -204,49 +199,3 @@ def _microseconds(text: str, line: int) -> float:
 
 FREE = Constraints()
 """No demands beside the budget."""
-
-
-def limits_of(
-    constraints: Constraints,
-    layers: Sequence[LayerSpec],
-    fidelities: Sequence[Fidelity],
-    groups: Sequence[Sequence[int]],
-) -> tuple[Limit, ...]:
-    """Return the further limits of a program.
-
-    Raises:
-        RuleError: a pool holds no layer, or the latency table has a gap.
-    """
-    limits = []
-    for pool in constraints.pools:
-        inside = set(matching(layers, pool.pattern))
-
-        def size(at: int, fidelity: Fidelity, inside: set[int] = inside) -> float:
-            return (
-                fidelity.weight_bytes(layers[at].out_features, layers[at].in_features)
-                if at in inside
-                else 0
-            )
-
-        limits.append(Limit(pool.name, "bytes", _sums(groups, fidelities, size), pool.most_bytes))
-    table = constraints.latency
-    if table is not None and constraints.most_latency_us is not None:
-        cost = _sums(
-            groups, fidelities, lambda at, fidelity: table.latency_us(layers[at], fidelity)
-        )
-        limits.append(Limit("latency", "us", cost, constraints.most_latency_us))
-    return tuple(limits)
-
-
-def _sums(
-    groups: Sequence[Sequence[int]],
-    fidelities: Sequence[Fidelity],
-    cost: Callable[[int, Fidelity], float],
-) -> Array:
-    """Return the cost of each group at each fidelity, [G, K]."""
-    return np.array(
-        [
-            [float(sum(cost(at, fidelity) for at in group)) for fidelity in fidelities]
-            for group in groups
-        ]
-    )

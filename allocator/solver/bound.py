@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.solver.program import Program
 
 _BISECTIONS = 60
 _NARROW = 1e-5

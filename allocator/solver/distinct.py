@@ -2,7 +2,7 @@
 
 Which parts of the menu are worth solving for, and a bound for all others.
 
-For every part S of the menu the Lagrangian at a mix x0 and a price p, see `allocator.certificate`,
+For every part S of the menu the Lagrangian at a mix x0 and a price p, see `allocator.solver.bound`,
 bounds the loss of the plans that use nothing but S. All parts are bounded at a few prices, in one
 pass; the best are solved.
 """
@@ -15,10 +15,10 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.certificate import linearised
-from allocator.compiled import Relaxed
 from allocator.errors import RuleError
-from allocator.program import Program
+from allocator.solver.bound import linearised
+from allocator.solver.osqp_solver import Relaxed
+from allocator.solver.program import Program
 
 EXAMINED = 12
 """Parts of the menu that are solved."""

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.backward import inner_products
-from allocator.effects import Effects, assemble, interpolation
-from allocator.integral import context_loss
-from allocator.scene import LossModel, Scene, kept
+from allocator.profiling.backward import inner_products
+from allocator.profiling.effects import Effects, assemble, interpolation
+from allocator.profiling.signal import LossModel, Scene, context_loss, kept
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import cross_entropy_gradient
 from quantizer.running.memory import Room

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.solver.program import Program
 
 
 class HullPoint(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 
 from allocator.errors import LimitInfeasible
 from allocator.profile import Array
-from allocator.program import Choice, Program
+from allocator.solver.program import Choice, Program
 
 _SECONDS = 10.0
 """Time that the integer program is given; it takes milliseconds unless limits are very tight."""

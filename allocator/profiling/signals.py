@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from allocator.errors import SignalUnknown
-from allocator.gradient import gradient
-from allocator.hessian import hessian
-from allocator.integral import integral
-from allocator.noise import noise
-from allocator.output import output
-from allocator.scene import Signal
+from allocator.profiling.gradient import gradient
+from allocator.profiling.hessian import hessian
+from allocator.profiling.integral import integral
+from allocator.profiling.noise import noise
+from allocator.profiling.output import output
+from allocator.profiling.signal import Signal
 
 SIGNALS: Mapping[str, Signal] = {
     "integral": integral,

@@ -5,7 +5,7 @@ it is nearly as good as the optimum there. How good, its bound says, and where t
 enough the interval is halved: the solver runs at the middle, started from the mix. Intervals and
 middles depend on the program alone, so the same question has the same answer whatever was asked
 before. Where damages just add up and bytes are the only limit, no solver is needed:
-`allocator.hull` knows the curve exactly.
+`allocator.solver.hull` knows the curve exactly.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from allocator.certificate import best_price
-from allocator.compiled import ACCURACY, SOLVER, CompiledProgram, Relaxed, Start
-from allocator.hull import Hull
-from allocator.limits import smallest_choice
 from allocator.profile import Array
-from allocator.program import Program
+from allocator.solver.bound import best_price
+from allocator.solver.hull import Hull
+from allocator.solver.integer import smallest_choice
+from allocator.solver.osqp_solver import ACCURACY, SOLVER, CompiledProgram, Relaxed, Start
+from allocator.solver.program import Program
 
 _DEEPEST = 10
 """Halvings at most: intervals of a thousandth of the range of budgets."""

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import floor
 
-import numpy as np
-
 from allocator.errors import BudgetInfeasible
-from allocator.profile import Array, Profile
+from allocator.profile import Profile, shares_of
 from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 
@@ -82,28 +80,6 @@ def uniform_plans(
         )
     fullest = max(plan.weight_bytes for plan in plans)
     return [plan for plan in plans if plan.weight_bytes >= (1 - UNUSED) * fullest]
-
-
-def shares_of(profile: Profile, plan: Plan) -> Array:
-    """Return a plan as shares of the menu's fidelities, [L, K].
-
-    A fidelity between two of the menu is a mix of them by bytes.
-    """
-    sizes = profile.weight_bytes
-    share = np.zeros(profile.linear.shape)
-    menu = {fidelity: at for at, fidelity in enumerate(profile.fidelities)}
-    for row, (size, fidelity) in enumerate(zip(plan.layer_bytes, plan.fidelities, strict=True)):
-        if fidelity in menu:
-            share[row, menu[fidelity]] = 1
-            continue
-        order = np.argsort(sizes[row], kind="stable")
-        above = int(np.searchsorted(sizes[row][order], size).clip(1, len(order) - 1))
-        low, high = int(order[above - 1]), int(order[above])
-        span = int(sizes[row, high] - sizes[row, low])
-        part = float(np.clip((size - int(sizes[row, low])) / span, 0, 1)) if span else 1.0
-        share[row, low] += 1 - part
-        share[row, high] += part
-    return share
 
 
 def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int) -> Plan:

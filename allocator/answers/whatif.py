@@ -8,19 +8,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from allocator.allocation import Allocation, LimitUse
-from allocator.compiled import ACCURACY, Relaxed
-from allocator.constraints import FREE, Constraints, limits_of
-from allocator.curve import curve_of, smallest_share
-from allocator.distinct import Subset, likely_subsets, smallest_of_few
+from allocator.answers.allocation import Allocation, LimitUse
+from allocator.demands.constraints import FREE, Constraints
+from allocator.demands.menu import bpw
+from allocator.demands.rules import decide
+from allocator.demands.ties import group_layers
 from allocator.errors import BudgetInfeasible, LimitInfeasible, RuleError
-from allocator.limits import smallest_choice
-from allocator.menu import bpw
 from allocator.profile import Profile
-from allocator.program import Choice, Program
-from allocator.rounding import FILLED, Rounder
-from allocator.rules import decide
-from allocator.ties import group_layers
+from allocator.solver.curve import curve_of, smallest_share
+from allocator.solver.distinct import Subset, likely_subsets, smallest_of_few
+from allocator.solver.integer import smallest_choice
+from allocator.solver.limits import limits_of
+from allocator.solver.osqp_solver import ACCURACY, Relaxed
+from allocator.solver.program import Choice, Program
+from allocator.solver.rounding import FILLED, Rounder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.output import WIDTH
 from allocator.profile import Array
-from allocator.scene import LossModel, Scene, additive, kept
-from allocator.sketch import OutputMetric, output_metric
+from allocator.profiling.output import WIDTH
+from allocator.profiling.signal import LossModel, Scene, additive, kept
+from allocator.profiling.sketch import OutputMetric, output_metric
 from quantizer.modules.linear import get_linear
 
 LEVELS = (0.05, 0.1, 0.2)

@@ -19,8 +19,8 @@ from math import isfinite, nan
 import numpy as np
 from numpy.typing import NDArray
 
+from allocator.demands.ties import matching
 from allocator.errors import RuleError
-from allocator.ties import matching
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from allocator.errors import BudgetInfeasible
-from allocator.program import Choice, Program
+from allocator.solver.program import Choice, Program
 
 LARGEST = 10**6
 """Choices that are tried at most."""

@@ -2,7 +2,7 @@
 
 One layer at a time takes each end of the menu, the others staying in the context, or as they were
 with `in_original`. The change of what enters the head is measured by the output metric
-(`allocator.sketch`): its first-order term, and a sketch whose Gram matrix is the coupling of all
+(`allocator.profiling.sketch`): its first-order term, and a sketch whose Gram matrix is the coupling of all
 pairs of layers. Only the blocks from the changed one on are run.
 
 Cost: 2 L forward passes over the probes, from the changed block on.
@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.effects import Effects, assemble, interpolation, shrink_noise
-from allocator.scene import LossModel, Scene, kept
-from allocator.sketch import OutputMetric, output_metric
+from allocator.profiling.effects import Effects, assemble, interpolation, shrink_noise
+from allocator.profiling.signal import LossModel, Scene, kept
+from allocator.profiling.sketch import OutputMetric, output_metric
 
 WIDTH = 16
 """Numbers kept for each token's output change.

@@ -3,7 +3,7 @@
 import numpy as np
 
 from allocator.profile import Array, Profile
-from allocator.program import Choice
+from allocator.solver.program import Choice
 
 SPREAD = (0.92, 1.0, 1.2)
 """Sizes of the drawn plans, as shares of the budget, by turns."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-from allocator.profile import Profile
-from allocator.uniform import shares_of
+from allocator.profile import Profile, shares_of
 from quantizer.plans.plan import Plan
 
 
@@ -34,7 +33,7 @@ class Allocation:
         budget_bytes: what was asked for.
         predicted_loss: modelled KL divergence from the original on calibration text, [nats/token].
         bound: modelled loss that no plan within the same limits can be below, proven by
-            `allocator.certificate`.
+            `allocator.solver.bound`.
         price: modelled loss that one more byte would save, [nats/token/byte].
         limits: use of further limits.
         decided_by: the rule that decided each layer, empty where none did; empty altogether where

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from allocator.menu import Menu
+from allocator.demands.menu import Menu
 from allocator.profile import Array, Profile
-from allocator.scene import ProfileSpec, Scene, kept, stored_forms
-from allocator.signals import find_signal
+from allocator.profiling.signal import ProfileSpec, Scene, kept, stored_forms
+from allocator.profiling.signals import find_signal
 from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import get_linear

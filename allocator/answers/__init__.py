@@ -1,0 +1,1 @@
+"""Questions that a profile answers: what-ifs, frontiers, comparisons, the uniform rival."""

@@ -1,0 +1,1 @@
+"""What is asked of a plan: budget, menu, constraints, rules, ties."""

@@ -1,0 +1,1 @@
+"""The allocation program and its solution, in numbers only."""
