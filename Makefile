@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml
 install: $(VENV)/installed
 
 demo: install
-	$(BIN)/python -m service.demo $(DEMO)/model
+	$(BIN)/python -m service.cli.demo $(DEMO)/model
 	rm -rf $(DEMO)/out
 	$(BIN)/bitwright run $(DEMO)/model/SmolLM2-135M-Instruct.Q4_1.gguf --budget 2.5bpw --effort fast --out $(DEMO)/out --cache $(DEMO)/cache
 

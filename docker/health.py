@@ -17,7 +17,7 @@ API = "http://127.0.0.1:8712/healthz"
 _SECONDS = 4
 _ABSENT = "TtZXx"
 """States of a process that is stopped, traced or dead."""
-_PROGRAMS = {b"bitwright", b"service.cli"}
+_PROGRAMS = {b"bitwright", b"service.cli.main"}
 """How the command line is started: by its script, and by `bitwright serve` as a module."""
 
 

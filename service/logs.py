@@ -11,6 +11,10 @@ from typing import Any
 import structlog
 import structlog.tracebacks
 from asgi_correlation_id import correlation_id
+from rich.console import Console
+
+err = Console(stderr=True, soft_wrap=True)
+
 
 _SHARED: list[Any] = [
     structlog.stdlib.add_log_level,
@@ -59,3 +63,21 @@ def _with_request(_: Any, __: str, message: MutableMapping[str, Any]) -> Mutable
     if request is not None:
         message["request_id"] = request
     return message
+
+
+class _Messages(logging.Handler):
+    """Prints log records on stderr, one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        err.print(
+            f"{record.levelname.lower()}: {record.getMessage()}", markup=False, highlight=False
+        )
+
+
+def set_up_logging() -> None:
+    """Send messages of the product to stderr, and quiet the libraries below."""
+    logger = logging.getLogger("bitwright")
+    logger.handlers = [_Messages()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

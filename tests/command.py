@@ -15,7 +15,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 
 SMALL = [
     *("--calibration-windows", "4"),
@@ -26,7 +26,7 @@ SMALL = [
 ]
 """Options that make a tiny model's run take seconds."""
 
-PROGRAM = [sys.executable, "-c", "from service.cli import entry; entry()"]
+PROGRAM = [sys.executable, "-c", "from service.cli.main import entry; entry()"]
 
 
 def bitwright(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.settings import quiet_libraries
+from service.process import quiet_libraries
 from tests.tiny import save_tiny
 
 os.environ["TRITON_INTERPRET"] = (

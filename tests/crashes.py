@@ -47,7 +47,9 @@ class Watch:
             found: Counter[str] = Counter()
             for process in psutil.process_iter():
                 arguments = command_line(process)
-                if "service.stage" in arguments and any(self._marker in part for part in arguments):
+                if "service.stage_process.command" in arguments and any(
+                    self._marker in part for part in arguments
+                ):
                     found[arguments[arguments.index("--job") + 1]] += 1
             self.twice_at_once += sum(count > 1 for count in found.values())
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import ArtifactStore
 from service.settings import FAILPOINT_VARIABLE
+from service.storage.artifacts import ArtifactStore
 from tests.s3 import variables
 
 PLACE = "jobs/job_1"

@@ -18,8 +18,8 @@ import httpx2
 import psutil
 
 from service.api.backend import Backend
+from service.records.engine import bring_up_to_date
 from service.settings import ServiceSettings
-from service.worker import bring_up_to_date
 from tests.command import environment
 
 START_SECONDS = 60
@@ -74,7 +74,7 @@ class Served:
         command = [
             sys.executable,
             "-m",
-            "service.cli",
+            "service.cli.main",
             "serve",
             "--port",
             str(self.port),
@@ -105,7 +105,9 @@ class Served:
     def stages(self) -> list[psutil.Process]:
         """Return the processes of stages below the server."""
         return [
-            each for each in descendants(self.process.pid) if "service.stage" in command_line(each)
+            each
+            for each in descendants(self.process.pid)
+            if "service.stage_process.command" in command_line(each)
         ]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:

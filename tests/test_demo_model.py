@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from service import demo
+from service.cli import demo
 from tests.command import PROGRAM, bitwright_json, environment
 
 ROOT = Path(__file__).parents[1]

@@ -225,8 +225,8 @@ def import_with_only(lines: list[str]) -> subprocess.CompletedProcess[str]:
         if not installed & {canonicalize_name(name) for name in distributions}
     ]
     modules = [
-        "service.cli",
-        "service.server",
+        "service.cli.main",
+        "service.api.server",
         *(f"service.api.{path.stem}" for path in (ROOT / "service/api").glob("[!_]*.py")),
     ]
     command = [sys.executable, "-c", IMPORT_WITHOUT, json.dumps([absent, modules])]
@@ -404,7 +404,7 @@ def test_the_api_is_well_while_it_answers(health: ModuleType) -> None:
         assert "503" in health.api_trouble(url)
 
 
-@pytest.fixture(params=["bitwright", "service.cli"])
+@pytest.fixture(params=["bitwright", "service.cli.main"])
 def worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like a worker's."""
     program = tmp_path / request.param

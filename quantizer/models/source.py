@@ -410,3 +410,12 @@ def _outline_gguf(file: Path, cache: Path) -> Path:
     folder = cache / f"outline-{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:24]}"
     config.save_pretrained(folder)
     return folder
+
+
+def skeleton(model: ModelFolder) -> Any:
+    """Return the model without storage for its weights."""
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  seconds to import; bad input is told before
+
+    config = load_config(model)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -17,12 +17,12 @@ from allocator.profile import COUPLINGS, SCHEMA
 from quantizer.plans.plan import SCHEMA as PLAN_SCHEMA
 from service.api import jobs, problems, profiles, watching, webhooks
 from service.api.backend import Backend, Here, SeesMetrics
-from service.database import is_current
 from service.errors import BodyTooLarge, StorageError, Unavailable
-from service.identity import SCOPES
 from service.problems import plain, problem_of
-from service.request import PROBES
-from service.stage_names import STAGES
+from service.records.database import is_current
+from service.records.identity import SCOPES
+from service.request.request import PROBES
+from service.request.stage_names import STAGES
 
 MOST_BODY_BYTES = 2 * profiles.MOST_BYTES + 2**20
 """Largest body where files are sent."""

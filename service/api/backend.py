@@ -8,18 +8,18 @@ import sqlalchemy as sa
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from service.artifacts import ArtifactStore
-from service.database import connect
-from service.engine import Client
+from service.api.metrics import Metrics
 from service.errors import NoCredentials, NotAllowed
-from service.holdings import Holdings
-from service.identity import LOCAL, Caller, Keys, Tokens, is_key
-from service.jobs import JobStore
-from service.metrics import Metrics
-from service.outbox import Outbox
+from service.records.database import connect
+from service.records.engine import Client
+from service.records.identity import LOCAL, Caller, Keys, Tokens, is_key
+from service.records.jobs import JobStore
+from service.records.outbox import Outbox
+from service.records.profile_owners import Holdings
+from service.records.submission import Desk, Quota
 from service.settings import ServiceSettings
-from service.shelf import Shelf
-from service.submission import Desk, Quota
+from service.storage.artifacts import ArtifactStore
+from service.storage.profiles import Shelf
 
 
 @dataclass(slots=True)

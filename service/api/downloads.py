@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from service.artifacts import Artifact, ArtifactStore
+from service.storage.artifacts import Artifact, ArtifactStore
 
 FOREVER = "private, max-age=31536000, immutable"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

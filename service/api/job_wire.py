@@ -1,67 +1,14 @@
 """Jobs as they go over the wire."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.api.wire import ConstraintsIn, Strict
-from service.request import RunRequest, make_request
+from service.request.options import ConstraintsIn, JobOptions, Strict
 
-Name = Annotated[str, Field(max_length=1000)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class JobOptions(Strict):
-    """What a job does: the options of `bitwright run`, by the same names and with the same defaults."""
-
-    model: Annotated[
-        str,
-        Field(
-            max_length=1000, min_length=1, examples=["demo/model/SmolLM2-135M-Instruct.Q4_1.gguf"]
-        ),
-    ]
-    budget: Annotated[str, Field(max_length=40, examples=["2.5bpw"])]
-    whole_file: bool = False
-    embeddings: Annotated[str, Field(max_length=40)] = "auto"
-    calibration: Name = "builtin:calibration"
-    evaluation: Name = "builtin:evaluation"
-    calibration_windows: Count = 8
-    evaluation_windows: Count = 16
-    tokens: Count = 512
-    probe_windows: Count | None = None
-    probe_tokens: Count | None = None
-    check_plans: Count = 0
-    guard_windows: Count = 8
-    group_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    signal: Annotated[str, Field(max_length=40)] = "integral"
-    coupling: Annotated[str, Field(max_length=40)] = "full"
-    context: Annotated[str, Field(max_length=40)] = "uniform"
-    effort: Annotated[str, Field(max_length=40)] = "balanced"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    device: Annotated[str, Field(max_length=40)] = "auto"
-    constraints: ConstraintsIn = ConstraintsIn()
-
-    def request(self, model: Callable[[str], str], text: Callable[[str], str]) -> RunRequest:
-        """Return the request, with names of models and texts replaced by what `model` and `text` say.
-
-        Raises:
-            ServiceError, AllocatorError: an option is out of range, or a name is refused.
-        """
-        values = self.model_dump(
-            exclude={"model", "budget", "calibration", "evaluation", "constraints"}
-        )
-        return make_request(
-            model(self.model),
-            self.budget,
-            calibration=text(self.calibration),
-            evaluation=text(self.evaluation),
-            constraints=self.constraints.constraints(),
-            **values,
-        )
 
 
 class JobIn(JobOptions):

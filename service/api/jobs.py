@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,14 +10,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
 from service.api.backend import Backend, Here, MakesJobs, SeesJobs
-from service.api.job_wire import ForkIn, JobIn, JobOptions, JobOut, JobsOut, StageOut
+from service.api.job_wire import ForkIn, JobIn, JobOut, JobsOut, StageOut
 from service.api.problems import respond
-from service.confine import confine_model, confine_text
+from service.api.wire import moment
 from service.errors import JobActive, RequestError
-from service.housekeeping import remove_job
-from service.jobs import Job, Status
-from service.stage_names import ESTIMATE, STAGES
-from service.submission import PRIORITIES, Submission
+from service.records.jobs import Job, Status
+from service.records.removal import remove_job
+from service.records.submission import PRIORITIES, Submission
+from service.request.confine import confine_model, confine_text
+from service.request.options import JobOptions
+from service.request.stage_names import ESTIMATE, STAGES
 
 LONGEST_WAIT_SECONDS = 60
 RETRY_AFTER_SECONDS = 2
@@ -204,15 +205,6 @@ def job_out(job: Job, labels: dict[str, str], stages: list[StageOut] | None = No
         created_at=moment(job.created_at), started_at=moment(job.started_at), finished_at=moment(job.finished_at), stages=stages,
         request=job.request, result=job.result, error=job.error,
     )  # fmt: skip
-
-
-def moment(seconds: float | None) -> Any:
-    """Return a time in RFC 3339, UTC."""
-    return (
-        None
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    )
 
 
 def _check(backend: Backend, options: JobOptions) -> None:

@@ -30,9 +30,9 @@ from service.api.wire import (
     ProfilesOut,
     Question,
 )
-from service.curves import FrontierTable, span_of
 from service.errors import BodyTooLarge
 from service.problems import problem_of
+from service.report.curves import FrontierTable, span_of
 
 MOST_BYTES = 256 * 2**20
 """Largest file of a profile that is taken."""

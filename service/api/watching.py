@@ -13,10 +13,10 @@ from fastapi.responses import StreamingResponse
 from service.api.backend import Backend, Here, SeesJobs
 from service.api.downloads import archive, download
 from service.api.job_wire import ArtifactOut, ArtifactsOut, EventOut, EventsOut
-from service.api.jobs import moment
+from service.api.wire import moment
 from service.errors import ArtifactUnknown
-from service.jobs import Event, Job, Status
-from service.stage_names import result_place
+from service.records.jobs import Event, Job, Status
+from service.request.stage_names import result_place
 
 KEEP_ALIVE_SECONDS = 15
 _POLL_SECONDS = 0.5

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from service.api.backend import HasWebhooks, Here
-from service.api.jobs import moment
-from service.api.wire import Strict
-from service.outbox import Webhook
+from service.api.wire import moment
+from service.records.outbox import Webhook
+from service.request.options import Strict
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 

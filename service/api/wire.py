@@ -1,64 +1,11 @@
 """What goes over the wire: requests that are checked, answers that are documented."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from allocator.demands.constraints import Constraints, LatencyTable, Pool
-from allocator.demands.rules import Rule
-
-Pattern = Annotated[str, Field(max_length=300)]
-Text = Annotated[str, Field(max_length=600)]
-
-
-class Strict(BaseModel):
-    """A body whose fields are all known."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class LatencyRow(Strict):
-    """Time of the layers that a pattern names, at one fidelity."""
-
-    layer: Pattern
-    fidelity: Annotated[str, Field(max_length=40)]
-    latency_us: Annotated[float, Field(ge=0)]
-
-
-class ConstraintsIn(Strict):
-    """Demands on a plan, as the command line takes them."""
-
-    target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
-    ties: Annotated[list[Text], Field(max_length=64)] = []
-    untied: Annotated[list[Pattern], Field(max_length=64)] = []
-    rules: Annotated[
-        list[Text],
-        Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g64s6"]]),
-    ] = []
-    pools: Annotated[
-        list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])
-    ] = []
-    latency: Annotated[list[LatencyRow], Field(max_length=20_000)] = []
-    max_latency_us: Annotated[float, Field(gt=0)] | None = None
-    max_distinct: Annotated[int, Field(ge=1, le=64)] | None = None
-
-    def constraints(self) -> Constraints:
-        """Return the constraints.
-
-        Raises:
-            RuleError, BudgetError: a text cannot be understood, or fields do not go together.
-        """
-        rows = tuple((row.layer, row.fidelity, row.latency_us) for row in self.latency)
-        return Constraints(
-            target=self.target,
-            ties=tuple(self.ties),
-            untied=tuple(self.untied),
-            rules=tuple(Rule.parse(text) for text in self.rules),
-            pools=tuple(Pool.parse(text) for text in self.pools),
-            latency=LatencyTable(rows) if rows else None,
-            most_latency_us=self.max_latency_us,
-            most_distinct=self.max_distinct,
-        )
+from service.request.options import ConstraintsIn, Strict
 
 
 class Question(Strict):
@@ -190,3 +137,12 @@ class ProfilesOut(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[str]
+
+
+def moment(seconds: float | None) -> Any:
+    """Return a time in RFC 3339, UTC."""
+    return (
+        None
+        if seconds is None
+        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    )

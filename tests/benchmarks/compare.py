@@ -18,10 +18,16 @@ from allocator.allocate import allocate
 from allocator.answers.uniform import uniform_plans
 from quantizer.plans.plan import Plan
 from quantizer.running.evaluate import Quality
-from service import pipeline, stages
-from service.console import Lines
-from service.request import Method, RunRequest, make_request
-from service.store import StageStore
+from service.cli.console import Lines
+from service.request.request import Method, RunRequest, make_request
+from service.stages import checkpoint as checkpoint_stage
+from service.stages import evaluation as evaluation_stage
+from service.stages import guard as guard_stage
+from service.stages import machine as machine_stage
+from service.stages import prepare as prepare_stage
+from service.stages import profile as profile_stage
+from service.stages import windows as windows_stage
+from service.storage.stage_store import StageStore
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "plans.jsonl"
@@ -54,9 +60,11 @@ def plans_at(
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.methods:
         request = request_of(arguments, budget, METHODS[name])
-        task = pipeline.prepare(request, store)
+        task = prepare_stage.prepare(request, store)
         start = time.monotonic()
-        profile = stages.profile(store, pipeline.profile_task(request, task, store), Lines())
+        profile = profile_stage.profile(
+            store, profile_stage.profile_task(request, task, store), Lines()
+        )
         seconds = time.monotonic() - start
         allocation = allocate(profile.with_coupling(METHODS[name].coupling), task.budget_bytes)
         found[name] = {
@@ -66,7 +74,7 @@ def plans_at(
             "tokens": profile.tokens,
         }
     for plan in uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes):
-        found[pipeline.label_of(plan)] = {"plan": plan}
+        found[guard_stage.label_of(plan)] = {"plan": plan}
     return found
 
 
@@ -75,12 +83,15 @@ def score(
 ) -> dict[str, Quality]:
     """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
-    model, machine = pipeline.prepare(request, store).model, stages.Machine.choose("cpu")
-    calibration = stages.windows_of(store, model, request.amounts.calibration)
-    windows = stages.windows_of(store, model, request.amounts.evaluation)
+    model, machine = (
+        prepare_stage.prepare(request, store).model,
+        machine_stage.Machine.choose("cpu"),
+    )
+    calibration = windows_stage.windows_of(store, model, request.amounts.calibration)
+    windows = windows_stage.windows_of(store, model, request.amounts.evaluation)
 
     def checkpoint(name: str, plan: Plan) -> Path:
-        return stages.checkpoint(
+        return checkpoint_stage.checkpoint(
             store,
             model,
             plan,
@@ -92,7 +103,7 @@ def score(
         )
 
     folders = {name: checkpoint(name, plan) for name, plan in plans.items()}
-    return stages.evaluation(
+    return evaluation_stage.evaluation(
         store, model, folders, windows, request.amounts.batch, machine, Lines()
     )
 

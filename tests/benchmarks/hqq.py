@@ -30,10 +30,11 @@ from quantizer.modules.linear import get_linear
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
-from service import stages
-from service.console import Lines
-from service.settings import keep_freed_memory
-from service.store import StageStore
+from service.cli.console import Lines
+from service.process import keep_freed_memory
+from service.stages import machine as machine_stage
+from service.stages import windows as windows_stage
+from service.storage.stage_store import StageStore
 from tests.benchmarks.quantizers import ALL, OTHER, store_rows
 from tests.benchmarks.record import circumstances
 
@@ -106,7 +107,7 @@ def row_of(
 
 
 def whole_rows(
-    arguments: argparse.Namespace, original: Any, windows: Tensor, machine: stages.Machine
+    arguments: argparse.Namespace, original: Any, windows: Tensor, machine: machine_stage.Machine
 ) -> list[dict[str, Any]]:
     """Score all that is asked for on all of the text at once.
 
@@ -151,16 +152,18 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     keep_freed_memory()
-    store, machine = StageStore(arguments.cache), stages.Machine.choose("cpu")
+    store, machine = StageStore(arguments.cache), machine_stage.Machine.choose("cpu")
     folder = find_model(arguments.model, store.root / "models")
     original = load_model(folder, machine.dtype, machine.device)
     held_out = TextSpec(arguments.evaluation, 16, 512, None)
     if arguments.whole:
-        text = stages.windows_of(store, folder, replace(held_out, windows=0))
+        text = windows_stage.windows_of(store, folder, replace(held_out, windows=0))
         store_rows(whole_rows(arguments, original, text.tokens, machine))
         return
     specs = {"held out": held_out, "other": TextSpec(OTHER, 16, 512, None)}
-    texts = {name: stages.windows_of(store, folder, spec).tokens for name, spec in specs.items()}
+    texts = {
+        name: windows_stage.windows_of(store, folder, spec).tokens for name, spec in specs.items()
+    }
     for budget in arguments.budgets:
         for axis, name in NAMES.items():
             row = row_of(arguments, original, texts, budget, axis)

@@ -15,7 +15,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from service.stage_names import STAGES
+from service.request.stage_names import STAGES
 from tests.benchmarks.record import circumstances
 from tests.crashes import Count, calm_results, soak
 from tests.postgres import Postgres

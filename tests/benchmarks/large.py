@@ -31,9 +31,9 @@ from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import LayerSpec, find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.descent import TrainingSpec
-from service.effort import EFFORTS, FAST, USUAL
-from service.store import PartStore
-from service.tuning import ADAPTER_RATE, CODE_RATE, SCALE_RATE
+from service.request.effort import EFFORTS, FAST, USUAL
+from service.stages.tuning import ADAPTER_RATE, CODE_RATE, SCALE_RATE
+from service.storage.stage_store import PartStore
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "large.jsonl"

@@ -34,15 +34,20 @@ from quantizer.models.source import ModelFolder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
-from service import pipeline, stages
-from service.console import Lines, set_up_logging
-from service.effort import FAST, find_effort
-from service.recipe import CLIPPING, RECIPES, SCALES, USUAL, Recipe
-from service.requantizing import quantize_by
-from service.request import RunRequest, make_request
-from service.settings import keep_freed_memory
-from service.store import StageStore
-from service.tuning import Phase, TuneRequest, tune, tune_task
+from service.cli.console import Lines
+from service.logs import set_up_logging
+from service.process import keep_freed_memory
+from service.request.effort import FAST, find_effort
+from service.request.request import RunRequest, make_request
+from service.stages import evaluation as evaluation_stage
+from service.stages import machine as machine_stage
+from service.stages import prepare as prepare_stage
+from service.stages import profile as profile_stage
+from service.stages import windows as windows_stage
+from service.stages.recipe import CLIPPING, RECIPES, SCALES, USUAL, Recipe
+from service.stages.requantize import quantize_by
+from service.stages.tuning import Phase, TuneRequest, tune, tune_task
+from service.storage.stage_store import StageStore
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "quantizers.jsonl"
@@ -189,18 +194,20 @@ def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
     row, store = ROWS[method], StageStore(arguments.cache)
     request, machine = (
         request_of(arguments, budget, row.effort),
-        stages.Machine.choose(arguments.device),
+        machine_stage.Machine.choose(arguments.device),
     )
-    task, spent = pipeline.prepare(request, store), Spent()
+    task, spent = prepare_stage.prepare(request, store), Spent()
 
     profile = spent.timed(
         "profile",
-        lambda: stages.profile(store, pipeline.profile_task(request, task, store), Lines()),
+        lambda: profile_stage.profile(
+            store, profile_stage.profile_task(request, task, store), Lines()
+        ),
     )
     plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
-    guard = stages.windows_of(store, task.model, request.amounts.guard)
+    guard = windows_stage.windows_of(store, task.model, request.amounts.guard)
     effort = find_effort(row.text or row.effort)
-    calibration = stages.quantizing_windows(
+    calibration = windows_stage.quantizing_windows(
         store, task.model, request.amounts.calibration, guard, effort
     )
     batch, label = request.amounts.batch, f"{budget} {method}"
@@ -228,9 +235,9 @@ def score(
     fast: bool,
 ) -> Scores:
     """Return the scores of the original and of checkpoints on one text."""
-    store, machine = StageStore(arguments.cache), stages.Machine.choose(arguments.device)
-    windows = stages.windows_of(store, made.model, text)
-    found = stages.evaluation(
+    store, machine = StageStore(arguments.cache), machine_stage.Machine.choose(arguments.device)
+    windows = windows_stage.windows_of(store, made.model, text)
+    found = evaluation_stage.evaluation(
         store,
         made.model,
         checkpoints,

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from service.store import StageStore
+from service.storage.stage_store import StageStore
 from tests.benchmarks.compare import METHODS, plans_at, score
 from tests.benchmarks.record import circumstances
 from tests.benchmarks.tables import agreement

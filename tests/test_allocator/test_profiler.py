@@ -18,7 +18,7 @@ from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
-from service.request import PROBES as USUAL_PROBES
+from service.request.request import PROBES as USUAL_PROBES
 from tests.test_allocator.scenes import (
     CALIBRATION,
     MENU,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.artifacts import ArtifactStore
-from service.database import connect
-from service.worker import bring_up_to_date
+from service.records.database import connect
+from service.records.engine import bring_up_to_date
+from service.storage.artifacts import ArtifactStore
 from tests.postgres import Postgres
 from tests.put import set_variables
 from tests.s3 import S3

@@ -16,9 +16,9 @@ from allocator.answers.whatif import WhatIf
 from quantizer.plans.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
-from service.artifacts import ArtifactStore
-from service.cli import app as commands
-from service.shelf import Shelf
+from service.cli.main import app as commands
+from service.storage.artifacts import ArtifactStore
+from service.storage.profiles import Shelf
 from tests.openapi import STORED
 from tests.served import Served, backend_in
 from tests.test_allocator.stored import FOLDER, stored_profile
@@ -283,7 +283,7 @@ def test_bodies_are_limited_whether_or_not_they_say_their_size(
 def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.shelf.READY", 2)
+    monkeypatch.setattr("service.storage.profiles.READY", 2)
     shelf = Shelf(ArtifactStore(str(tmp_path)))
     digests = [shelf.add(*make_profile(seed).dumps())[0] for seed in range(4)]
     from allocator.demands.constraints import Constraints

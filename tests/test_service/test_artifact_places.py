@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import Artifact, ArtifactStore
 from service.errors import RequestError, StorageError
+from service.storage.artifacts import Artifact, ArtifactStore
 from tests.put import OLD, PLACE, PUT, content, keys, set_variables, sha256
 from tests.s3 import S3
 from tests.served import free_port
@@ -215,7 +215,7 @@ def answering(status: int) -> Iterator[int]:
 
 def test_a_folder_needs_neither_torch_nor_s3(tmp_path: Path) -> None:
     code = (
-        "import sys; from service.artifacts import ArtifactStore; "
+        "import sys; from service.storage.artifacts import ArtifactStore; "
         f"ArtifactStore({str(tmp_path)!r}); print(*sys.modules)"
     )
     loaded = subprocess.run(

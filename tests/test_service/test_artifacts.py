@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from service.artifacts import LEFTOVER_SECONDS, MANIFEST, Artifact, ArtifactStore
-from service.blobs import PIECE_BYTES
 from service.errors import ArtifactDamaged, ArtifactUnknown, RequestError, StorageError
 from service.ids import new_id
+from service.storage.artifacts import LEFTOVER_SECONDS, MANIFEST, Artifact, ArtifactStore
+from service.storage.blobs import PIECE_BYTES
 from tests.put import NEW, OLD, PLACE, content, keys, overwrite, put_in_process, put_killed, sha256
 
 BIG_BYTES = 200 * 10**6
@@ -183,7 +183,7 @@ def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(
         if point == "artifact-written":
             store.delete(PLACE)
 
-    monkeypatch.setattr("service.artifacts.failpoint", delete_at)
+    monkeypatch.setattr("service.storage.artifacts.failpoint", delete_at)
     with pytest.raises(StorageError, match="was deleted while it was put"):
         store.put(PLACE, OLD)
     assert not store.exists(PLACE)

@@ -1,4 +1,4 @@
-"""Promises of service.confine.
+"""Promises of service.request.confine.
 
 A job reaches what the operator opened, and the hub by id, and nothing else.
 """
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.confine import confine_model, confine_text
 from service.errors import PathRefused
+from service.request.confine import confine_model, confine_text
 
 
 @pytest.fixture

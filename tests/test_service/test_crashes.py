@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.stage_names import STAGES
+from service.request.stage_names import STAGES
 from tests.crashes import calm_results, nothing_half_written, results_of, soak
 from tests.postgres import Postgres
 from tests.receiver import receiving
@@ -150,7 +150,7 @@ def test_two_workers_of_one_name_do_not_run_at_once(
             )
             while "worker begins" not in server.log:
                 time.sleep(0.05)
-            command = [sys.executable, "-m", "service.cli", "worker"]
+            command = [sys.executable, "-m", "service.cli.main", "worker"]
             second = subprocess.run(
                 command, env=other, capture_output=True, text=True, timeout=60, check=False
             )

@@ -1,4 +1,4 @@
-"""Promises of service.database.
+"""Promises of service.records.database.
 
 The same tables in both kinds of database, migrated once whoever begins, and nothing pickled.
 """
@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from service.database import connect, is_current, metadata, migrate
-from service.engine import Client
 from service.errors import RequestError
-from service.jobs import JobStore
-from service.submission import Desk, Quota, Submission
+from service.records.database import connect, is_current, metadata, migrate
+from service.records.engine import Client
+from service.records.jobs import JobStore
+from service.records.submission import Desk, Quota, Submission
 from tests.command import bitwright
 
 

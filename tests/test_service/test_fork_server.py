@@ -15,9 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from service.fork_client import COMMAND, ForkClient, ForkedProcess
-from service.settings import FAILPOINT_VARIABLE, stage_environment
-from service.stage_names import request_place
+from service.process import stage_environment
+from service.request.stage_names import request_place
+from service.settings import FAILPOINT_VARIABLE
+from service.worker.fork_client import COMMAND, ForkClient, ForkedProcess
 from tests.served import command_line, is_gone
 
 Begin = Callable[..., ForkedProcess]
@@ -104,7 +105,7 @@ def test_a_fork_has_a_session_a_name_and_the_variables_of_its_own_call(
         time.sleep(0.02)
     assert tuple(command_line(psutil.Process(process.pid))[1:4]) == (
         "-m",
-        "service.stage",
+        "service.stage_process.command",
         "profile",
     )
     assert os.getsid(process.pid) == process.pid

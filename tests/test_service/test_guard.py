@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.running.evaluate import Quality
-from service.guard import Guard
+from service.stages.guard import Guard
 from tests.test_allocator.synthetic import PROPERTY
 
 DIVERGENCES = st.floats(0, 10)

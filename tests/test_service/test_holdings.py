@@ -1,4 +1,4 @@
-"""Promises of service.holdings.
+"""Promises of service.records.profile_owners.
 
 A profile is held once by a tenant, however many jobs come to it at the same time.
 """
@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.errors import ProfileUnknown
-from service.holdings import Holdings, hold
+from service.records.profile_owners import Holdings, hold
 
 
 def test_two_jobs_that_end_at_once_with_the_same_profile_both_hold_it(database: sa.Engine) -> None:

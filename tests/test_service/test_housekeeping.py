@@ -1,4 +1,4 @@
-"""Promises of service.housekeeping, presence and settings.
+"""Promises of service.worker.housekeeping, presence and settings.
 
 What is old goes, what is lost ends, names are held by who lives.
 """
@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from service.artifacts import ArtifactStore
-from service.database import jobs
-from service.engine import Client, workflow_id
 from service.errors import JobUnknown, RequestError
-from service.housekeeping import Housekeeper
-from service.jobs import JobStore, Status
-from service.presence import Presence
+from service.records.database import jobs
+from service.records.engine import Client, workflow_id
+from service.records.jobs import JobStore, Status
+from service.records.submission import Desk, Quota, Submission, set_quota
 from service.settings import ServiceSettings
-from service.submission import Desk, Quota, Submission, set_quota
+from service.storage.artifacts import ArtifactStore
+from service.worker.housekeeping import Housekeeper
+from service.worker.liveness import Presence
 
 DAY = 86400
 

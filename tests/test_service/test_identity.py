@@ -18,9 +18,9 @@ from starlette.testclient import TestClient
 from service.api.app import create_app
 from service.api.backend import Backend
 from service.errors import RequestError
-from service.identity import SCOPES, Tokens
-from service.jobs import Status
-from service.submission import Submission
+from service.records.identity import SCOPES, Tokens
+from service.records.jobs import Status
+from service.records.submission import Submission
 from tests.command import bitwright, bitwright_json
 from tests.served import SMALL_JOB, backend_in, served
 from tests.test_allocator.synthetic import make_profile

@@ -18,7 +18,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import quantizer  # noqa: F401  teaches transformers the format
-from service.stage_names import STAGES
+from service.request.stage_names import STAGES
 from tests.command import bitwright_json
 from tests.s3 import S3
 from tests.s3 import variables as aws
@@ -310,7 +310,7 @@ def test_a_stage_that_is_killed_ends_the_job_and_the_service_lives(server: Serve
 def test_a_stage_gets_an_allow_list_of_variables_and_gives_way(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.settings import stage_environment
+    from service.process import stage_environment
 
     monkeypatch.setenv("BITWRIGHT_DATABASE_URL", "postgresql://me:hunter2@host/x")
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")

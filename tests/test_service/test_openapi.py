@@ -24,8 +24,8 @@ from schemathesis.specs.openapi.checks import (
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
-from service.jobs import Status
-from service.submission import Submission
+from service.records.jobs import Status
+from service.records.submission import Submission
 from tests.served import SMALL_JOB, Served, backend_in
 from tests.test_allocator.synthetic import make_profile
 

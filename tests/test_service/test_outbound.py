@@ -1,4 +1,4 @@
-"""Promises of service.outbound.
+"""Promises of service.webhooks.sending.
 
 Webhooks end in time, whatever the receiver does, and can be verified by it.
 """
@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.errors import DeliveryFailed
-from service.outbound import RETRY_SECONDS, delay_before, new_secret, post, sign
+from service.webhooks.sending import post
+from service.webhooks.signing import RETRY_SECONDS, delay_before, new_secret, sign
 from tests.test_architecture import run_python
 from tests.web_server import (
     LOOPBACK,
@@ -278,5 +279,5 @@ def test_attempts_span_a_day_at_the_shortest_and_then_end() -> None:
 
 
 def test_sending_loads_no_heavy_library() -> None:
-    loaded = run_python("import sys, service.outbound; print(*sys.modules)").split()
+    loaded = run_python("import sys, service.webhooks.sending; print(*sys.modules)").split()
     assert not {"torch", "transformers", "cvxpy", "numpy"} & set(loaded)

@@ -11,16 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from quantizer.conversion.checkpoint import quantized_bytes, read_weights
 from quantizer.importance.integrals import keep_weights
-from quantizer.models.source import find_model, load_model
+from quantizer.models.source import find_model, load_model, skeleton
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
-from service.recipe import RECIPES
-from service.requantizing import RANKING_WINDOWS
-from service.stages import Machine, skeleton, windows_of
-from service.store import StageStore
+from service.stages.machine import Machine
+from service.stages.recipe import RECIPES
+from service.stages.requantize import RANKING_WINDOWS
+from service.stages.windows import windows_of
+from service.storage.stage_store import StageStore
 from tests.command import SMALL, bitwright, bitwright_json
 
 PLAIN = "int2+4r0.5g32"

@@ -12,7 +12,7 @@ import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.conversion.checkpoint import quantized_bytes
 from quantizer.kernels.path import choose_path
 from quantizer.plans.plan import Plan
-from service.request import BATCH
+from service.request.request import BATCH
 from tests.command import bitwright, bitwright_json, run_options
 from tests.tiny import save_tiny
 

@@ -1,4 +1,4 @@
-"""Promises of service.runner.
+"""Promises of service.worker.runner.
 
 Lines are heard, nothing survives a stop or the worker, and an end without a result is told.
 """
@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from service.errors import StageKilled
-from service.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
-from service.stage import as_called, finite
+from service.stage_process.command import as_called, finite
+from service.worker.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
 from tests.served import is_gone
 
 TIE = "from service.settings import live_and_die_with_parent as tie; tie(); "

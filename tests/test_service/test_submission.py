@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from service.engine import Client, workflow_id
 from service.errors import JobActive, JobEnded, JobUnknown, KeyReused, QuotaExceeded
-from service.jobs import Job, JobStore, Status
-from service.submission import Desk, Quota, Submission, set_quota
+from service.records.engine import Client, workflow_id
+from service.records.jobs import Job, JobStore, Status
+from service.records.submission import Desk, Quota, Submission, set_quota
 
 ME, OTHER = "me", "another"
 
@@ -199,7 +199,7 @@ def test_pages_hold_every_job_once_while_new_ones_come(desk: Desk) -> None:
 def test_a_log_is_kept_in_order_and_up_to_a_length(
     store: JobStore, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.jobs.MOST_LOG_LINES", 5)
+    monkeypatch.setattr("service.records.jobs.MOST_LOG_LINES", 5)
     job, _ = desk.submit(ask())
     store.write_log(job.id, "profile", ["one", "two", "three"])
     store.write_log(job.id, "profile", ["four", "five", "six"])
@@ -228,8 +228,8 @@ class Lives(RuleBasedStateMachine):
 
     @initialize()
     def submit(self) -> None:
-        from service.database import connect
-        from service.worker import bring_up_to_date
+        from service.records.database import connect
+        from service.records.engine import bring_up_to_date
 
         engine = connect(f"sqlite:///{self.folder()}/lives.sqlite")
         bring_up_to_date(engine)

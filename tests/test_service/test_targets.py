@@ -1,4 +1,4 @@
-"""Promises of service.outbound: webhooks reach checked addresses only."""
+"""Promises of service.webhooks.sending: webhooks reach checked addresses only."""
 
 import socket
 from collections.abc import Iterator
@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from service.errors import DeliveryFailed, TargetRefused
-from service.outbound import check_target, post
+from service.webhooks.sending import post
+from service.webhooks.targets import check_target
 from tests.web_server import (
     LOOPBACK,
     NAME,

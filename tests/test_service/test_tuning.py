@@ -16,13 +16,14 @@ from quantizer.conversion.checkpoint import quantized_bytes, read_weights
 from quantizer.models.source import find_model
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
-from service.console import Lines
-from service.effort import EFFORTS, find_effort
+from service.cli.console import Lines
 from service.errors import RequestError
-from service.recipe import BLOCKS, MODEL
-from service.stages import Machine, quantizing_windows, windows_of
-from service.store import StageStore
-from service.tuning import TuneTask, choose_phases, training_windows, tune
+from service.request.effort import EFFORTS, find_effort
+from service.stages.machine import Machine
+from service.stages.recipe import BLOCKS, MODEL
+from service.stages.tuning import TuneTask, choose_phases, training_windows, tune
+from service.stages.windows import quantizing_windows, windows_of
+from service.storage.stage_store import StageStore
 from tests.command import SMALL, bitwright_json, run_options, stop_when
 
 GIGABYTE = 10**9

@@ -1,4 +1,4 @@
-"""Promises of service.outbox.
+"""Promises of service.records.outbox.
 
 Events leave with the change that makes them, signed, in order, again until they arrive.
 """
@@ -10,12 +10,12 @@ import pytest
 import sqlalchemy as sa
 from standardwebhooks import Webhook as Verifier
 
-from service.database import deliveries
-from service.engine import Client
 from service.errors import TargetRefused, WebhookUnknown
-from service.jobs import JobStore, Status
-from service.outbox import DELIVERED, GIVEN_UP, PENDING, TYPES, Outbox
-from service.submission import Desk, Quota, Submission
+from service.records.database import deliveries
+from service.records.engine import Client
+from service.records.jobs import JobStore, Status
+from service.records.outbox import DELIVERED, GIVEN_UP, PENDING, TYPES, Outbox
+from service.records.submission import Desk, Quota, Submission
 from tests.receiver import receiving
 from tests.served import Served
 
@@ -79,7 +79,7 @@ def test_what_fails_is_sent_again_later_and_what_follows_it_waits(
     outbox: Outbox, desk: Desk, database: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "service.outbox.delay_before", lambda attempt, _: 0.05 if attempt < 9 else None
+        "service.records.outbox.delay_before", lambda attempt, _: 0.05 if attempt < 9 else None
     )
     with receiving(lambda number: 500 if number < 2 else 204) as receiver:
         webhook = outbox.add("me", receiver.url, ["job.queued", "job.succeeded"])
@@ -103,7 +103,7 @@ def test_a_receiver_that_never_answers_is_given_up_and_stops_nothing_else(
     outbox: Outbox, desk: Desk, database: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "service.outbox.delay_before", lambda attempt, _: 0.0 if attempt < 3 else None
+        "service.records.outbox.delay_before", lambda attempt, _: 0.0 if attempt < 3 else None
     )
     with receiving(lambda _: 503) as broken, receiving() as sound:
         bad = outbox.add("me", broken.url, ["job.succeeded"])
@@ -128,7 +128,8 @@ def test_a_delivery_that_was_being_sent_when_its_worker_died_is_sent_again(
 
         with monkeypatch.context() as patched:
             patched.setattr(
-                "service.outbox.failpoint", lambda name: die() if name == "webhook-sent" else None
+                "service.records.outbox.failpoint",
+                lambda name: die() if name == "webhook-sent" else None,
             )
             with pytest.raises(KeyboardInterrupt):
                 outbox.send_due(time.time())

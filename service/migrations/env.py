@@ -1,6 +1,0 @@
-"""How alembic runs the steps: on the connection that `service.database.migrate` hands it."""
-
-from alembic import context
-
-context.configure(connection=context.config.attributes["connection"])
-context.run_migrations()

@@ -1,0 +1,1 @@
+"""The database: jobs, tenants, keys, outbox, the durable engine."""

@@ -1,0 +1,6 @@
+"""How alembic runs the steps: on the connection that `service.records.database.migrate` hands it."""
+
+from alembic import context
+
+context.configure(connection=context.config.attributes["connection"])
+context.run_migrations()

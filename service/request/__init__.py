@@ -1,0 +1,1 @@
+"""What a user asks for: the options of a run, written once."""

@@ -1,0 +1,49 @@
+"""The device and dtype that models run on."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from quantizer.kernels.precision import fast_precision
+from quantizer.running.runner import BlockRunner
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where models run: device and dtype."""
+
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The dtype of matrix products while layers are measured, quantized and trained.
+
+        Results are scored in `dtype`.
+        """
+        return fast_precision(self.device)
+
+    def runner(self, model: Any) -> BlockRunner:
+        """Return a runner of a model that was loaded for this machine."""
+        return BlockRunner(model, self.precision)
+
+    @classmethod
+    def choose(cls, wanted: str) -> "Machine":
+        """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
+        device = (
+            "cuda"
+            if wanted == "auto" and torch.cuda.is_available()
+            else wanted.replace("auto", "cpu")
+        )
+        return cls(device, torch.bfloat16 if device == "cuda" else torch.float32)
+
+    def inputs(self) -> dict[str, str]:
+        """Return what of the machine decides results, for the hash of a stage."""
+        return {
+            "device": self.device,
+            "dtype": str(self.dtype),
+            "products": str(self.precision),
+            "torch": version("torch"),
+        }

@@ -1,0 +1,1 @@
+"""What is kept: finished stages, artifacts, profiles, blobs."""

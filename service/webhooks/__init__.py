@@ -1,0 +1,1 @@
+"""Webhooks: which addresses are allowed, how messages are signed and sent."""

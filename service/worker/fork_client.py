@@ -1,0 +1,174 @@
+"""The worker's side of stages that are forked: `ForkClient` asks `service.stage_process.fork_server` for them.
+
+The two speak over a pair of sockets: the client sends the arguments and variables of a stage as
+JSON, together with the ends of three pipes: standard output, standard error, and one that the
+process id comes back on and, once the stage has ended, its exit code. The server ends when the
+client's end of the pair closes, and its stages end with it.
+"""
+
+import errno
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import IO
+
+COMMAND = (sys.executable, "-m", "service.stage_process.command")
+"""Commands that begin like this can be forked."""
+
+log = logging.getLogger("bitwright.forks")
+
+NUMBER = struct.Struct("!i")
+"""How the process id and the exit code are sent."""
+
+NO_PROCESS = 0
+"""Sent in place of a process id by a server that could not fork."""
+
+_GONE = (errno.ECONNRESET, errno.EPIPE, errno.EBADF)
+"""What using a channel says whose server has ended, the last where it was replaced meanwhile."""
+
+
+class ForkedProcess:
+    """A process that the server has started: as much of `subprocess.Popen` as a runner needs."""
+
+    def __init__(self, pid: int, stdout: int, stderr: int, status: int) -> None:
+        """Hold the ends of its pipes."""
+        self.pid = pid
+        self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb", 0)
+        self.stderr: IO[bytes] | None = os.fdopen(stderr, "rb", 0)
+        self._status = os.fdopen(status, "rb", 0)
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return its exit code, minus the signal that ended it; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it has ended and return its exit code.
+
+        That of a kill if its server has ended, and it therefore too.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs still.
+        """
+        if self._code is None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(self._status, selectors.EVENT_READ)
+                if not selector.select(timeout):
+                    raise subprocess.TimeoutExpired(COMMAND, timeout or 0.0)
+            code = _read_number(self._status.fileno())
+            self._code = -signal.SIGKILL if code is None else code
+            self._status.close()
+        return self._code
+
+
+class ForkClient:
+    """Has stages forked from a server that has imported their libraries, which is started when it is first needed."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+        """Start a command that begins with `COMMAND`, in a session of its own, with the variables given and no others.
+
+        Raises:
+            OSError: it could not be started.
+        """
+        request = json.dumps(
+            {"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}
+        ).encode()
+        for _ in range(2):  # a server may have ended unseen since the last stage
+            channel = self._connect(environment)
+            try:
+                return _ask(channel, request)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                log.warning("the process that forks stages has ended: %s", error)
+                self._retire(channel)
+        raise OSError("no process could be forked for it; the log of the worker has the reason")
+
+    def stop(self) -> None:
+        """End the server, and with it all that it has started."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._channel = self._process = None
+
+    def _retire(self, channel: socket.socket) -> None:
+        """End the server at the other end, unless another has taken its place already."""
+        with self._lock:
+            if self._channel is channel:
+                self.stop()
+
+    def _connect(self, environment: Mapping[str, str]) -> socket.socket:
+        """Return the socket to a server that runs; start one if none does."""
+        with self._lock:
+            if self._channel is None or self._process is None or self._process.poll() is not None:
+                self.stop()
+                self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                command = [sys.executable, "-m", "service.stage_process.fork_server"]
+                with theirs:
+                    self._process = subprocess.Popen(  # noqa: S603  a list of arguments, no shell
+                        command,
+                        env=dict(environment),
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
+                    )
+            return self._channel
+
+
+def _ask(channel: socket.socket, request: bytes) -> ForkedProcess:
+    """Return the process that the server has forked for a request.
+
+    Raises:
+        OSError: it cannot fork; or, with a number of `_GONE`, it is no more.
+    """
+    (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = (
+        os.pipe(),
+        os.pipe(),
+        os.pipe(),
+    )
+    theirs = [their_stdout, their_stderr, their_status]
+    pid = None
+    try:
+        socket.send_fds(channel, [request], theirs)
+        close(*theirs)
+        theirs = []
+        pid = _read_number(status)
+    finally:
+        close(*theirs)
+        if not pid:
+            close(stdout, stderr, status)
+    if pid is None:
+        raise ConnectionResetError(errno.ECONNRESET, "it ended before it answered")
+    if pid == NO_PROCESS:
+        raise OSError("no process could be forked; the log of the worker has the reason")
+    return ForkedProcess(pid, stdout, stderr, status)
+
+
+def _read_number(descriptor: int) -> int | None:
+    """Return the next number, None at the end."""
+    data = os.read(descriptor, NUMBER.size)  # so few bytes are written at once
+    return NUMBER.unpack(data)[0] if data else None
+
+
+def close(*descriptors: int) -> None:
+    """Close file descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
