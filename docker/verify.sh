@@ -309,7 +309,7 @@ assert importlib.util.module_from_spec(spec).__name__ == "tiny"'
 make_tiny_model() { # folder
     PYTHONPATH="$ROOT" HF_HUB_OFFLINE=1 "$PYTHON" -c '
 import pathlib, sys
-from tests.tiny import save_tiny
+from tests.support.tiny_models import save_tiny
 save_tiny(pathlib.Path(sys.argv[1]) / "tiny", "llama")' "$1"
     chmod -R a+rX "$1"
 }

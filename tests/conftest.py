@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.process import quiet_libraries
-from tests.tiny import save_tiny
+from tests.support.tiny_models import save_tiny
 
 os.environ["TRITON_INTERPRET"] = (
     "0" if torch.cuda.is_available() else "1"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import tables
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("allocator", "quantizer", "service")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 

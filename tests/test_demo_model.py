@@ -16,9 +16,8 @@ import pytest
 from filelock import FileLock
 
 from service.cli import demo
-from tests.command import PROGRAM, bitwright_json, environment
-
-ROOT = Path(__file__).parents[1]
+from tests.support.commands import PROGRAM, bitwright_json, environment
+from tests.support.paths import ROOT
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from moto.server import ThreadedMotoServer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.support.paths import ROOT
+
 DOCKER = ROOT / "docker"
 TOOLS = Path(sys.executable).parent
 TARGETS = ("api", "worker")

@@ -106,7 +106,9 @@ class FrontierTable:
     def html(self) -> bytes:
         """Return picture and table as one page, with no script and nothing beside it."""
         environment = Environment(
-            loader=PackageLoader("service.report", "templates"), autoescape=True, undefined=StrictUndefined
+            loader=PackageLoader("service.report", "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
         )
         chart = Markup(pictures.frontier_chart(self.rows))  # noqa: S704  drawn here, from numbers
         return (

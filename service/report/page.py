@@ -10,7 +10,9 @@ from service.report.document import Report, summary_rows
 def render_page(report: Report) -> str:
     """Return the HTML page of a report."""
     environment = Environment(
-        loader=PackageLoader("service.report", "templates"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("service.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
     )
     charts = {
         "bits": pictures.bits_heat_map(report),

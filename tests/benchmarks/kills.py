@@ -17,9 +17,9 @@ from pathlib import Path
 
 from service.request.stage_names import STAGES
 from tests.benchmarks.record import circumstances
-from tests.crashes import Count, calm_results, soak
-from tests.postgres import Postgres
-from tests.tiny import save_tiny
+from tests.support.crashes import Count, calm_results, soak
+from tests.support.postgres import Postgres
+from tests.support.tiny_models import save_tiny
 
 RESULTS = Path(__file__).parent / "results" / "service.jsonl"
 

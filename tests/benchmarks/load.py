@@ -20,9 +20,9 @@ import httpx2
 import numpy as np
 
 from tests.benchmarks.record import circumstances
-from tests.served import SMALL_JOB, Served, served
-from tests.test_allocator.stored import FOLDER
-from tests.tiny import save_tiny
+from tests.support.served import SMALL_JOB, Served, served
+from tests.support.stored_profiles import FOLDER
+from tests.support.tiny_models import save_tiny
 
 RESULTS = Path(__file__).parent / "results" / "service.jsonl"
 PROFILE = "smollm2-135m-integral"

@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.support.paths import ROOT
+
 RESULTS = Path(__file__).parent / "results" / "runs.jsonl"
 COMMIT = "BITWRIGHT_COMMIT"
 """Environment variable that names the commit where there is no git."""
@@ -18,7 +20,7 @@ COMMIT = "BITWRIGHT_COMMIT"
 
 def circumstances() -> dict[str, Any]:
     """Return commit, processor and cores of the machine that this runs on, and whether it multiplies bfloat16 itself."""
-    root, commit = Path(__file__).parents[2], os.environ.get(COMMIT)
+    root, commit = ROOT, os.environ.get(COMMIT)
     if commit is None:
         commit = subprocess.check_output(
             ["git", "rev-parse", "--short=12", "HEAD"],  # noqa: S607

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parents[2]
+from tests.support.paths import ROOT
+
 RESULTS = Path(__file__).parent / "results"
 LARGE = 1000
 """From here on digits after the point say nothing."""

@@ -24,7 +24,7 @@ from allocator.profile import Profile
 from allocator.solver.cvxpy_reference import AllocationProblem
 from tests.benchmarks.problems import llama_70b, mixture_of_experts
 from tests.benchmarks.record import circumstances
-from tests.test_allocator.stored import stored_profile
+from tests.support.stored_profiles import stored_profile
 
 RESULTS = Path(__file__).parent / "results" / "whatif.jsonl"
 ASKED = 1000

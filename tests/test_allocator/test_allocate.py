@@ -22,7 +22,7 @@ from allocator.solver.program import Program
 from allocator.solver.rounding import FILL_RISE, FILLED
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
-from tests.test_allocator.synthetic import (
+from tests.support.synthetic_profiles import (
     GROUP,
     PROPERTY,
     budget_at,

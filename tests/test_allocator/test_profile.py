@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allocator.errors import ProfileError
 from allocator.profile import COUPLINGS, VALIDITY, Profile
-from tests.test_allocator.synthetic import PROPERTY, make_profile, permuted
+from tests.support.synthetic_profiles import PROPERTY, make_profile, permuted
 
 PROFILE = make_profile(1, layers=4, menu=5, rank=3)
 

@@ -8,8 +8,8 @@ import torch
 
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
 from quantizer.models.source import ModelFolder, find_model, load_model
-from tests.test_quantizer.edits import Edit
-from tests.test_quantizer.helpers import (
+from tests.support.edited_models import Edit
+from tests.support.quantized import (
     PACKED_TOKENS,
     Edited,
     Packed,
@@ -19,7 +19,7 @@ from tests.test_quantizer.helpers import (
     logits_of,
     mixed_plan,
 )
-from tests.tiny import save_tiny
+from tests.support.tiny_models import save_tiny
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quantizer.durable import PartStore, file_sha256, write_whole
-from tests.test_quantizer.helpers import ROOT
+from tests.support.paths import ROOT
 
 
 def test_write_whole_writes_and_replaces(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import sqlalchemy as sa
 from service.records.database import connect
 from service.records.engine import bring_up_to_date
 from service.storage.artifacts import ArtifactStore
-from tests.postgres import Postgres
-from tests.put import set_variables
-from tests.s3 import S3
-from tests.served import Served, served
-from tests.tiny import save_tiny
-from tests.web_server import Resolver
+from tests.support.object_store import set_variables
+from tests.support.postgres import Postgres
+from tests.support.s3 import S3
+from tests.support.served import Served, served
+from tests.support.tiny_models import save_tiny
+from tests.support.web_server import Resolver
 
 KINDS = ("sqlite", "postgresql")
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from quantizer.errors import MemoryShort
 from service.errors import exit_code
-from tests.command import bitwright, run_options
+from tests.support.commands import bitwright, run_options
 
 
 def refuse(model: Path | str, tmp_path: Path, *extra: str, budget: str = "4bpw") -> tuple[int, str]:

@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.command import bitwright, bitwright_json, run_options
-from tests.pretended_gpu import GPU, DevicesMixedError, PretendedGpu, pretended_gpu
-from tests.test_service.test_embeddings import TIGHT
-from tests.test_service.test_recipes import ADAPTED, PLAIN, SPARSE, quantize_options, save_plan
+from tests.support.commands import bitwright, bitwright_json, run_options
+from tests.support.pretended_gpu import GPU, DevicesMixedError, PretendedGpu, pretended_gpu
+from tests.test_service.stages.test_embeddings import TIGHT
+from tests.test_service.stages.test_recipes import (
+    ADAPTED,
+    PLAIN,
+    SPARSE,
+    quantize_options,
+    save_plan,
+)
 
 __all__ = ["pretended_gpu"]
 ON_GPU = ("--device", "cuda")

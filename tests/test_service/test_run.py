@@ -13,8 +13,8 @@ from quantizer.conversion.checkpoint import quantized_bytes
 from quantizer.kernels.path import choose_path
 from quantizer.plans.plan import Plan
 from service.request.request import BATCH
-from tests.command import bitwright, bitwright_json, run_options
-from tests.tiny import save_tiny
+from tests.support.commands import bitwright, bitwright_json, run_options
+from tests.support.tiny_models import save_tiny
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.tracing import is_traced, traced
-from tests.receiver import receiving
-from tests.served import served
+from tests.support.served import served
+from tests.support.webhook_receiver import receiving
 
 
 def test_without_an_endpoint_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""What tests have at hand: small models, servers, commands."""

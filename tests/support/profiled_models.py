@@ -1,0 +1,199 @@
+"""Tiny models ready to be measured, and what they exactly do.
+
+Divergences and weight gradients by the slow, plain way.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from allocator.demands.menu import Menu
+from allocator.profile import Profile
+from allocator.profiling.profiler import ProfileProgress, make_forms, profile_model
+from allocator.profiling.signal import ProfileSpec, Scene
+from quantizer.conversion.blocks import read_block
+from quantizer.durable import PartStore, Progress
+from quantizer.models.source import find_model, load_model
+from quantizer.modules.linear import install
+from quantizer.plans.fidelity import Fidelity
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from tests.support.tiny_models import VOCABULARY, save_tiny
+
+Loader = Callable[[], Any]
+
+
+def windows(count: int, tokens: int, seed: int) -> Tensor:
+    """Return random token ids, int64 [count, tokens]."""
+    return torch.randint(VOCABULARY, (count, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+CALIBRATION = Calibration(windows(4, 32, 0), 2)
+PROBES = windows(4, 32, 1)
+
+
+def make_menu(low: int, high: int) -> Menu:
+    """Return uniform low, two splits, uniform high; the context is the lower split."""
+    splits = (
+        Fidelity(low, high, 0.25, 32),
+        Fidelity(low, high, 0.6, 32),
+    )  # 1 step of 2 or 3; 1 of 2, 2 of 3
+    return Menu((Fidelity.uniform(low, 32), *splits, Fidelity.uniform(high, 32)), 1)
+
+
+MENU = make_menu(4, 8)
+
+
+def make_spec(
+    signal: str,
+    probes: Tensor = PROBES,
+    *,
+    batch: int = 2,
+    seed: int = 0,
+    in_original: bool = False,
+) -> ProfileSpec:
+    return ProfileSpec(signal, probes, batch, seed, in_original)
+
+
+def make_loader(folder: Path, family: str = "llama") -> Loader:
+    """Return what loads a fresh tiny model in float32, the same at each call."""
+    found = find_model(str(save_tiny(folder / family, family)), folder)
+    return lambda: load_model(found, torch.float32, "cpu")
+
+
+def no_progress(done: int, steps: int) -> None:
+    assert 0 < done <= steps
+
+
+def run(
+    model: Any,
+    parts: PartStore,
+    spec: ProfileSpec,
+    menu: Menu = MENU,
+    forms: PartStore | None = None,
+    quantize: Progress = no_progress,
+    measure: Progress = no_progress,
+) -> Profile:
+    """Return the profile of an unquantized model."""
+    progress = ProfileProgress(quantize, measure)
+    shas = {"model_sha256": "a" * 64, "calibration_sha256": "b" * 64}
+    runner, layers = BlockRunner(model), find_layers(model)
+    return profile_model(
+        runner, layers, menu, CALIBRATION, spec, parts, progress, **shas, forms=forms
+    )
+
+
+def make_scene(
+    model: Any, forms: PartStore, parts: PartStore, spec: ProfileSpec, menu: Menu = MENU
+) -> Scene:
+    """Quantize a model in the menu's context, and return it as a signal gets it."""
+    runner, layers, originals = BlockRunner(model), find_layers(model), weights_of(model)
+    states = runner.head_input(spec.probes, runner.enter(spec.probes), 0)
+    make_forms(runner, layers, menu, CALIBRATION, forms, no_progress)
+    found = {}
+    for index in range(len(runner.blocks)):
+        members = [layer for layer in layers if layer.block == index]
+        block = read_block(forms, members, {layer.name: () for layer in members}, index)
+        assert block is not None
+        found |= block.errors
+    rows = [[found[layer.name][fidelity.name] for fidelity in menu.fidelities] for layer in layers]
+    errors = (
+        np.array([[getattr(error, kind) for error in row] for row in rows])
+        for kind in ("output", "weight")
+    )
+    return Scene(runner, layers, menu, spec, *errors, originals, states, forms, parts, no_progress)
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """Return copies of the weights of all layers, by name."""
+    return {
+        layer.name: model.get_submodule(layer.name).weight.detach().clone()
+        for layer in find_layers(model)
+    }
+
+
+def log_probs(model: Any, probes: Tensor = PROBES) -> Tensor:
+    """Return the log of the next-token distributions, float64 [windows, tokens, vocabulary]."""
+    logits: Tensor = model(input_ids=probes, use_cache=False).logits
+    return logits.double().log_softmax(-1)
+
+
+def divergences(original: Tensor, model: Any, probes: Tensor = PROBES) -> Tensor:
+    """Return the exact KL from `original`, given by its log probabilities, on each window.
+
+    [nats/token].
+    """
+    return (original.exp() * (original - log_probs(model, probes))).sum(-1).mean(-1)
+
+
+def weight_gradients(model: Any, losses_of: Callable[[], Tensor]) -> list[dict[str, Tensor]]:
+    """Return the gradients of several losses in the weights of all layers, float64, by layer name.
+
+    All held at once.
+
+    Args:
+        model: whose weights need no gradient, before and afterwards.
+        losses_of: computes the losses, [losses].
+    """
+    weights = {layer.name: model.get_submodule(layer.name).weight for layer in find_layers(model)}
+    for weight in weights.values():
+        weight.requires_grad_()
+    try:
+        losses = losses_of()
+        found = [
+            torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+            for loss in losses
+        ]
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(requires_grad=False)
+    zero = torch.zeros(())
+    return [
+        {name: (zero if g is None else g).double() for name, g in zip(weights, row, strict=True)}
+        for row in found
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A profile with the model that was left in its context, and the original's log probabilities on the probes."""
+
+    profile: Profile
+    scene: Scene
+    original: Tensor
+
+    @property
+    def model(self) -> Any:
+        return self.scene.runner.model
+
+    def set_ends(self, changes: Mapping[int, int]) -> None:
+        """Give each layer named by its place the low end, 0, or the high end, 1, of the menu.
+
+        2 is back to the context.
+        """
+        menu = self.scene.menu
+        forms = (menu.fidelities[0], menu.fidelities[-1], menu.fidelities[menu.context])
+        for at, end in changes.items():
+            layer = self.scene.layers[at]
+            stored = read_block(self.scene.stored, [layer], {layer.name: forms}, layer.block)
+            assert stored is not None
+            install(self.model, layer.name, stored.weights[layer.name][forms[end].name])
+
+    def outputs(self, changes: Mapping[int, int]) -> Tensor:
+        """Return the log probabilities of the model with these changes, float64 [N, vocabulary]."""
+        self.set_ends(changes)
+        with torch.no_grad():
+            found = log_probs(self.model, self.scene.spec.probes)
+        self.set_ends(dict.fromkeys(changes, 2))
+        return found.flatten(0, 1)
+
+    def divergence(self, changes: Mapping[int, int]) -> float:
+        """Return the exact KL from the original on the probes, [nats/token]."""
+        original = self.original.flatten(0, 1)
+        return float((original.exp() * (original - self.outputs(changes))).sum(-1).mean())

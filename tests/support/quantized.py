@@ -1,0 +1,271 @@
+"""What several tests need.
+
+Fixed hypothesis settings, token windows, slow exact twins of packing and grids.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quantizer.models.source import ModelFolder
+from quantizer.packed.adapter import Adapter
+from quantizer.packed.layout import named_parts
+from quantizer.packed.outliers import compress_rows
+from quantizer.packed.scales import part_unit
+from quantizer.packed.weight import PartCodes, QuantizedWeight
+from quantizer.plans.fidelity import CODE_BITS, COLUMN_STEP, RANK_LIMIT, SCALE_BITS, Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.running.structure import find_layers
+from tests.support.tiny_models import VOCABULARY
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed model that was saved.
+
+    Attributes:
+        folder: the checkpoint.
+        source: the original.
+        plan: fidelities of its layers.
+        weights: stored forms.
+        logits: of the packed model in memory, in float32, before it was saved.
+    """
+
+    folder: Path
+    source: ModelFolder
+    plan: Plan
+    weights: dict[str, QuantizedWeight]
+    logits: Tensor
+
+
+TinyFolder = Callable[[str], ModelFolder]
+TinyModel = Callable[[str], Any]
+Edited = Callable[..., Path]
+PackedModel = Callable[[str], Packed]
+
+PACKED_TOKENS = torch.randint(VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
+MENU = (
+    Fidelity.uniform(3, 32),
+    Fidelity(2, 4, 0.4, 32),
+    Fidelity.uniform(8, 64),
+    Fidelity.uniform(2, 32),
+)
+
+OPTION_NAMES = (
+    "int2g32s8",
+    "int3g64s6",
+    "int2g32o0.01",
+    "int2g32a4",
+    "int2+4r0.4g32s8o0.005a16",
+    "int3+8r0.3g64s6o0.02a256",
+)
+"""Fidelities with each option, and with all of them."""
+
+fixed = settings(derandomize=True, deadline=None, max_examples=100)
+"""Hypothesis without chance: the same examples at each run."""
+
+few = settings(fixed, max_examples=25)
+
+group_sizes = st.integers(1, 8).map(lambda steps: steps * COLUMN_STEP)
+
+
+def fidelities(
+    smallest_ratio: float = 0.0001, largest_ratio: float = 0.999999
+) -> st.SearchStrategy[Fidelity]:
+    """Return a strategy for uniform and split fidelities, with and without options."""
+    widths = st.sampled_from([(low, high) for low in CODE_BITS for high in CODE_BITS if low < high])
+    ratios = st.integers(round(smallest_ratio * 1e6), round(largest_ratio * 1e6)).map(
+        lambda millionths: millionths / 1e6
+    )
+    split = st.builds(
+        lambda pair, ratio, size: Fidelity(*pair, ratio, size), widths, ratios, group_sizes
+    )
+    plain = split | st.builds(Fidelity.uniform, st.sampled_from(CODE_BITS), group_sizes)
+    shares = st.just(0.0) | st.integers(1, 99_999).map(lambda millionths: millionths / 1e6)
+    ranks = st.just(0) | st.integers(1, RANK_LIMIT)
+    return st.builds(
+        lambda fidelity, bits, share, rank: replace(
+            fidelity, scale_bits=bits, outlier_share=share, adapter_rank=rank
+        ),
+        *(plain, st.sampled_from(SCALE_BITS), shares, ranks),
+    )
+
+
+def token_windows(windows: int, tokens: int, seed: int = 0) -> Tensor:
+    """Return random token ids, int64 [windows, tokens]."""
+    return torch.randint(
+        VOCABULARY, (windows, tokens), generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def correlated_inputs(tokens: int, features: int, seed: int = 0) -> Tensor:
+    """Return inputs whose columns are strongly correlated and of very different sizes, float32 [tokens, features]."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(features, features, generator=generator) * torch.logspace(
+        0, -2, features
+    ).unsqueeze(1)
+    return torch.randn(tokens, features, generator=generator) @ mixing
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Return standard normal numbers, float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_weight(
+    fidelity: Fidelity, out_features: int, in_features: int, seed: int = 0
+) -> QuantizedWeight:
+    """Return a stored layer of random codes, scales, zero points, column order, outliers and adapter.
+
+    An adapter's entries are sixteenths of at most a half: sums of their products are exact in
+    float32 in any order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    plain = replace(fidelity, adapter_rank=0)
+    row_scale = None
+    if fidelity.scale_bits < 16:
+        row_scale = torch.rand(out_features, generator=generator).add(0.1).div(50).half().float()
+    parts = []
+    for _, columns, bits in named_parts(fidelity, in_features):
+        groups = -(-columns // fidelity.group_size)
+        codes = torch.randint(2**bits, (out_features, columns), generator=generator).float()
+        if row_scale is None:
+            scale = torch.rand(groups, out_features, generator=generator).add(0.01).half().float()
+        else:
+            counts = torch.randint(
+                1, 2**fidelity.scale_bits, (groups, out_features), generator=generator
+            )
+            scale = part_unit(row_scale, fidelity, bits) * counts
+        zero = torch.randint(2**bits, (groups, out_features), generator=generator).float()
+        parts.append(PartCodes(codes, scale, zero))
+    order, outliers = torch.randperm(in_features, generator=generator), None
+    if count := fidelity.outlier_count(out_features, in_features):
+        chosen = torch.zeros(out_features * in_features, dtype=torch.bool)
+        chosen[torch.randperm(chosen.numel(), generator=generator)[:count]] = True
+        values = torch.randn(out_features, in_features, generator=generator)
+        outliers = compress_rows(values, chosen.view(out_features, in_features))
+    weight = QuantizedWeight.from_codes(plain, order, tuple(parts), row_scale, outliers)
+    if not fidelity.adapter_rank:
+        return weight
+    rank = fidelity.adapter_width(out_features, in_features)
+    a = torch.randint(-8, 9, (rank, in_features), generator=generator).half() / 16
+    b = torch.randint(-8, 9, (out_features, rank), generator=generator).half() / 16
+    return weight.with_adapter(fidelity.adapter_rank, Adapter(a, b))
+
+
+def stored_bytes(weight: QuantizedWeight) -> int:
+    """Return the bytes of all tensors, counted as a file would hold them."""
+    return sum(
+        len(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        for tensor in weight.tensors.values()
+    )
+
+
+def pack_slowly(codes: list[int], bits: int) -> bytes:
+    """Pack one row by the definition.
+
+    Code i at bits i*b .. of one little-endian integer, padded to 32-bit words.
+    """
+    stream = sum(code << (index * bits) for index, code in enumerate(codes))
+    return stream.to_bytes(-(-len(codes) * bits // 32) * 4, "little")
+
+
+def unpack_slowly(row: Tensor, bits: int, values: int) -> list[int]:
+    """Read one row of int32 words back by the definition."""
+    stream = int.from_bytes(
+        b"".join(word.to_bytes(4, "little", signed=True) for word in row.tolist()), "little"
+    )
+    return [(stream >> (index * bits)) & (2**bits - 1) for index in range(values)]
+
+
+def scales_slowly(weight: QuantizedWeight, name: str, bits: int) -> list[list[float]]:
+    """Return the scales of a part by the definition, [groups][out]."""
+    fidelity = weight.fidelity
+    if fidelity.scale_bits == 16:
+        scales: list[list[float]] = weight.tensors[f"{name}_scales"].tolist()
+        return scales
+    units = [
+        row_scale / 2 ** (bits - fidelity.bits_lo)
+        for row_scale in weight.tensors["row_scales"].tolist()
+    ]
+    codes = [
+        unpack_slowly(row, fidelity.scale_bits, weight.out_features)
+        for row in weight.tensors[f"{name}_scale_codes"]
+    ]
+    return [[unit * code for unit, code in zip(units, group, strict=True)] for group in codes]
+
+
+def outliers_slowly(weight: QuantizedWeight) -> dict[tuple[int, int], float]:
+    """Return the outliers by row and column."""
+    if not weight.fidelity.outlier_share:
+        return {}
+    values, columns, starts = (
+        weight.tensors[f"outlier_{name}"].tolist() for name in ("values", "columns", "starts")
+    )
+    return {
+        (out, columns[at]): values[at]
+        for out in range(weight.out_features)
+        for at in range(starts[out], starts[out + 1])
+    }
+
+
+def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
+    """Return the weight by plain loops over the stored tensors.
+
+    Each sum and product is rounded to float32.
+    """
+    columns = [int(column) for column in weight.tensors["columns"].tolist()]
+    dense = [[float("nan")] * weight.in_features for _ in range(weight.out_features)]
+    start = 0
+    for name, count, bits in named_parts(weight.fidelity, weight.in_features):
+        scales = scales_slowly(weight, name, bits)
+        zeros = [
+            unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]
+        ]
+        for out, row in enumerate(weight.tensors[f"{name}_codes"].t()):
+            for position, code in enumerate(unpack_slowly(row, bits, count)):
+                group = position // weight.fidelity.group_size
+                dense[out][columns[start + position]] = float(
+                    np.float32(scales[group][out] * (code - zeros[group][out]))
+                )
+        start += count
+    for (out, column), value in outliers_slowly(weight).items():
+        dense[out][column] = float(np.float32(dense[out][column] + value))
+    if weight.fidelity.adapter_rank:
+        a, b = weight.tensors["adapter_a"].tolist(), weight.tensors["adapter_b"].tolist()
+        for out in range(weight.out_features):
+            for column in range(weight.in_features):
+                product = float(np.float32(sum(b[out][k] * a[k][column] for k in range(len(a)))))
+                dense[out][column] = float(np.float32(dense[out][column] + product))
+    return dense
+
+
+@torch.no_grad()
+def logits_of(model: Any, tokens: Tensor) -> Tensor:
+    """Return a model's logits [batch, tokens, vocabulary]."""
+    logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits
+
+
+def mixed_plan(model: Any) -> tuple[Plan, dict[str, QuantizedWeight]]:
+    """Return a plan of mixed fidelities and random stored forms for it, with scales of a useful size."""
+    layers = find_layers(model)
+    plan = Plan(layers, tuple(MENU[index % len(MENU)] for index in range(len(layers))))
+    weights = {}
+    for seed, (layer, fidelity) in enumerate(zip(plan.layers, plan.fidelities, strict=True)):
+        weight = random_weight(fidelity, layer.out_features, layer.in_features, seed)
+        small = {
+            name: tensor * 0.02 if name.endswith("_scales") else tensor
+            for name, tensor in weight.tensors.items()
+        }
+        weights[layer.name] = QuantizedWeight(
+            fidelity, layer.out_features, layer.in_features, small
+        )
+    return plan, weights

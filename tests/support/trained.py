@@ -1,0 +1,62 @@
+"""What the tests of training share: quantized tiny models."""
+
+from typing import Any
+
+from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.durable import PartStore
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
+from quantizer.running.moments import Calibration
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from tests.support.quantized import token_windows
+
+WINDOWS = token_windows(8, 32, seed=3)
+FIDELITIES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 64))
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+def quiet(_done: int, _count: int) -> None:
+    """Hear of progress and say nothing."""
+
+
+def quantized(
+    model: Any, parts: PartStore
+) -> tuple[tuple[LayerSpec, ...], dict[str, QuantizedWeight]]:
+    """Return the layers of a model and their stored forms, of two fidelities by turns.
+
+    The model is used up.
+    """
+    layers = find_layers(model)
+    return layers, quantized_as(
+        model, {layer.name: (FIDELITIES[index % 2],) for index, layer in enumerate(layers)}, parts
+    )
+
+
+def quantized_as(
+    model: Any, choices: dict[str, tuple[Fidelity]], parts: PartStore
+) -> dict[str, QuantizedWeight]:
+    """Return the stored forms of a model's layers at the given fidelities; the model is used up."""
+    layers = find_layers(model)
+    quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 4), parts, quiet)
+    forms: dict[str, QuantizedWeight] = {}
+    for index in range(3):
+        members = [layer for layer in layers if layer.block == index]
+        block = read_block(parts, members, choices, index)
+        if block is None:
+            raise RuntimeError(f"block {index} is missing")
+        forms |= {name: next(iter(each.values())) for name, each in block.weights.items()}
+    return forms
+
+
+def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) -> bool:
+    """Return whether two sets of stored forms are equal bit for bit."""
+    return left.keys() == right.keys() and all(
+        tensor.equal(right[name].tensors[key])
+        for name, form in left.items()
+        for key, tensor in form.tensors.items()
+    )

@@ -1,0 +1,142 @@
+"""The `gradient` signal is made of the products of each window's gradient with the changes to the ends of the menu."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from allocator.profile import Array
+from allocator.profiling.gradient import gradient, sample_effects
+from allocator.profiling.signal import LossModel, Scene
+from quantizer.durable import PartStore
+from tests.support.profiled_models import (
+    MENU,
+    divergences,
+    log_probs,
+    make_loader,
+    make_scene,
+    make_spec,
+    weight_gradients,
+    windows,
+)
+
+PROBES = windows(5, 32, 1)
+
+
+@pytest.fixture(scope="module", params=["llama", "opt"])
+def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    folder = tmp_path_factory.mktemp("gradient")
+    model = make_loader(folder, request.param)()
+    return make_scene(
+        model,
+        PartStore(folder / "forms"),
+        PartStore(folder / "parts"),
+        make_spec("gradient", PROBES, batch=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(scene: Scene) -> LossModel:
+    return gradient(scene)
+
+
+@pytest.fixture(scope="module")
+def exact(scene: Scene) -> Array:
+    """Return <gradient of a window's mean negative log-likelihood, end - context> of explicit gradients, [2 L, windows]."""
+    model = scene.runner.model
+
+    def losses() -> torch.Tensor:
+        log_p = model(input_ids=PROBES, use_cache=False).logits[:, :-1].log_softmax(-1)
+        return -log_p.gather(-1, PROBES[:, 1:, None]).mean((1, 2))
+
+    gradients, rows = weight_gradients(model, losses), []
+    for layer in scene.layers:
+        forms = scene.block(layer.block).weights[layer.name]
+        here = forms[MENU.fidelities[MENU.context].name].dequantize()
+        for end in (MENU.fidelities[0], MENU.fidelities[-1]):
+            change = forms[end.name].dequantize() - here
+            rows.append([float((row[layer.name] * change).sum()) for row in gradients])
+    return np.array(rows)
+
+
+def test_samples_are_the_products_of_explicit_gradients(scene: Scene, exact: Array) -> None:
+    samples = sample_effects(scene).first
+    assert samples.shape == exact.shape
+    assert np.linalg.norm(samples - exact) < 1e-3 * np.linalg.norm(exact)
+
+
+def test_damage_is_the_mean_product_and_half_the_fisher_term(
+    found: LossModel, exact: Array, scene: Scene
+) -> None:
+    own = np.square(found.factor).sum(axis=0).reshape(found.linear.shape)
+    damage = (found.linear + own / 2)[:, [0, -1]].ravel()
+    expected = exact.mean(axis=1) + 32 * np.square(exact).mean(axis=1) / 2
+    assert np.linalg.norm(damage - expected) < 1e-3 * np.linalg.norm(expected)
+    assert found.linear.shape == (len(scene.layers), len(MENU.fidelities))
+
+
+def test_the_coupling_is_the_gram_matrix_of_the_samples(found: LossModel, exact: Array) -> None:
+    ends = found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, [0, -1]].reshape(
+        len(found.factor), -1
+    )
+    expected = 32 * exact @ exact.T / exact.shape[1]
+    apart = (
+        np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0
+    )  # a layer's own products stand in the linear term
+    off = np.linalg.norm((ends.T @ ends - expected)[apart]) / np.linalg.norm(expected[apart])
+    assert off < 0.02
+    assert found.truncation == pytest.approx(off, abs=2e-3)
+
+
+def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_changes_sum_to(
+    found: LossModel, exact: Array
+) -> None:
+    rng, layers = np.random.default_rng(0), len(found.linear)
+    for _ in range(10):
+        ends = rng.integers(-1, 2, layers)  # low, not at all, high
+        share = np.zeros(found.linear.shape)
+        share[ends < 0, 0] = share[ends > 0, -1] = 1
+        effect = found.factor @ share.ravel()
+        total = share[:, [0, -1]].ravel() @ exact
+        second = 32 * np.square(total).mean() / 2
+        assert (found.linear * share).sum() + effect @ effect / 2 == pytest.approx(
+            total.mean() + second, rel=0.02, abs=1e-5
+        )
+
+
+def test_the_context_has_no_effect_and_its_own_loss(found: LossModel, scene: Scene) -> None:
+    assert not found.linear[:, MENU.context].any()
+    assert not found.factor.reshape(len(found.factor), *found.linear.shape)[
+        :, :, MENU.context
+    ].any()
+    model = scene.runner.model
+    scene.put_all(None)
+    original = log_probs(model, PROBES)
+    scene.put_all(MENU.fidelities[MENU.context])
+    assert found.context_loss == pytest.approx(
+        float(divergences(original, model, PROBES).mean()), rel=1e-4
+    )
+    assert found.tokens == PROBES.numel()
+
+
+def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) -> None:
+    load, forms, spec = (
+        make_loader(tmp_path),
+        PartStore(tmp_path / "forms"),
+        make_spec("gradient", PROBES, batch=4),
+    )
+    whole = sample_effects(make_scene(load(), forms, PartStore(tmp_path / "a"), spec)).first
+    scene, refused = make_scene(load(), forms, PartStore(tmp_path / "b"), spec), []
+
+    def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Stand for a card that holds one window of a backward pass."""
+        states = args[0] if args else kwargs["hidden_states"]
+        if torch.is_grad_enabled() and len(states) > 1:
+            refused.append(len(states))
+            raise torch.OutOfMemoryError("no room")
+
+    scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    assert np.linalg.norm(sample_effects(scene).first - whole) < 1e-3 * np.linalg.norm(whole)
+    assert refused == [4, 2], "halved twice, and then never again"

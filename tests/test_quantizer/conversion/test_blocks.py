@@ -1,0 +1,428 @@
+"""Promises of quantizer.conversion.blocks.
+
+Blocks are quantized on what quantized blocks give them, once, and can be taken up again.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantizer.conversion import blocks
+from quantizer.conversion.blocks import (
+    FormError,
+    QuantizedBlock,
+    form_error,
+    quantize_blocks,
+    read_block,
+)
+from quantizer.durable import PartStore
+from quantizer.modules.linear import install
+from quantizer.packed.weight import QuantizedWeight
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import LayerSpec
+from quantizer.rounding.columns import column_impact
+from quantizer.rounding.gptq import quantize_layer
+from quantizer.running.moments import Calibration, input_groups, input_moments
+from quantizer.running.runner import BlockRunner
+from quantizer.running.structure import find_layers
+from tests.support.quantized import (
+    TinyModel,
+    correlated_inputs,
+    normal,
+    random_weight,
+    token_windows,
+)
+
+CALIBRATION = Calibration(token_windows(5, 40), 2)
+CHOICES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 32))
+SCORED = (Fidelity.uniform(2, 32), CHOICES[1], Fidelity(3, 8, 0.4, 64))
+"""Some kept as well, some not.
+
+With other low widths and group sizes, and so other high-impact columns.
+"""
+
+
+class _Interrupted(Exception):
+    """Stands for whatever ends a run."""
+
+
+def _quantize(
+    model: nn.Module,
+    folder: Path,
+    on_progress: Callable[[int, int], None] = lambda _done, _count: None,
+    scored: Sequence[Fidelity] = (),
+) -> None:
+    layers = find_layers(model)
+    choices = {layer.name: CHOICES for layer in layers}
+    quantize_blocks(
+        BlockRunner(model), layers, choices, CALIBRATION, PartStore(folder), on_progress, scored
+    )
+
+
+def _blocks(model: nn.Module, folder: Path) -> list[QuantizedBlock]:
+    found = []
+    for index in range(3):
+        members = [layer for layer in find_layers(model) if layer.block == index]
+        block = read_block(
+            PartStore(folder), members, {layer.name: CHOICES for layer in members}, index
+        )
+        assert block is not None
+        found.append(block)
+    return found
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        layer.name: model.get_submodule(layer.name).weight.detach().clone()
+        for layer in find_layers(model)
+    }
+
+
+def _moments_by_hook(model: Any, layer: LayerSpec) -> Tensor:
+    """Return X'X/n from the inputs that a hook sees while the whole model runs."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(layer.name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    with torch.no_grad():
+        for batch in CALIBRATION.batches():
+            model(input_ids=batch, use_cache=False)
+    handle.remove()
+    inputs = torch.cat([states.reshape(-1, layer.in_features) for states in seen]).double()
+    return inputs.t() @ inputs / len(inputs)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> tuple[Path, Any]:
+    """Return the parts and the model that an undisturbed run leaves."""
+    folder, model = tmp_path_factory.mktemp("finished"), tiny_model("llama")
+    _quantize(model, folder)
+    return folder, model
+
+
+def test_the_same_work_gives_the_same_bytes(
+    finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    _quantize(model, tmp_path)
+    assert _files(tmp_path) == _files(finished[0])
+    assert len(_files(tmp_path)) == 3
+    expected = _weights(finished[1])
+    assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_an_interrupted_run_taken_up_again_gives_the_same_bytes(
+    done: int, finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    def interrupt(finished_blocks: int, _: int) -> None:
+        if finished_blocks == done:
+            raise _Interrupted
+
+    with pytest.raises(_Interrupted):
+        _quantize(tiny_model("llama"), tmp_path, interrupt)
+    kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    assert len(kept) == done
+    model, steps = tiny_model("llama"), []
+    _quantize(model, tmp_path, lambda *step: steps.append(step))
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    assert _files(tmp_path) == _files(finished[0])
+    assert all((tmp_path / name).stat().st_mtime_ns == time for name, time in kept.items())
+    expected = _weights(finished[1])
+    assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
+
+
+@pytest.mark.parametrize("position", [0, 40, -1])
+def test_a_damaged_part_is_made_again_and_logged(
+    position: int,
+    finished: tuple[Path, Any],
+    tiny_model: TinyModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name, content in _files(finished[0]).items():
+        (tmp_path / name).write_bytes(content)
+    damaged = tmp_path / "block-0001.part"
+    content = bytearray(damaged.read_bytes())
+    content[position] ^= 1
+    damaged.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "bitwright"):
+        _quantize(tiny_model("llama"), tmp_path)
+    assert [record.args for record in caplog.records] == [(damaged,)]
+    assert "damaged" in caplog.text
+    assert _files(tmp_path) == _files(finished[0])
+
+
+def test_the_model_is_left_running_with_the_first_choice(finished: tuple[Path, Any]) -> None:
+    folder, model = finished
+    stored = {
+        name: forms for block in _blocks(model, folder) for name, forms in block.weights.items()
+    }
+    assert set(stored) == {layer.name for layer in find_layers(model)}
+    for name, weight in _weights(model).items():
+        assert set(stored[name]) == {choice.name for choice in CHOICES}
+        assert torch.equal(weight, stored[name][CHOICES[0].name].dequantize())
+
+
+def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
+    finished: tuple[Path, Any], tiny_model: TinyModel
+) -> None:
+    folder, model = finished
+    originals = _weights(tiny_model("llama"))
+    blocks = _blocks(model, folder)
+    for layer in find_layers(model):
+        moments = _moments_by_hook(
+            model, layer
+        ).float()  # the finished model gives a layer the same inputs as it had then
+        for choice in CHOICES:
+            stored = blocks[layer.block].weights[layer.name][choice.name].dequantize()
+            impact = column_impact(
+                originals[layer.name], moments, choice.bits_lo, choice.group_size
+            )
+            expected = quantize_layer(originals[layer.name], moments, choice, impact).dequantize()
+            equal_rows = int(((stored - expected).abs().amax(1) < 1e-5).sum())
+            assert equal_rows >= 0.9 * layer.out_features
+
+
+@pytest.mark.parametrize("scored", [(), SCORED], ids=["kept alone", "some only scored"])
+def test_every_form_made_has_its_errors_and_only_choices_are_kept(
+    scored: tuple[Fidelity, ...], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    originals = _weights(model)
+    _quantize(model, tmp_path, scored=scored)
+    for block in _blocks(model, tmp_path):
+        for name, errors in block.errors.items():
+            assert set(errors) == {fidelity.name for fidelity in (*CHOICES, *scored)}
+            assert set(block.weights[name]) == {choice.name for choice in CHOICES}
+            for choice in CHOICES:
+                off = block.weights[name][choice.name].dequantize() - originals[name]
+                assert errors[choice.name].weight == pytest.approx(
+                    float(off.norm() / originals[name].norm()) ** 2, rel=1e-4
+                )
+
+
+def test_scored_fidelities_leave_only_their_errors(
+    finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    _quantize(model, tmp_path, scored=SCORED)
+    expected = _weights(finished[1])
+    assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
+    for block, alone in zip(_blocks(model, tmp_path), _blocks(model, finished[0]), strict=True):
+        for name, forms in alone.weights.items():
+            assert all(
+                _same_form(block.weights[name][fidelity], form) for fidelity, form in forms.items()
+            )
+            assert alone.errors[name].items() <= block.errors[name].items()
+    size = sum(len(content) for content in _files(tmp_path).values()) - sum(
+        len(content) for content in _files(finished[0]).values()
+    )
+    numbers = 2 * 8 * len(find_layers(model)) * (len(SCORED) - 1)  # one of them was kept already
+    assert (
+        numbers < size < 12 * numbers
+    )  # the rest is names; a single form of a single layer takes more than all numbers
+
+
+def test_a_form_made_beside_others_equals_the_form_made_alone(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    first = [
+        layer
+        for layer in find_layers(model)
+        if layer.kind == "self_attn.q_proj" and layer.block == 0
+    ]
+    several = tuple(dict.fromkeys((*CHOICES, *SCORED)))
+
+    def made(*fidelities: Fidelity) -> QuantizedBlock:
+        parts = PartStore(tmp_path / "-".join(fidelity.name for fidelity in fidelities))
+        choices = {first[0].name: fidelities}
+        quantize_blocks(
+            BlockRunner(tiny_model("llama")), first, choices, CALIBRATION, parts, lambda *_: None
+        )
+        block = read_block(parts, first, choices, 0)
+        assert block is not None
+        return block
+
+    beside = made(*several)
+    for fidelity in several:
+        alone = made(fidelity)
+        assert _same_form(
+            beside.weights[first[0].name][fidelity.name],
+            alone.weights[first[0].name][fidelity.name],
+        ), fidelity.name
+        assert (
+            beside.errors[first[0].name][fidelity.name]
+            == alone.errors[first[0].name][fidelity.name]
+        )
+
+
+def _same_form(form: QuantizedWeight, other: QuantizedWeight) -> bool:
+    return form.fidelity == other.fidelity and all(
+        torch.equal(form.tensors[name], other.tensors[name]) for name in other.tensors
+    )
+
+
+@pytest.mark.parametrize(
+    "fidelity",
+    [Fidelity.uniform(2, 32), Fidelity(2, 4, 0.4, 32), Fidelity.uniform(8, 64)],
+    ids=lambda fidelity: fidelity.name,
+)
+def test_form_error_is_the_mean_squared_error_of_the_outputs_and_the_relative_one_of_the_weights(
+    fidelity: Fidelity,
+) -> None:
+    inputs, weight = correlated_inputs(200, 96), normal(24, 96, seed=1)
+    form = random_weight(fidelity, 24, 96, seed=2)
+    found = form_error(form, weight, inputs.t() @ inputs / len(inputs))
+    dense = form.dequantize()
+    outputs = [
+        float((dense.double() @ x - weight.double() @ x).square().sum()) for x in inputs.double()
+    ]
+    assert found.output == pytest.approx(sum(outputs) / len(outputs), rel=1e-4)
+    changed = sum(
+        (a - b) ** 2
+        for a, b in zip(dense.flatten().tolist(), weight.flatten().tolist(), strict=True)
+    )
+    assert found.weight == pytest.approx(
+        changed / sum(b**2 for b in weight.flatten().tolist()), rel=1e-4
+    )
+
+
+def test_errors_are_those_on_the_inputs_that_quantized_layers_give(
+    finished: tuple[Path, Any], tiny_model: TinyModel
+) -> None:
+    folder, model = finished
+    originals, blocks = _weights(tiny_model("llama")), _blocks(model, folder)
+    for layer in find_layers(model):
+        off = (_weights(model)[layer.name] - originals[layer.name]).double()
+        exact = float((off @ _moments_by_hook(model, layer)).mul(off).sum())
+        assert blocks[layer.block].errors[layer.name][CHOICES[0].name].output == pytest.approx(
+            exact, rel=1e-3
+        )
+
+
+def test_an_exact_form_and_a_layer_of_zeros_have_no_error() -> None:
+    form = random_weight(Fidelity.uniform(4, 32), 8, 64)
+    assert form_error(form, form.dequantize(), torch.eye(64)) == FormError(0.0, 0.0)
+    assert (
+        form_error(form, torch.zeros(8, 64), torch.eye(64)).weight == 0
+    )  # there is nothing to be relative to
+
+
+def test_read_block_returns_nothing_before_the_block_is_done(
+    tmp_path: Path, tiny_model: TinyModel
+) -> None:
+    layers = [layer for layer in find_layers(tiny_model("llama")) if layer.block == 0]
+    assert (
+        read_block(PartStore(tmp_path), layers, {layer.name: CHOICES for layer in layers}, 0)
+        is None
+    )
+
+
+def test_install_keeps_the_dtype_of_the_model(
+    finished: tuple[Path, Any], tiny_model: TinyModel
+) -> None:
+    folder, model = finished
+    name = "model.layers.0.mlp.up_proj"
+    stored = _blocks(model, folder)[0].weights[name][CHOICES[1].name]
+    other = tiny_model("llama").to(torch.bfloat16)
+    install(other, name, stored)
+    assert torch.equal(other.get_submodule(name).weight, stored.dequantize(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("family", "groups"),
+    [
+        (
+            "llama",
+            [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+        ),
+        (
+            "gemma3",
+            [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
+        ),
+        ("opt", [["q_proj", "k_proj", "v_proj"], ["out_proj"], ["fc1"], ["fc2"]]),
+        ("gpt_neox", [["query_key_value"], ["dense"], ["dense_h_to_4h"], ["dense_4h_to_h"]]),
+    ],
+)
+def test_layers_that_share_their_input_are_grouped_in_call_order(
+    family: str, groups: list[list[str]], tiny_model: TinyModel
+) -> None:
+    runner = BlockRunner(tiny_model(family))
+    members = [layer for layer in find_layers(runner.model) if layer.block == 1]
+    batch = CALIBRATION.batches()[0]
+    hidden = runner.blocks_between(batch, runner.enter(batch), 0, 1)
+    found = input_groups(runner, members, batch, hidden, 1)
+    assert [sorted(layer.kind.rpartition(".")[2] for layer in group) for group in found] == [
+        sorted(group) for group in groups
+    ]
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_input_moments_are_the_mean_of_the_outer_products(
+    family: str, tiny_model: TinyModel
+) -> None:
+    runner = BlockRunner(tiny_model(family))
+    batches = CALIBRATION.batches()
+    hidden = [runner.blocks_between(batch, runner.enter(batch), 0, 1) for batch in batches]
+    for layer in (layer for layer in find_layers(runner.model) if layer.block == 1):
+        moments = input_moments(runner, layer, batches, hidden, 1)
+        expected = _moments_by_hook(runner.model, layer)
+        assert torch.allclose(
+            moments.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        )
+        assert not runner.model.get_submodule(layer.name)._forward_pre_hooks
+
+
+def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    model = tiny_model("llama")
+    torch.manual_seed(0)
+    for block in model.model.layers:
+        block.idle = nn.Linear(64, 16, bias=False)
+    originals = _weights(model)
+    runner, batch = BlockRunner(model), CALIBRATION.batches()[0]
+    members = [layer for layer in find_layers(model) if layer.block == 0]
+    groups = input_groups(runner, members, batch, runner.enter(batch), 0)
+    assert [layer.kind for layer in groups[-1]] == ["idle"]
+    _quantize(model, tmp_path)
+    name = "model.layers.2.idle"
+    expected = quantize_layer(
+        originals[name], torch.eye(64), CHOICES[1], torch.ones(64)
+    ).dequantize()
+    block = _blocks(model, tmp_path)[2]
+    assert torch.equal(block.weights[name][CHOICES[1].name].dequantize(), expected)
+    assert block.errors[name][CHOICES[1].name].output == 0
+    assert block.errors[name][CHOICES[1].name].weight > 0
+
+
+def test_batches_cover_the_windows_in_order() -> None:
+    assert [len(batch) for batch in CALIBRATION.batches()] == [2, 2, 1]
+    assert torch.equal(torch.cat(CALIBRATION.batches()), CALIBRATION.windows)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "pieces"), [(2**36, [7]), (2**33, [3, 3, 1]), (2**20, [1] * 7)]
+)
+def test_a_gpu_quantizes_as_many_fidelities_at_once_as_its_free_memory_takes(
+    free_bytes: int, pieces: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_bytes, free_bytes))
+    widest = 14336 * 4096
+    found = blocks._pieces(
+        [Fidelity(2, 3, tenths / 10, 64) for tenths in range(1, 8)], widest, torch.device("cuda")
+    )
+    assert [len(piece) for piece in found] == pieces
+    for piece in found:
+        assert len(piece) == 1 or len(piece) * blocks._STACKED * widest <= free_bytes / 4

@@ -1,0 +1,194 @@
+"""Promises of recipes: each makes a loadable checkpoint of the plan's bytes by a method of its own, from the command line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quantizer.conversion.checkpoint import quantized_bytes, read_weights
+from quantizer.importance.integrals import keep_weights
+from quantizer.models.source import find_model, load_model, skeleton
+from quantizer.modules.linear import get_linear
+from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import Plan
+from quantizer.running.structure import find_layers
+from quantizer.texts.text import TextSpec
+from service.stages.machine import Machine
+from service.stages.recipe import RECIPES
+from service.stages.requantize import RANKING_WINDOWS
+from service.stages.windows import windows_of
+from service.storage.stage_store import StageStore
+from tests.support.commands import SMALL, bitwright, bitwright_json
+
+PLAIN = "int2+4r0.5g32"
+ADAPTED = "int2+4r0.5g32a8"
+SPARSE = "int2+4r0.5g32s6o0.01"
+
+
+def save_plan(model: Path, folder: Path, kind: str) -> Path:
+    layers = find_layers(skeleton(find_model(str(model), folder / "models")))
+    file = folder / f"{kind}.json"
+    file.write_text(json.dumps(Plan.uniform(layers, Fidelity.parse(kind)).to_json()))
+    return file
+
+
+def quantize_options(folder: Path, plan: Path, recipe: str, effort: str) -> tuple[str | Path, ...]:
+    return (
+        "--plan",
+        plan,
+        "--out",
+        folder / recipe,
+        "--recipe",
+        recipe,
+        "--effort",
+        effort,
+        "--cache",
+        folder / "cache",
+        *SMALL[:4],
+    )
+
+
+def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
+    folders = [folder / name for name in names]
+    scores = bitwright_json(
+        "evaluate", model, *folders, "--tokens", "64", "--cache", folder / "cache"
+    )
+    return [scores[str(each)]["kl_nats_per_token"] for each in folders]
+
+
+@pytest.fixture(scope="module")
+def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a tiny llama whose inputs lie near three directions, so that one weight can make good the error of another."""
+    folder = tmp_path_factory.mktemp("correlated") / "model"
+    shutil.copytree(tiny_llama, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    embedding, chance = model.get_input_embeddings().weight, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        near = torch.randn(len(embedding), 3, generator=chance) @ torch.randn(
+            3, embedding.shape[1], generator=chance
+        )
+        embedding.copy_(0.15 * near + 0.015 * torch.randn(embedding.shape, generator=chance))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("usual", "requant")])
+def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
+    recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path
+) -> None:
+    model = correlated if RECIPES[recipe].kind is None else tiny_llama
+    plan = save_plan(
+        model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN
+    )
+    bitwright_json("quantize", model, *quantize_options(tmp_path, plan, "usual", "fast"))
+    effort = "fast" if RECIPES[recipe].kind is None else "balanced"
+    made = bitwright_json("quantize", model, *quantize_options(tmp_path, plan, recipe, effort))
+
+    chosen = Plan.loads(plan.read_text())
+    assert made["plan_bytes"] == chosen.weight_bytes == quantized_bytes(tmp_path / recipe, chosen)
+    AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
+    usual, own = _divergences(model, tmp_path, "usual", recipe)
+    if effort == "fast":
+        assert own > 2 * usual, "nothing makes good what rounding costs"
+    else:
+        assert made["trained"]
+        assert own < usual
+
+
+def test_requantizing_spreads_outliers_by_what_weights_matter(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    plan = save_plan(tiny_llama, tmp_path, SPARSE)
+    made = bitwright_json(
+        "quantize", tiny_llama, *quantize_options(tmp_path, plan, "requant", "fast")
+    )
+    wanted, found = (
+        Plan.loads(plan.read_text()),
+        Plan.loads((tmp_path / "requant" / "plan.json").read_text()),
+    )
+    assert made["plan_bytes"] == found.weight_bytes == quantized_bytes(tmp_path / "requant", found)
+    assert found.weight_bytes == pytest.approx(wanted.weight_bytes, rel=0.002)
+
+    expected = _kept(tiny_llama, tmp_path, wanted)
+    forms = read_weights(tmp_path / "requant", found)
+    for layer in found.layers:
+        fidelity, outliers = forms[layer.name].fidelity, forms[layer.name].outliers
+        assert fidelity.outlier_share == expected.shares[layer.name]
+        assert outliers is not None
+        places = torch.zeros(layer.out_features, layer.in_features, dtype=torch.bool)
+        rows = torch.repeat_interleave(torch.arange(layer.out_features), outliers.starts.diff())
+        places[rows, outliers.columns] = True
+        scores = expected.scores[layer.name]
+        assert float(scores[places].min()) >= float(scores[~places].max()), (
+            "the weights that are kept score highest"
+        )
+    assert len({fidelity.outlier_share for fidelity in found.fidelities}) > 1
+
+
+def _kept(model: Path, folder: Path, plan: Plan) -> Any:
+    """Rank weights anew, from the checkpoint without outliers that the command line leaves if it is asked for it."""
+    bare = save_plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
+    bitwright_json("quantize", model, *quantize_options(folder, bare, "usual", "fast"))
+    source, store = find_model(str(model), folder / "models"), StageStore(folder / "cache")
+    machine = Machine.choose("cpu")
+    loaded = load_model(source, machine.dtype, machine.device)
+    originals = {
+        layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in plan.layers
+    }
+    forms = read_weights(folder / "usual", Plan.loads(bare.read_text()))
+    windows = windows_of(store, source, TextSpec("builtin:calibration", 4, 64, 0)).tokens[
+        :RANKING_WINDOWS
+    ]
+    share = sum(
+        f.outlier_count(s.out_features, s.in_features)
+        for s, f in zip(plan.layers, plan.fidelities, strict=True)
+    )
+    weights = sum(layer.weights for layer in plan.layers)
+    quantized = {name: form.dequantize() for name, form in forms.items()}
+    return keep_weights(
+        machine.runner(loaded), originals, quantized, windows, share / weights, machine.precision
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "effort", "kind", "message"),
+    [
+        ("heroic", "fast", PLAIN, "recipe 'heroic' does not exist; use one of usual, rtn"),
+        (
+            "signiq",
+            "fast",
+            PLAIN,
+            (
+                "recipe 'signiq' is a way of training, effort 'fast' trains nothing: use balanced or "
+                "best"
+            ),
+        ),
+        (
+            "requant",
+            "fast",
+            PLAIN,
+            "recipe 'requant' chooses outliers, the plan has none: give fidelities such as",
+        ),
+        (
+            "rtn",
+            "fast",
+            SPARSE,
+            "rtn cannot store int2+4r0.5g32s6o0.01: use gptq, or int2+4r0.5g32",
+        ),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(
+    recipe: str, effort: str, kind: str, message: str, tiny_llama: Path, tmp_path: Path
+) -> None:
+    done = bitwright(
+        "quantize",
+        tiny_llama,
+        *quantize_options(tmp_path, save_plan(tiny_llama, tmp_path, kind), recipe, effort),
+    )
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert not (tmp_path / recipe).exists()

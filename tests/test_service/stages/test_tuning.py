@@ -1,0 +1,203 @@
+"""Promises of training what is delivered.
+
+Nearer to the original at the same bytes, never on the guard's text, resumable.
+"""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import quantizer  # noqa: F401  teaches transformers the format
+from quantizer.conversion.checkpoint import quantized_bytes, read_weights
+from quantizer.models.source import find_model
+from quantizer.plans.plan import Plan
+from quantizer.texts.text import TextSpec
+from service.cli.console import Lines
+from service.errors import RequestError
+from service.request.effort import EFFORTS, find_effort
+from service.stages.machine import Machine
+from service.stages.recipe import BLOCKS, MODEL
+from service.stages.tuning import TuneTask, choose_phases, training_windows, tune
+from service.stages.windows import quantizing_windows, windows_of
+from service.storage.stage_store import StageStore
+from tests.support.commands import SMALL, bitwright_json, run_options, stop_when
+
+GIGABYTE = 10**9
+
+
+def _options(model: Path, folder: Path, out: str, effort: str = "balanced") -> list[str]:
+    return [*run_options(model, folder / "cache", folder / out), "--effort", effort]
+
+
+def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
+    report = bitwright_json(*_options(tiny_llama, tmp_path, "balanced"))
+
+    assert fast["tuning"] == {"effort": "fast", "phases": [], "windows": 0}
+    assert fast["guard"]["tuned"] is None
+    assert "untuned" not in fast["evaluation"]
+    losses = {name: report["evaluation"][name]["kl_nats_per_token"] for name in ("plan", "untuned")}
+    assert losses["plan"] < 0.95 * min(
+        losses["untuned"], fast["evaluation"]["plan"]["kl_nats_per_token"]
+    )
+    assert report["plan"]["layers"] == fast["plan"]["layers"]
+    predicted = [
+        found["prediction"]["plan"]["predicted_kl_nats_per_token"] for found in (report, fast)
+    ]
+    assert predicted[0] == predicted[1]
+    assert report["tuning"]["effort"] == "balanced"
+    assert [phase["kind"] for phase in report["tuning"]["phases"]] == ["model"]
+    tuned, untuned = (
+        report["guard"]["tuned"],
+        report["guard"]["candidates"][report["guard"]["delivered"]],
+    )
+    assert tuned["kl_nats_per_token"] < untuned["kl_nats_per_token"]
+    plan = Plan.loads((tmp_path / "balanced" / "plan.json").read_text())
+    assert quantized_bytes(tmp_path / "balanced", plan) == plan.weight_bytes == report["plan_bytes"]
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "balanced").dtype == torch.bfloat16
+    assert "plan, before training" in (tmp_path / "balanced" / "report.html").read_text()
+
+
+def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    bitwright_json(*_options(tiny_llama, tmp_path, "straight"))
+    other = tmp_path / "other"
+    options = _options(tiny_llama, other, "out")
+    stop_when(
+        options,
+        lambda: any((other / "cache" / "tuned").glob("*.work/teacher-*.part")),
+        signal.SIGKILL,
+    )
+    assert not (other / "out").exists()
+    bitwright_json(*options)
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (tmp_path / "straight", other / "out")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_windows_of_the_guard_are_never_trained_on(tiny_llama: Path, tmp_path: Path) -> None:
+    store, model = StageStore(tmp_path), find_model(str(tiny_llama), tmp_path / "models")
+    text = TextSpec("builtin:calibration", 4, 64, 0)
+    guard = windows_of(store, model, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
+    every = windows_of(store, model, TextSpec("builtin:calibration", 0, 64, None))
+    phases = choose_phases(find_effort("best"), 1000, GIGABYTE, 4, torch.float32, 0)
+    chosen = training_windows(store, model, text, phases, guard)
+
+    held_out = {tuple(row.tolist()) for row in guard.tokens}
+    rows = [tuple(row.tolist()) for row in chosen.tokens]
+    assert not held_out & set(rows)
+    assert len(rows) == min(1600, sum(tuple(row.tolist()) not in held_out for row in every.tokens))
+    few = training_windows(
+        store,
+        model,
+        text,
+        choose_phases(find_effort("balanced"), 1000, GIGABYTE, 1, torch.float32, 0),
+        guard,
+    )
+    assert len(few.tokens) == 100
+    assert {tuple(row.tolist()) for row in few.tokens} <= set(rows) | {
+        tuple(row.tolist()) for row in every.tokens
+    } - held_out
+
+
+@pytest.mark.parametrize(("effort", "count"), [("fast", 4), ("balanced", 16), ("best", 32)])
+def test_more_effort_quantizes_on_more_windows_but_never_on_the_guards(
+    effort: str, count: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    store, model = StageStore(tmp_path), find_model(str(tiny_llama), tmp_path / "models")
+    text = TextSpec("builtin:calibration", 4, 64, 0)
+    guard = windows_of(store, model, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
+    chosen = quantizing_windows(store, model, text, guard, find_effort(effort))
+    rows = {tuple(row.tolist()) for row in chosen.tokens}
+    assert len(chosen.tokens) == count
+    assert not rows & {tuple(row.tolist()) for row in guard.tokens}
+    if effort == "fast":
+        assert torch.equal(chosen.tokens, windows_of(store, model, text).tokens)
+
+
+def test_models_too_large_to_train_whole_are_trained_block_by_block() -> None:
+    for effort in EFFORTS.values():
+        small = choose_phases(effort, 10**8, 16 * GIGABYTE, 4, torch.float32, 0)
+        large = choose_phases(effort, 8 * 10**9, 80 * GIGABYTE, 4, torch.float32, 0)
+        if effort.name == "fast":
+            assert small == large == ()
+            continue
+        assert [(phase.kind, phase.spec.trained) for phase in small] == [(MODEL, "codes")]
+        assert [(phase.kind, phase.spec.trained) for phase in large] == [
+            (BLOCKS, "codes"),
+            (MODEL, "scales"),
+        ]
+        assert small[0].spec.steps == large[1].spec.steps == effort.steps
+
+
+def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path: Path) -> None:
+    fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
+    store, model = StageStore(tmp_path / "cache"), find_model(str(tiny_llama), tmp_path / "models")
+    plan = Plan.loads((tmp_path / "fast" / "plan.json").read_text())
+    phases = choose_phases(find_effort("balanced"), 10**12, GIGABYTE, 4, torch.float32, 0)
+    guard = windows_of(store, model, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
+    windows = training_windows(
+        store, model, TextSpec("builtin:calibration", 4, 64, 0), phases, guard
+    )
+    task = TuneTask(model, tmp_path / "fast", plan, windows, phases, Machine.choose("cpu"))
+    folder = tune(store, task, Lines())
+
+    assert (folder / "plan.json").read_text() == (tmp_path / "fast" / "plan.json").read_text()
+    assert read_weights(folder, plan).keys() == plan.by_name.keys()
+    scores = bitwright_json(
+        "evaluate",
+        tiny_llama,
+        folder,
+        tmp_path / "fast",
+        "--evaluation-windows",
+        "3",
+        "--tokens",
+        "64",
+        "--cache",
+        tmp_path / "c",
+    )
+    trained, before = (
+        scores[str(folder)]["kl_nats_per_token"],
+        scores[str(tmp_path / "fast")]["kl_nats_per_token"],
+    )
+    assert before == pytest.approx(fast["evaluation"]["plan"]["kl_nats_per_token"])
+    assert trained < 0.95 * before
+    assert tune(store, task, Lines()) == folder
+    assert (
+        json.loads((folder.parent / "manifest.json").read_text())["inputs"]["phases"][1]["trained"]
+        == "scales"
+    )
+
+
+def test_a_given_plan_is_trained_too(tiny_llama: Path, tmp_path: Path) -> None:
+    bitwright_json(*_options(tiny_llama, tmp_path, "run", "fast"))
+    shared = ("--plan", tmp_path / "run" / "plan.json", "--cache", tmp_path / "cache", *SMALL[:4])
+    found = {
+        effort: bitwright_json(
+            "quantize", tiny_llama, "--out", tmp_path / effort, "--effort", effort, *shared
+        )
+        for effort in ("fast", "balanced")
+    }
+    assert [found[effort]["trained"] for effort in ("fast", "balanced")] == [False, True]
+    folders = [tmp_path / effort for effort in found]
+    scores = bitwright_json(
+        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache"
+    )
+    fast, balanced = (scores[str(folder)]["kl_nats_per_token"] for folder in folders)
+    assert balanced < 0.95 * fast
+
+
+def test_unknown_efforts_are_refused() -> None:
+    with pytest.raises(
+        RequestError, match="'heroic' does not exist; use one of fast, balanced, best"
+    ):
+        find_effort("heroic")

@@ -1,0 +1,135 @@
+"""Runs that are killed, stopped, or find their cache damaged, and what they leave behind."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import (
+    PROGRAM,
+    bitwright,
+    bitwright_json,
+    environment,
+    run_options,
+    stop_when,
+)
+
+WEIGHTS = "model.safetensors"
+
+
+def stages(cache: Path) -> dict[str, dict[str, str]]:
+    """Return the checksums that the finished stages of a cache recorded."""
+    found = cache.glob("*/*/manifest.json")
+    return {
+        str(path.parent.relative_to(cache)): json.loads(path.read_text())["sha256"]
+        for path in found
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cache and output of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    bitwright_json(*run_options(tiny_llama, folder / "cache", folder / "out"))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "part"),
+    [
+        ("forms", "block-0001.part"),
+        ("profile", "shares-1-0001.part"),
+        ("checkpoint", "block-0001.part"),
+        ("evaluation", "batch-000000.part"),
+    ],
+)
+def test_killed_run_goes_on_to_the_same_bytes(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path, stage: str, part: str
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    options = run_options(tiny_llama, cache, out)
+    killed = stop_when(options, lambda: any(cache.glob(f"{stage}/*.work/{part}")), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert not out.exists()
+    kept = {path: path.stat().st_mtime_ns for path in cache.glob(f"{stage}/*.work/*.part")}
+
+    bitwright_json(*options)
+
+    assert kept
+    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
+    assert stages(cache) == stages(undisturbed / "cache")
+    assert not list(cache.rglob("*.work"))
+    assert not list(cache.rglob("*.new"))
+
+
+def test_interrupt_says_how_to_go_on_and_exits_with_130(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    options = run_options(tiny_llama, cache, out)
+    stopped = stop_when(
+        options, lambda: any(cache.glob("forms/*.work/block-0000.part")), signal.SIGINT
+    )
+
+    assert stopped.returncode == 130
+    assert "run the same command again" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not out.exists()
+    bitwright_json(*options)
+    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
+
+
+def test_damaged_stage_is_made_again_with_a_warning(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(undisturbed / "cache", cache)
+    (arrays,) = cache.glob("profile/*/profile.npz")
+    arrays.write_bytes(arrays.read_bytes()[:-7] + b"garbage")
+
+    done = bitwright(*run_options(tiny_llama, cache, tmp_path / "out"))
+
+    assert done.returncode == 0, done.stderr
+    assert "is damaged" in done.stderr
+    assert stages(cache) == stages(undisturbed / "cache")
+
+
+def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep me")
+
+    refused = bitwright(*run_options(tiny_llama, tmp_path / "cache", out))
+
+    assert refused.returncode == 2
+    assert "not empty" in refused.stderr
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert not (tmp_path / "cache" / "profile").exists()
+
+
+def test_full_disk_is_told_and_leaves_nothing_half_written(
+    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    """A limit on the size of files makes real writes fail in the way a full disk does."""
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    program = [*PROGRAM, *run_options(tiny_llama, cache, out)]
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    full = subprocess.run(
+        program, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment()
+    )
+
+    assert full.returncode == 3, full.stderr
+    assert "make room" in full.stderr
+    assert not out.exists()
+    assert not list(cache.rglob("*.tmp"))
+    assert not list(cache.rglob("*.new"))
+    bitwright_json(*run_options(tiny_llama, cache, out))
+    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
