@@ -64,9 +64,26 @@ def test_readme_tree_equals_the_disk() -> None:
     assert {name for name in listed if name.endswith(".py")} == on_disk
 
 
-def test_readme_tables_are_made_from_stored_results() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert tables.with_tables(readme) == readme
+@pytest.mark.parametrize("path", tables.DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tables_of_results_are_made_from_stored_rows(path: Path) -> None:
+    text = path.read_text()
+    assert tables.with_tables(text) == text
+
+
+LOG = ROOT / "tests" / "benchmarks" / "LOG.md"
+
+
+def anchors(text: str) -> list[str]:
+    """Return the link targets of a Markdown document's second-level headings."""
+    heads = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+
+
+def test_the_index_of_the_log_names_every_heading() -> None:
+    text = LOG.read_text()
+    targets = anchors(text)
+    assert len(set(targets)) == len(targets)
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) == set(targets) - {"index-by-topic"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from service.storage.stage_store import StageStore
 from tests.benchmarks.compare import METHODS, plans_at, score
+from tests.benchmarks.quality_tables import agreement
 from tests.benchmarks.record import circumstances
-from tests.benchmarks.tables import agreement
 
 RESULTS = Path(__file__).parent / "results" / "stability.jsonl"
 
