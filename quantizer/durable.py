@@ -14,7 +14,7 @@ Progress = Callable[[int, int], None]
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader sees the old content or the new, never a part, even after a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -74,4 +74,4 @@ class PartStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Keep `data` as the part called `name`."""
-        write_whole(self._folder / f"{name}.part", hashlib.sha256(data).digest() + data)
+        write_atomically(self._folder / f"{name}.part", hashlib.sha256(data).digest() + data)

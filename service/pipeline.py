@@ -125,7 +125,7 @@ def walk(
     yield (made := replace(made, stage="plan", allocations=allocations))
 
     def quantize(name: str, plan: Plan) -> Path:
-        label, whole, batch = f"quantize: {name}", plan.with_tables(tables), amounts.batch
+        label, whole, batch = f"quantize: {name}", plan.with_embeddings(tables), amounts.batch
         return clock.time(
             label,
             lambda: checkpoint_stage.checkpoint(
@@ -175,7 +175,7 @@ def walk(
         request.seed,
     )
     tuning = tune_task(
-        store, task.model, delivered.plan.with_tables(tables), untuned, wanted, machine
+        store, task.model, delivered.plan.with_embeddings(tables), untuned, wanted, machine
     )
     tuned = clock.time("tune", lambda: tune(store, tuning, reporter)) if tuning.phases else untuned
     if tuning.phases:

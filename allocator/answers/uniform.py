@@ -6,7 +6,7 @@ from math import floor
 
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile, shares_of
-from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
+from quantizer.plans.fidelity import COLUMN_MULTIPLE, Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 
 UNUSED = 0.005
@@ -88,7 +88,7 @@ def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int)
     All else is as in `kind`, whose own share does not matter; one without such a share gives all
     layers that very fidelity.
 
-    Parts are whole multiples of `COLUMN_STEP` columns, so one share cannot meet most budgets.
+    Parts are whole multiples of `COLUMN_MULTIPLE` columns, so one share cannot meet most budgets.
     Layers therefore round the share up or down in turns, evenly spread over the model, until the
     budget is used up to a single step of a single layer.
 
@@ -134,8 +134,8 @@ def _plan_at(layers: Sequence[LayerSpec], kind: Fidelity, ratio: float) -> Plan:
     )
     fidelities = []
     for index, layer in enumerate(layers):
-        steps = floor(ratio * layer.in_features / COLUMN_STEP + index * _GOLDEN % 1)
-        share = steps * COLUMN_STEP / layer.in_features
+        steps = floor(ratio * layer.in_features / COLUMN_MULTIPLE + index * _GOLDEN % 1)
+        share = steps * COLUMN_MULTIPLE / layer.in_features
         if steps == 0:
             fidelities.append(low)
         elif share >= 1 or ratio >= 1:

@@ -17,7 +17,7 @@ from allocator.profile import Profile
 from allocator.profiling.random_plans import random_plans
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.modules.linear import install
+from quantizer.modules.linear import set_dequantized_weight
 from quantizer.running.divergence import divergence
 from quantizer.running.runner import BlockRunner
 
@@ -120,4 +120,6 @@ def _assemble(
         if stored is None:
             raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
         for layer in members:
-            install(runner.model, layer.name, stored.weights[layer.name][chosen[layer.name].name])
+            set_dequantized_weight(
+                runner.model, layer.name, stored.weights[layer.name][chosen[layer.name].name]
+            )

@@ -15,7 +15,7 @@ from allocator.demands.menu import Menu
 from allocator.profile import Array
 from quantizer.conversion.blocks import QuantizedBlock, read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.modules.linear import get_linear, install
+from quantizer.modules.linear import get_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
@@ -123,7 +123,7 @@ class Scene:
                 layer.name
             ].clone()
         else:
-            install(self.runner.model, layer.name, form)
+            set_dequantized_weight(self.runner.model, layer.name, form)
 
     def put_all(self, fidelity: Fidelity | None) -> None:
         """Give all layers one of `forms`, or their original weights."""

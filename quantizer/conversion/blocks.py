@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantizer.durable import PartStore, Progress
-from quantizer.modules.linear import get_linear, install
+from quantizer.modules.linear import get_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
@@ -111,7 +111,7 @@ def quantize_blocks(
             parts.write(_part_name(index), _encode(stored))
         else:
             for layer in members:
-                install(
+                set_dequantized_weight(
                     runner.model,
                     layer.name,
                     stored.weights[layer.name][choices[layer.name][0].name],
@@ -216,7 +216,7 @@ def _quantize_block(
                 if option in choices[layer.name]:
                     block.weights.setdefault(layer.name, {})[option.name] = form
         for layer in group:
-            install(
+            set_dequantized_weight(
                 runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name]
             )
     return block

@@ -51,8 +51,8 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
                 f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says "
                 f"{fidelity.name}"
             )
-    tied = pack_tables(model, {table.name: weights[table.name] for table in plan.tables})
-    pack_layers(model, {name: weights[name] for name in plan.in_blocks.by_name})
+    tied = pack_tables(model, {table.name: weights[table.name] for table in plan.embeddings})
+    pack_layers(model, {name: weights[name] for name in plan.without_embeddings.by_name})
     config = BitwrightConfig(
         {name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied
     )
@@ -80,7 +80,7 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     model.config.dtype = dtype
     try:
         model.save_pretrained(
-            folder, save_original_format=not plan.tables
+            folder, save_original_format=not plan.embeddings
         )  # else some heads are stored under older names
     except SafetensorError as err:
         raise OSError(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.errors import PlanError
-from quantizer.kernels.precision import products_in
-from quantizer.modules.embedding import MULTIPLIER, QuantizedEmbedding, TiedHead
+from quantizer.kernels.precision import matmul_autocast
+from quantizer.modules.embedding import EMBED_SCALE_ATTRIBUTE, QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear, replace_linear
 from quantizer.packed.layout import COLUMNS
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import OUTSIDE, LayerSpec
+from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
 from quantizer.rounding.methods import make_form
 from quantizer.running.evaluate import divergence_of, next_token_logits
 from quantizer.running.moments import head_moments
@@ -53,7 +53,7 @@ def find_tables(model: Any) -> tuple[LayerSpec, ...]:
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     plain = type(embedding) is nn.Embedding or (
-        isinstance(embedding, nn.Embedding) and hasattr(embedding, MULTIPLIER)
+        isinstance(embedding, nn.Embedding) and hasattr(embedding, EMBED_SCALE_ATTRIBUTE)
     )
     if not plain or type(head) is not nn.Linear or head.bias is not None:
         return ()
@@ -63,10 +63,10 @@ def find_tables(model: Any) -> tuple[LayerSpec, ...]:
         return ()
     shape = tuple(embedding.weight.shape)
     if head.weight is embedding.weight:
-        return (LayerSpec(names[id(embedding)], OUTSIDE, TIED, *shape),)
+        return (LayerSpec(names[id(embedding)], OUTSIDE_BLOCKS, TIED, *shape),)
     return (
-        LayerSpec(names[id(embedding)], OUTSIDE, EMBEDDING, *shape),
-        LayerSpec(names[id(head)], OUTSIDE, HEAD, *head.weight.shape),
+        LayerSpec(names[id(embedding)], OUTSIDE_BLOCKS, EMBEDDING, *shape),
+        LayerSpec(names[id(head)], OUTSIDE_BLOCKS, HEAD, *head.weight.shape),
     )
 
 
@@ -139,7 +139,7 @@ def table_losses(
         precision: dtype of the matrix products.
     """
     totals = [0.0] * len(changed)
-    with torch.inference_mode(), products_in(precision, windows.device):
+    with torch.inference_mode(), matmul_autocast(precision, windows.device):
         for window in torch.split(windows, 1):
             reference = next_token_logits(model, window)[0]
             for at, weights in enumerate(changed):

@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear, get_linear, replace_linear
-from quantizer.packed.weight import check_places
+from quantizer.packed.weight import check_indices
 from quantizer.plans.fidelity import Fidelity
 
 QUANT_METHOD = "bitwright"
@@ -82,12 +82,12 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in model.named_modules():
             if isinstance(module, QuantizedLinear):
-                check_places(
+                check_indices(
                     name, dict(module.named_buffers()), module.out_features, module.in_features
                 )
                 module.prepare()
             elif isinstance(module, QuantizedEmbedding):
-                check_places(
+                check_indices(
                     name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim
                 )
                 if self.quantization_config.tied:  # else its rows are only looked up

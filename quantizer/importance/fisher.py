@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.divergence import cross_entropy_gradient
@@ -44,7 +44,7 @@ def squared_gradients(
         for weight in weights.values():
             weight.requires_grad_(True)
         for ids in torch.split(windows, 1):
-            with products_in(precision, ids.device):
+            with matmul_autocast(precision, ids.device):
                 states = runner.head_input_with_gradient(ids)
                 gradient = cross_entropy_gradient(runner, ids, states.detach())
             each = torch.autograd.grad(

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear
-from quantizer.plans.fidelity import RATIO_DIGITS, SHARE_LIMIT, Fidelity
+from quantizer.plans.fidelity import OUTLIER_SHARE_LIMIT, RATIO_DIGITS, Fidelity
 from quantizer.running.divergence import divergence
 from quantizer.running.runner import BlockRunner
 
@@ -30,7 +30,7 @@ METHOD = "requant-2"
 """Names what this module computes. A change of its results gets a new name."""
 
 NODES, STEPS = 2, 2
-_LARGEST_SHARE = 0.9 * SHARE_LIMIT
+_LARGEST_SHARE = 0.9 * OUTLIER_SHARE_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def weight_integrals(
         float32 [out, in] by layer name.
     """
     weights = {name: get_linear(runner.model, name).weight for name in originals}
-    with _only(runner, weights), products_in(precision, windows.device):
+    with _only(runner, weights), matmul_autocast(precision, windows.device):
         teacher = [runner.head_input(ids, runner.enter(ids), 0) for ids in torch.split(windows, 1)]
 
         def gradient(place: float) -> dict[str, Tensor]:

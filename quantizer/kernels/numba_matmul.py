@@ -40,11 +40,11 @@ def _kept_on_disk() -> bool:
     return True
 
 
-ON_DISK = _kept_on_disk()
+CACHE_ON_DISK = _kept_on_disk()
 _SUMS = {"reassoc", "contract"}  # in any order, fused; what is no number stays none
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _unpack(words: Words, bits: int, first: int, values: Floats) -> None:
     """Write the codes packed along a row of words as floats, from the code `first` on."""
     mask = uint32((1 << bits) - 1)
@@ -57,7 +57,7 @@ def _unpack(words: Words, bits: int, first: int, values: Floats) -> None:
         values[at] = float32(int32(code & mask))
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _column(codes: Words, bits: int, column: int, first: int, values: Floats) -> None:
     """Write the codes of one column as floats, for the outputs from `first` on."""
     mask, last = uint32((1 << bits) - 1), first + len(values)
@@ -75,7 +75,7 @@ def _column(codes: Words, bits: int, column: int, first: int, values: Floats) ->
             )
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add2(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of sixteen inputs with a word of two-bit codes of each output."""
     for at in range(len(sums)):
@@ -85,7 +85,7 @@ def _add2(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add3(low: Words, middle: Words, high: Words, x: Floats, sums: Floats) -> None:
     """Add the products of 32 inputs with three words of three-bit codes.
 
@@ -104,7 +104,7 @@ def _add3(low: Words, middle: Words, high: Words, x: Floats, sums: Floats) -> No
         sums[at] = total
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add4(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of eight inputs with a word of four-bit codes of each output."""
     for at in range(len(sums)):
@@ -114,7 +114,7 @@ def _add4(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add8(codes: Words, x: Floats, sums: Floats) -> None:
     """Add the products of four inputs with a word of eight-bit codes of each output."""
     for at in range(len(sums)):
@@ -124,7 +124,7 @@ def _add8(codes: Words, x: Floats, sums: Floats) -> None:
         sums[at] = total
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _add(bits: int, codes: Words, row: int, first: int, x: Floats, sums: Floats) -> None:
     """Add the products of 32 inputs with the words that begin at a row."""
     last = first + len(sums)
@@ -144,7 +144,7 @@ def _add(bits: int, codes: Words, row: int, first: int, x: Floats, sums: Floats)
             _add8(line, inputs, sums)
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _widen(bits: Halves, values: Floats) -> None:
     """Write what the bits of finite 16-bit floats stand for."""
     patterns = values.view(np.uint32)
@@ -157,7 +157,7 @@ def _widen(bits: Halves, values: Floats) -> None:
         values[at] *= float32(2.0**112)  # the exponents of both kinds begin so far apart
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _grid(part: Part, group: int, first: int, zero: Floats, scale: Floats) -> None:
     """Write zero points and scales of a group for the outputs from `first` on."""
     bits, _, _, zeros, scales, scale_codes, scale_bits, unit = part
@@ -170,7 +170,7 @@ def _grid(part: Part, group: int, first: int, zero: Floats, scale: Floats) -> No
         _widen(scales[group, first : first + len(scale)], scale)
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS, nogil=True)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS, nogil=True)
 def multiply(part: Part, x: Floats, first: int, out: Floats) -> None:
     """Add the product of a part with its inputs to some outputs.
 
@@ -195,7 +195,7 @@ def multiply(part: Part, x: Floats, first: int, out: Floats) -> None:
             out[at] += scale[at] * (sums[at] - zero[at] * total)
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add_unpacked(codes: Floats, x: Floats, sums: Floats) -> None:
     """Add the products of eight inputs with their codes, floats [8 * BLOCK]."""
     x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
@@ -213,7 +213,7 @@ def _add_unpacked(codes: Floats, x: Floats, sums: Floats) -> None:
         sums[at] = total + x7 * codes[at + 7 * BLOCK]
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS)
 def _add_step(unpacked: Floats, x: Floats, sums: Floats) -> None:
     """Add the products of up to `STEP` inputs with their codes."""
     whole = len(x) // 8 * 8
@@ -225,7 +225,7 @@ def _add_step(unpacked: Floats, x: Floats, sums: Floats) -> None:
             sums[at] += codes[at] * factor
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS, nogil=True)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS, nogil=True)
 def multiply_rows(part: Part, x: Floats, border: tuple[int, int], out: Floats) -> None:
     """Do as `multiply` for several rows and the outputs within the border, x [rows, in] and out [rows, all outputs].
 
@@ -260,7 +260,7 @@ def multiply_rows(part: Part, x: Floats, border: tuple[int, int], out: Floats) -
                     results[at] += scale[at] * (line[at] - zero[at] * total)
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _round(values: Floats, bits: Halves) -> None:
     """Write the bits of the nearest bfloat16 of finite values, ties to even."""
     patterns = values.view(np.uint32)
@@ -270,14 +270,14 @@ def _round(values: Floats, bits: Halves) -> None:
         ) >> uint32(16)
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _check_places(places: Numbers, rows: int) -> None:
     for place in places:
         if place < 0 or place >= rows:
             raise IndexError("a stored column number is not one of the layer's columns")
 
 
-@njit(cache=ON_DISK)
+@njit(cache=CACHE_ON_DISK)
 def _check_starts(starts: Numbers, count: int) -> None:
     if starts[0] < 0 or starts[-1] > count:
         raise IndexError("outliers do not begin where the row starts say")
@@ -286,7 +286,7 @@ def _check_starts(starts: Numbers, count: int) -> None:
             raise IndexError("outliers do not begin where the row starts say")
 
 
-@njit(cache=ON_DISK, nogil=True)
+@njit(cache=CACHE_ON_DISK, nogil=True)
 def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Floats) -> None:
     """Write weights of some outputs and some groups: tile[places[k], n] = weight[first + n, k].
 
@@ -305,7 +305,7 @@ def expand(part: Part, places: Numbers, groups: tuple[int, int], first: int, til
                 values[at] = (values[at] - zero[at]) * scale[at]
 
 
-@njit(cache=ON_DISK, nogil=True)
+@njit(cache=CACHE_ON_DISK, nogil=True)
 def expand_rounded(
     part: Part, places: Numbers, groups: tuple[int, int], first: int, tile: Halves
 ) -> None:
@@ -327,7 +327,7 @@ def expand_rounded(
             _round(values, tile[places[column]])
 
 
-@njit(cache=ON_DISK, fastmath=_SUMS, nogil=True)
+@njit(cache=CACHE_ON_DISK, fastmath=_SUMS, nogil=True)
 def multiply_outliers(
     starts: Numbers, columns: Numbers, values: Floats, x: Floats, first: int, out: Floats
 ) -> None:
@@ -339,7 +339,7 @@ def multiply_outliers(
             out[at] += values[index] * x[columns[index]]
 
 
-@njit(cache=ON_DISK, nogil=True)
+@njit(cache=CACHE_ON_DISK, nogil=True)
 def add_outliers(
     starts: Numbers, columns: Numbers, values: Floats, first: int, tile: Floats
 ) -> None:

@@ -8,7 +8,7 @@ these are. Some outputs at a time stay in the nearest cache.
 import numpy as np
 from numba import float32, njit
 
-from quantizer.kernels.numba_matmul import ON_DISK, Floats, Numbers
+from quantizer.kernels.numba_matmul import CACHE_ON_DISK, Floats, Numbers
 
 BLOCK = 128
 """Outputs whose weights in a group of 64 columns take a processor's nearest cache."""
@@ -19,14 +19,14 @@ _UNCHECKED = "numpy"
 """Divisors are not looked at: what asks each whether it is zero is not made vector instructions."""
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
 def _code(value: float, scale: float, zero: float, top: float) -> float:
     """Return the code of a weight, see `quantizer.packed.grid.quantize`."""
     code: float = (min(max(value / scale + zero, float32(0)), top) + WHOLE) - WHOLE
     return code
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
 def _add_errors(
     values: Floats, share: float, scale: Floats, zero: Floats, top: float, sums: Floats
 ) -> None:
@@ -35,7 +35,7 @@ def _add_errors(
         sums[at] += share * (error * error)
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED, nogil=True)
 def best_grids(
     weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Numbers
 ) -> None:
@@ -72,7 +72,7 @@ def best_grids(
                     least[output], best[output] = sums[output], grid
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
 def _round_column(
     values: Floats,
     scale: Floats,
@@ -87,13 +87,13 @@ def _round_column(
         errors[at] = (values[at] - (codes[at] - zero[at]) * scale[at]) / pivot
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
 def _absorb(values: Floats, share: float, errors: Floats) -> None:
     for at in range(len(values)):
         values[at] -= share * errors[at]
 
 
-@njit(cache=ON_DISK, error_model=_UNCHECKED, nogil=True)
+@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED, nogil=True)
 def compensate(
     weight: Floats,
     factor: Floats,

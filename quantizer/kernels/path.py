@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from quantizer.errors import KernelError
 
-SETTING = "BITWRIGHT_KERNELS"
+KERNELS_VARIABLE = "BITWRIGHT_KERNELS"
 """Environment variable: `auto`; `reference` to compute every product by the slow exact twin.
 
 `triton` for kernels on a GPU.
@@ -16,20 +16,20 @@ REFERENCE, CPU, GPU = "reference", "cpu", "triton"
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
+class KernelPath:
     """A way to compute products.
 
     Attributes:
         name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of
             `quantizer.kernels`.
-        why: what decided.
+        reason: what decided.
     """
 
     name: str
-    why: str
+    reason: str
 
 
-def choose_path(device: str) -> Path:
+def choose_kernel_path(device: str) -> KernelPath:
     """Return how products are computed on a device, `cpu` or `cuda`.
 
     Gradients always take expanded weights, as `reference` does.
@@ -38,26 +38,26 @@ def choose_path(device: str) -> Path:
         KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for
             and not installed.
     """
-    setting = os.environ.get(SETTING, "auto")
+    setting = os.environ.get(KERNELS_VARIABLE, "auto")
     if setting not in ("auto", REFERENCE, GPU):
-        raise KernelError(f"{SETTING}={setting!r}: use auto, reference or triton")
+        raise KernelError(f"{KERNELS_VARIABLE}={setting!r}: use auto, reference or triton")
     if setting == REFERENCE:
-        return Path(REFERENCE, f"{SETTING} asks for it")
+        return KernelPath(REFERENCE, f"{KERNELS_VARIABLE} asks for it")
     if device != "cpu":
         if setting != GPU:
-            return Path(
+            return KernelPath(
                 REFERENCE,
-                f"kernels for a GPU did not pass their tests on one yet; {SETTING}={GPU} takes "
+                f"kernels for a GPU did not pass their tests on one yet; {KERNELS_VARIABLE}={GPU} takes "
                 "them",
             )
         if not _installed("triton"):
             raise KernelError(
-                f"{SETTING}={GPU}, but Triton is not installed: install bitwright[gpu]"
+                f"{KERNELS_VARIABLE}={GPU}, but Triton is not installed: install bitwright[gpu]"
             )
-        return Path(GPU, f"{SETTING} asks for it")
+        return KernelPath(GPU, f"{KERNELS_VARIABLE} asks for it")
     if not _installed("numba"):
-        return Path(REFERENCE, "numba is not installed")
-    return Path(CPU, "numba compiles loops over packed codes")
+        return KernelPath(REFERENCE, "numba is not installed")
+    return KernelPath(CPU, "numba compiles loops over packed codes")
 
 
 @cache

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @cache
-def fast_precision(device: str) -> torch.dtype:
+def fastest_matmul_dtype(device: str) -> torch.dtype:
     """Return the dtype in which matrix products are fastest.
 
     Bfloat16 where the processor multiplies it itself, else float32.
@@ -23,7 +23,7 @@ def fast_precision(device: str) -> torch.dtype:
     )
 
 
-def products_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+def matmul_autocast(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which products of float32 matrices are computed in `precision`.
 
     All else stays in float32.
@@ -38,10 +38,10 @@ def products_in(precision: torch.dtype, device: torch.device) -> AbstractContext
     )
 
 
-def products_dtype(matrix: Tensor) -> torch.dtype:
+def matmul_dtype(matrix: Tensor) -> torch.dtype:
     """Return the dtype in which products of a matrix are wanted.
 
-    That of `products_in`, outside of it the matrix's own.
+    That of `matmul_autocast`, outside of it the matrix's own.
     """
     device = matrix.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype

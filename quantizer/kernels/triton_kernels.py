@@ -247,7 +247,7 @@ def pack_kernel(  # type: ignore[no-untyped-def]
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
+class TileShape:
     """How a kernel cuts its work.
 
     Attributes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quantizer.errors import ModelError
-from quantizer.models.safety import MAX_HEADER_BYTES, MAX_TENSORS, short
+from quantizer.models.safety import MAX_HEADER_BYTES, MAX_TENSORS, abbreviated
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
@@ -104,7 +104,7 @@ class _Header:
         for offset, size, name in spans:
             if offset % alignment or offset < end or start + offset + size > self._file_bytes:
                 raise ValueError(
-                    f"tensor {short(name)} should lie in {size} bytes at {offset}, which are not "
+                    f"tensor {abbreviated(name)} should lie in {size} bytes at {offset}, which are not "
                     "there or not its own"
                 )
             end = offset + size
@@ -116,15 +116,15 @@ class _Header:
         name = self._new_name(names)
         count = self._integer("<I")
         if not 0 < count <= _MAX_DIMENSIONS:
-            raise ValueError(f"tensor {short(name)} has {count} dimensions")
+            raise ValueError(f"tensor {abbreviated(name)} has {count} dimensions")
         shape = [self._integer("<Q") for _ in range(count)]
         kind, offset = self._integer("<I"), self._integer("<Q")
         try:
             block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
         except (ValueError, KeyError) as err:
-            raise ValueError(f"tensor {short(name)} has the unknown type {kind}") from err
+            raise ValueError(f"tensor {abbreviated(name)} has the unknown type {kind}") from err
         if not 0 < prod(shape) <= _MAX_NUMBER or shape[0] % block:
-            raise ValueError(f"tensor {short(name)} has the impossible shape {shape}")
+            raise ValueError(f"tensor {abbreviated(name)} has the impossible shape {shape}")
         return offset, prod(shape) // block * block_bytes, name
 
     def _new_name(self, names: set[str]) -> str:
@@ -133,7 +133,7 @@ class _Header:
             raise ValueError(f"a name in it should have {length} bytes")
         name = self._take(length).decode()
         if name in names:
-            raise ValueError(f"it names {short(name)} twice")
+            raise ValueError(f"it names {abbreviated(name)} twice")
         names.add(name)
         return name
 

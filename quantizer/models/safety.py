@@ -85,7 +85,7 @@ _DROPPED = frozenset(
         ),
     ]
 )
-_KEPT = frozenset(["_sliding_window_pattern"])
+_PRIVATE_KEYS = frozenset(["_sliding_window_pattern"])
 _IGNORED_FILES = frozenset(
     ["special_tokens_map_file", "added_tokens_file", "tokenizer_config_file", "chat_template_file"]
 )
@@ -131,14 +131,14 @@ def check_folder(folder: Path) -> None:
             )
     for name in _CONFIGS:
         if (folder / name).exists():
-            values = read_object(own_file(folder, name), _MAX_CONFIG_BYTES)
+            values = read_object(file_inside(folder, name), _MAX_CONFIG_BYTES)
             if name == "tokenizer_config.json":
                 _check_keys(folder / name, values)
                 _check_named_files(folder, values)
     for path in {path for pattern in _VOCABULARIES for path in folder.glob(pattern)}:
         if path.name in _CONFIGS or (path.is_dir() and not path.is_symlink()):
             continue
-        data = _read(own_file(folder, str(path.relative_to(folder))), _MAX_VOCABULARY_BYTES)
+        data = _read(file_inside(folder, str(path.relative_to(folder))), _MAX_VOCABULARY_BYTES)
         if path.suffix == ".json":
             _check_brackets(path, data, _MAX_VOCABULARY_BRACKETS)
 
@@ -158,7 +158,7 @@ def read_config(folder: Path, quant_method: str | None = None) -> dict[str, Any]
         raise ModelError(
             f"folder {str(folder)!r} has no config.json; give a transformers model folder"
         )
-    config = read_object(own_file(folder, "config.json"), _MAX_CONFIG_BYTES)
+    config = read_object(file_inside(folder, "config.json"), _MAX_CONFIG_BYTES)
     known = quant_method is not None and _quantized_by(config) == quant_method
     _check_keys(
         folder / "config.json",
@@ -167,7 +167,7 @@ def read_config(folder: Path, quant_method: str | None = None) -> dict[str, Any]
     return config
 
 
-def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
+def sanitized(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without what has no say here.
 
     Code of its own, private fields, and the machine to run on.
@@ -175,10 +175,10 @@ def cleaned(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {
         key: value
         for key, value in config.items()
-        if key not in _DROPPED and (not key.startswith("_") or key in _KEPT)
+        if key not in _DROPPED and (not key.startswith("_") or key in _PRIVATE_KEYS)
     }
     return {
-        key: cleaned(value) if key.endswith("_config") and isinstance(value, dict) else value
+        key: sanitized(value) if key.endswith("_config") and isinstance(value, dict) else value
         for key, value in kept.items()
     }
 
@@ -194,12 +194,12 @@ def check_layers(file: Path, values: Mapping[str, Any], tensors: int) -> None:
     for _, key, value in _walk(values):
         if key in _LAYER_COUNTS and isinstance(value, int | float) and value > tensors:
             raise ModelError(
-                f"{str(file)!r} says {key} {short(value)}, more than the {tensors} tensors that "
+                f"{str(file)!r} says {key} {abbreviated(value)}, more than the {tensors} tensors that "
                 "are stored"
             )
 
 
-def own_file(folder: Path, name: str) -> Path:
+def file_inside(folder: Path, name: str) -> Path:
     """Return the file of this name in a folder, which must be an ordinary file that lies there.
 
     Links are followed within the folder, and from a snapshot in the cache of Hugging Face to the
@@ -213,7 +213,7 @@ def own_file(folder: Path, name: str) -> Path:
         real, base = path.resolve(strict=True), folder.resolve(strict=True)
         ordinary = real.is_file()
     except (OSError, RuntimeError, ValueError) as err:
-        raise ModelError(f"folder {str(folder)!r} lacks {short(name)}") from err
+        raise ModelError(f"folder {str(folder)!r} lacks {abbreviated(name)}") from err
     blobs = base.parent.parent / "blobs" if base.parent.name == "snapshots" else base
     if not real.is_relative_to(base) and real.parent != blobs:
         raise ModelError(
@@ -255,7 +255,7 @@ def read_shards(folder: Path, index: Path) -> list[Path]:
         ModelError: it is no index, or names a file that is missing, lies elsewhere, or is no
             safetensors file.
     """
-    named = read_object(own_file(folder, index.name), _MAX_INDEX_BYTES).get("weight_map")
+    named = read_object(file_inside(folder, index.name), _MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(named, dict) or not named:
         raise ModelError(
             f"{str(index)!r} is not a safetensors index: it has no weight_map with tensors"
@@ -267,10 +267,10 @@ def read_shards(folder: Path, index: Path) -> list[Path]:
     ]
     if strange:
         raise ModelError(
-            f"{str(index)!r} is not a safetensors index: it names {short(strange[0])}, no "
+            f"{str(index)!r} is not a safetensors index: it names {abbreviated(strange[0])}, no "
             "safetensors file beside it"
         )
-    return [own_file(folder, name) for name in sorted(set(named.values()))]
+    return [file_inside(folder, name) for name in sorted(set(named.values()))]
 
 
 def check_safetensors(file: Path) -> int:
@@ -294,7 +294,7 @@ def check_safetensors(file: Path) -> int:
         raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
 
 
-def short(value: object) -> str:
+def abbreviated(value: object) -> str:
     """Return how a value of any size is shown in a message."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
@@ -323,7 +323,7 @@ def _check_spans(spans: list[tuple[int, int, str]], data_bytes: int) -> int:
     for start, stop, name in spans:
         if start != end:
             raise ValueError(
-                f"the data of tensor {short(name)} begin at byte {start}, those before it end at "
+                f"the data of tensor {abbreviated(name)} begin at byte {start}, those before it end at "
                 f"byte {end}"
             )
         end = stop
@@ -353,7 +353,7 @@ def _spans(header: bytes) -> Iterator[tuple[int, int, str]]:
         key = json.loads(name[1].decode())
         if key in names or len(names) > MAX_TENSORS:
             raise ValueError(
-                f"the header names {short(key)} twice"
+                f"the header names {abbreviated(key)} twice"
                 if key in names
                 else f"more than {MAX_TENSORS} tensors"
             )
@@ -368,18 +368,24 @@ def _spans(header: bytes) -> Iterator[tuple[int, int, str]]:
 def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     """Return where the data of a tensor begin and end, which is as long as its dtype and shape say."""
     if set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {short(name)} has not exactly a dtype, a shape and data_offsets")
+        raise ValueError(
+            f"tensor {abbreviated(name)} has not exactly a dtype, a shape and data_offsets"
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPE_BITS:
-        raise ValueError(f"tensor {short(name)} has the unknown dtype {short(dtype)}")
+        raise ValueError(f"tensor {abbreviated(name)} has the unknown dtype {abbreviated(dtype)}")
     if not _whole(shape) or len(shape) > _MAX_DIMENSIONS or prod(filter(None, shape)) > _MAX_NUMBER:
-        raise ValueError(f"tensor {short(name)} has the impossible shape {short(shape)}")
+        raise ValueError(
+            f"tensor {abbreviated(name)} has the impossible shape {abbreviated(shape)}"
+        )
     if not _whole(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= _MAX_NUMBER:  # noqa: PLR2004  a pair
-        raise ValueError(f"tensor {short(name)} has the impossible data_offsets {short(offsets)}")
+        raise ValueError(
+            f"tensor {abbreviated(name)} has the impossible data_offsets {abbreviated(offsets)}"
+        )
     if (offsets[1] - offsets[0]) * 8 != prod(shape) * _DTYPE_BITS[dtype]:
         raise ValueError(
-            f"tensor {short(name)} has {offsets[1] - offsets[0]} bytes, which are not {dtype} "
-            f"{short(shape)}"
+            f"tensor {abbreviated(name)} has {offsets[1] - offsets[0]} bytes, which are not {dtype} "
+            f"{abbreviated(shape)}"
         )
     return offsets[0], offsets[1]
 
@@ -436,16 +442,16 @@ def _check_keys(file: Path, values: Mapping[str, Any]) -> None:
                 for each in named
             ):
                 raise ModelError(
-                    f"{str(file)!r} names code from elsewhere, {key} {short(value)}, which is "
+                    f"{str(file)!r} names code from elsewhere, {key} {abbreviated(value)}, which is "
                     "never run; drop the key"
                 )
         if key in _REDIRECTIONS and value:
             raise ModelError(
-                f"{str(file)!r} refers to other files by {key}, {short(value)}; drop the key"
+                f"{str(file)!r} refers to other files by {key}, {abbreviated(value)}; drop the key"
             )
         if key == "_name_or_path" and isinstance(value, str) and "://" in value:
             raise ModelError(
-                f"{str(file)!r} names an address in {key}, {short(value)}; drop the key"
+                f"{str(file)!r} names an address in {key}, {abbreviated(value)}; drop the key"
             )
 
 
@@ -465,7 +471,7 @@ def _check_named_files(folder: Path, values: Mapping[str, Any]) -> None:
                 path = Path(value).resolve()
                 if path.exists() and not path.is_relative_to(folder.resolve()):
                     raise ModelError(
-                        f"tokenizer_config.json in {str(folder)!r} names {short(value)}, outside "
+                        f"tokenizer_config.json in {str(folder)!r} names {abbreviated(value)}, outside "
                         f"of it; drop {key}"
                     )
 

@@ -25,14 +25,14 @@ from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
 from quantizer.models.gguf_header import check_gguf
 from quantizer.models.safety import (
+    abbreviated,
     check_folder,
     check_layers,
     check_safetensors,
-    cleaned,
-    own_file,
+    file_inside,
     read_config,
     read_shards,
-    short,
+    sanitized,
 )
 from quantizer.running.memory import place
 
@@ -150,14 +150,14 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
 def load_config(folder: ModelFolder) -> Any:
     """Return the transformers configuration of a checked folder, without fields that name code, kernels or machines.
 
-    The folder stays as it is; transformers reads a cleaned copy of its `config.json`.
+    The folder stays as it is; transformers reads a sanitized copy of its `config.json`.
 
     Raises:
         ModelError: transformers does not accept it.
     """
     from transformers import AutoConfig  # noqa: PLC0415  see load_model
 
-    values = cleaned(read_config(folder.path))
+    values = sanitized(read_config(folder.path))
     with tempfile.TemporaryDirectory() as copied:
         (Path(copied) / "config.json").write_text(json.dumps(values), encoding="utf-8")
         with _refusing(f"model {folder.name!r} cannot be loaded"):
@@ -275,11 +275,11 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
         if config.get("auto_map"):
             raise ModelError(
                 f"model in {str(folder)!r} needs code of its own (auto_map, model_type "
-                f"{short(kind)}); such code is never run. "
+                f"{abbreviated(kind)}); such code is never run. "
                 "Convert the model to a type that transformers knows"
             )
         raise ModelError(
-            f"model in {str(folder)!r} has model_type {short(kind)}, unknown to the installed "
+            f"model in {str(folder)!r} has model_type {abbreviated(kind)}, unknown to the installed "
             "transformers"
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -296,7 +296,7 @@ def _weight_files(folder: Path) -> list[Path]:
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
-        return [own_file(folder, single.name)]
+        return [file_inside(folder, single.name)]
     if index.exists():
         return read_shards(folder, index)
     pickled = sorted(file.name for pattern in _PICKLED for file in folder.glob(pattern))

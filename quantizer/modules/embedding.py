@@ -5,12 +5,12 @@ from torch import Tensor, nn
 
 from quantizer.errors import CheckpointError
 from quantizer.modules.matmul import matmul, prepare
-from quantizer.modules.tensor_cache import Kept
+from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import tensor_specs
 from quantizer.packed.weight import QuantizedWeight, dequantize_rows, dequantize_tensors
 from quantizer.plans.fidelity import Fidelity
 
-MULTIPLIER = "scalar_embed_scale"
+EMBED_SCALE_ATTRIBUTE = "scalar_embed_scale"
 """Where an embedding that multiplies its rows by a number has it."""
 
 
@@ -38,8 +38,8 @@ class QuantizedEmbedding(nn.Module):
             embedding.num_embeddings,
             embedding.embedding_dim,
         )
-        self._kept = Kept()
-        self._multiplier = getattr(embedding, MULTIPLIER, None)
+        self._cache = TensorCache()
+        self._multiplier = getattr(embedding, EMBED_SCALE_ATTRIBUTE, None)
         self.register_buffer(
             "like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False
         )  # has the rows' dtype
@@ -72,12 +72,12 @@ class QuantizedEmbedding(nn.Module):
 
     def prepare(self) -> None:
         """Get ready to multiply, once the tensors are loaded."""
-        prepare(self._tensors(), self.fidelity, self.embedding_dim, self._kept)
+        prepare(self._tensors(), self.fidelity, self.embedding_dim, self._cache)
 
     def multiply(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ table', [..., hidden] to [..., rows]."""
         return matmul(
-            hidden_states, self._tensors(), self.fidelity, self.num_embeddings, kept=self._kept
+            hidden_states, self._tensors(), self.fidelity, self.num_embeddings, cache=self._cache
         )
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import PlanError
 from quantizer.modules.matmul import matmul, prepare
-from quantizer.modules.tensor_cache import Kept
+from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import tensor_specs
 from quantizer.packed.weight import QuantizedWeight, dequantize_tensors
 from quantizer.plans.fidelity import Fidelity
@@ -38,7 +38,7 @@ class QuantizedLinear(nn.Linear):
             self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
         if bias:
             self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype), requires_grad=False)
-        self._kept = Kept()
+        self._cache = TensorCache()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
@@ -74,7 +74,7 @@ class QuantizedLinear(nn.Linear):
 
     def prepare(self) -> None:
         """Get ready to multiply, once the tensors are loaded."""
-        prepare(self._buffers, self.fidelity, self.in_features, self._kept)  # type: ignore[arg-type]
+        prepare(self._buffers, self.fidelity, self.in_features, self._cache)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Return hidden_states @ W' + bias; [..., in] to [..., out]."""
@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Linear):
             self.fidelity,
             self.out_features,
             self.bias,
-            self._kept,
+            self._cache,
         )
 
     def extra_repr(self) -> str:
@@ -127,7 +127,7 @@ def pack_layers(model: nn.Module, weights: Mapping[str, QuantizedWeight]) -> Non
         replace_linear(model, name, QuantizedLinear.from_linear(get_linear(model, name), weight))
 
 
-def install(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
+def set_dequantized_weight(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
     """Overwrite the weight of the linear layer `name` by what `weight` stands for."""
     linear = get_linear(model, name)
     linear.weight.data = weight.to(linear.weight.device).dequantize(linear.weight.dtype)

@@ -6,23 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import CPU, GPU, choose_path
+from quantizer.kernels.path import CPU, GPU, choose_kernel_path
 from quantizer.modules import matmul_reference
-from quantizer.modules.tensor_cache import Kept
+from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import tensor_specs
 from quantizer.packed.weight import dequantize_tensors
 from quantizer.plans.fidelity import Fidelity
 
 
 def prepare(
-    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept
+    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, cache: TensorCache
 ) -> None:
     """Make what the products of a layer will share, where they share anything."""
     device = next(iter(tensors.values())).device.type
-    if device == "cpu" and choose_path(device).name == CPU:
+    if device == "cpu" and choose_kernel_path(device).name == CPU:
         from quantizer.modules import matmul_cpu  # noqa: PLC0415  see below
 
-        matmul_cpu.prepare(tensors, fidelity, in_features, kept)
+        matmul_cpu.prepare(tensors, fidelity, in_features, cache)
 
 
 def matmul(
@@ -31,7 +31,7 @@ def matmul(
     fidelity: Fidelity,
     out_features: int,
     bias: Tensor | None = None,
-    kept: Kept | None = None,
+    cache: TensorCache | None = None,
 ) -> Tensor:
     """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
 
@@ -45,10 +45,10 @@ def matmul(
         fidelity: how the layer is stored.
         out_features: rows of the weight.
         bias: [out].
-        kept: what the products of this layer share.
+        cache: what the products of this layer share.
 
     Raises:
-        KernelError: see `quantizer.kernels.path.choose_path`.
+        KernelError: see `quantizer.kernels.path.choose_kernel_path`.
     """
     differentiable = hidden_states.requires_grad or (bias is not None and bias.requires_grad)
     if torch.compiler.is_compiling() or (differentiable and torch.is_grad_enabled()):
@@ -57,7 +57,7 @@ def matmul(
             hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias
         )
         return product
-    return _run(hidden_states, tensors, fidelity, out_features, bias, kept)
+    return _run(hidden_states, tensors, fidelity, out_features, bias, cache)
 
 
 def _run(
@@ -66,13 +66,13 @@ def _run(
     fidelity: Fidelity,
     out_features: int,
     bias: Tensor | None,
-    kept: Kept | None = None,
+    cache: TensorCache | None = None,
 ) -> Tensor:
-    name = choose_path(hidden_states.device.type).name
+    name = choose_kernel_path(hidden_states.device.type).name
     if name == CPU:
         from quantizer.modules import matmul_cpu  # noqa: PLC0415  numba takes a while to import, and may be missing
 
-        return matmul_cpu.matmul(hidden_states, tensors, fidelity, out_features, bias, kept)
+        return matmul_cpu.matmul(hidden_states, tensors, fidelity, out_features, bias, cache)
     if name == GPU:
         from quantizer.modules import matmul_gpu  # noqa: PLC0415  so may Triton
 

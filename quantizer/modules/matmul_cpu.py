@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from quantizer.kernels import numba_matmul
-from quantizer.kernels.precision import fast_precision, products_dtype
-from quantizer.modules.tensor_cache import Kept
+from quantizer.kernels.precision import fastest_matmul_dtype, matmul_dtype
+from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import (
     ADAPTER_A,
     ADAPTER_B,
@@ -29,7 +29,7 @@ from quantizer.packed.layout import (
     ROW_SCALES,
     named_parts,
 )
-from quantizer.packed.scales import part_unit
+from quantizer.packed.scales import scale_unit
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity
 
 SINGLE_ROWS, FEW_ROWS = 3, 16
@@ -128,7 +128,9 @@ class _Layer:
         which is then many times faster.
         """
         count, in_features = rows.shape
-        rows = rows.to(fast_precision("cpu") if rows.dtype == torch.bfloat16 else torch.float32)
+        rows = rows.to(
+            fastest_matmul_dtype("cpu") if rows.dtype == torch.bfloat16 else torch.float32
+        )
         out = rows.new_empty(count, out_features)
         outputs = max(1, TILE_BYTES // (4 * in_features) // numba_matmul.UNIT) * numba_matmul.UNIT
         plain = self.outliers is None and self.adapter is None
@@ -171,7 +173,7 @@ def matmul(
     fidelity: Fidelity,
     out_features: int,
     bias: Tensor | None,
-    kept: Kept | None = None,
+    cache: TensorCache | None = None,
 ) -> Tensor:
     """Return hidden_states @ W' + bias, see `quantizer.modules.matmul.matmul`; without gradients.
 
@@ -180,24 +182,26 @@ def matmul(
     as in `quantizer.modules.matmul_reference`.
     """
     rows = hidden_states.detach().reshape(-1, hidden_states.shape[-1])
-    layer = (kept or Kept()).get(tensors, lambda: _Layer.of(tensors, fidelity, rows.shape[1]))
+    layer = (cache or TensorCache()).get(
+        tensors, lambda: _Layer.of(tensors, fidelity, rows.shape[1])
+    )
     if len(rows) <= FEW_ROWS:
         out = layer.multiply(rows.float(), out_features)
     else:
-        out = layer.multiply_tiles(rows.to(products_dtype(rows)), out_features)
+        out = layer.multiply_tiles(rows.to(matmul_dtype(rows)), out_features)
     if bias is not None:
         out += bias
     return out.to(hidden_states.dtype).view(*hidden_states.shape[:-1], out_features)
 
 
 def prepare(
-    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, kept: Kept
+    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, cache: TensorCache
 ) -> None:
     """Make what products share before there are any.
 
     Among their results it would keep memory from being given back.
     """
-    kept.get(tensors, lambda: _Layer.of(tensors, fidelity, in_features))
+    cache.get(tensors, lambda: _Layer.of(tensors, fidelity, in_features))
 
 
 def _part(
@@ -209,7 +213,7 @@ def _part(
             tensors[f"{name}_scales"].half().view(torch.uint16).numpy()
         )  # a module may have been cast
         return bits, fidelity.group_size, codes, zeros, scales, _NO_WORDS, 0, _NO_UNIT
-    unit = part_unit(tensors[ROW_SCALES].float(), fidelity, bits).numpy()
+    unit = scale_unit(tensors[ROW_SCALES].float(), fidelity, bits).numpy()
     return (
         bits,
         fidelity.group_size,
@@ -233,7 +237,7 @@ def _words(tensor: Tensor) -> Any:
     return tensor.numpy().view(np.uint32)
 
 
-_KEPT = threading.local()
+_BUFFERS = threading.local()
 
 
 def _buffer(count: int, dtype: torch.dtype) -> Tensor:
@@ -242,9 +246,9 @@ def _buffer(count: int, dtype: torch.dtype) -> Tensor:
     Fresh memory costs more than what is written to it.
     """
     size = count * dtype.itemsize
-    if getattr(_KEPT, "memory", None) is None or _KEPT.memory.numel() < size:
-        _KEPT.memory = torch.empty(max(size, TILE_BYTES), dtype=torch.uint8)
-    memory: Tensor = _KEPT.memory[:size].view(dtype)
+    if getattr(_BUFFERS, "memory", None) is None or _BUFFERS.memory.numel() < size:
+        _BUFFERS.memory = torch.empty(max(size, TILE_BYTES), dtype=torch.uint8)
+    memory: Tensor = _BUFFERS.memory[:size].view(dtype)
     return memory
 
 

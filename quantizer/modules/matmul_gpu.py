@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from quantizer.kernels import triton_kernels
-from quantizer.kernels.triton_kernels import Tiles
+from quantizer.kernels.triton_kernels import TileShape
 from quantizer.packed.layout import (  # fmt: skip
     ADAPTER_A,
     ADAPTER_B,
@@ -37,7 +37,7 @@ WAVES = 2
 
 
 CHOICES = tuple(
-    Tiles(units, outputs, warps)
+    TileShape(units, outputs, warps)
     for units in (16, 32)
     for outputs in (32, 64, 128)
     for warps in (4, 8)
@@ -78,7 +78,7 @@ def multiply_fused(
     tensors: Mapping[str, Tensor],
     fidelity: Fidelity,
     out_features: int,
-    tiles: Tiles | None = None,
+    tiles: TileShape | None = None,
 ) -> Tensor:
     """Return the product of the dense parts with any number of rows above 0, float32 [rows, out], in one launch.
 
@@ -126,7 +126,7 @@ def multiply_tiles(
     tensors: Mapping[str, Tensor],
     fidelity: Fidelity,
     out_features: int,
-    tiles: Tiles | None = None,
+    tiles: TileShape | None = None,
 ) -> Tensor:
     """Return the product of the dense parts with any number of rows, [rows, out].
 
@@ -189,7 +189,7 @@ def _split(outputs: int, device: torch.device) -> int:
     return max(1, min(8, WAVES * processors * 64 // max(outputs, 1)))
 
 
-def _launch(kernel: Any, tiles: Tiles | None) -> tuple[Any, dict[str, int]]:
+def _launch(kernel: Any, tiles: TileShape | None) -> tuple[Any, dict[str, int]]:
     """Return the kernel to launch and what to add to its arguments."""
     if tiles is None:
         return _searched(kernel), {}

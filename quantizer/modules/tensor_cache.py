@@ -8,7 +8,7 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-class Kept:
+class TensorCache:
     """One value that is made from stored tensors, and anew when they have changed.
 
     Copies of it are empty.
@@ -33,10 +33,10 @@ class Kept:
         value: T = self._value
         return value
 
-    def __deepcopy__(self, _: object) -> "Kept":
+    def __deepcopy__(self, _: object) -> "TensorCache":
         """Return one that keeps nothing."""
-        return Kept()
+        return TensorCache()
 
-    def __reduce__(self) -> tuple[type["Kept"], tuple[()]]:
+    def __reduce__(self) -> tuple[type["TensorCache"], tuple[()]]:
         """Be stored without what is kept."""
-        return Kept, ()
+        return TensorCache, ()

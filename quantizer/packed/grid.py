@@ -6,9 +6,9 @@ The light method that fits a scale and a zero point to a group of columns.
 import torch
 from torch import Tensor
 
-SMALLEST_SCALE = 2.0**-14
+FLOAT16_SMALLEST_NORMAL = 2.0**-14
 """Smallest normal 16-bit float: smaller scales would lose precision when stored."""
-LARGEST_SCALE = 65504.0
+FLOAT16_MAX = 65504.0
 
 
 def quantize(
@@ -26,6 +26,6 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor, out: Tensor | None = 
     return torch.sub(codes, zero, out=out).mul_(scale)
 
 
-def half_scale(scale: Tensor) -> Tensor:
+def round_scale_to_float16(scale: Tensor) -> Tensor:
     """Return the nearest scales that are normal 16-bit floats, as float32."""
-    return scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+    return scale.clamp(FLOAT16_SMALLEST_NORMAL, FLOAT16_MAX).half().float()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quantizer.plans.fidelity import SCALE_BITS, Fidelity, words
+from quantizer.plans.fidelity import SCALE_BITS, Fidelity, word_count
 
 PART_NAMES = ("high", "low")
 
@@ -40,28 +40,29 @@ def named_parts(fidelity: Fidelity, in_features: int) -> Iterator[tuple[str, int
 
 def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dict[str, TensorSpec]:
     """Return shape and dtype of every tensor that stores such a layer, without making any."""
-    specs = {COLUMNS: TensorSpec((in_features,), _column_dtype(in_features))}
+    specs = {COLUMNS: TensorSpec((in_features,), column_dtype(in_features))}
     for name, columns, bits in named_parts(fidelity, in_features):
         groups = -(-columns // fidelity.group_size)
-        specs[f"{name}_codes"] = TensorSpec((words(columns, bits), out_features), torch.int32)
+        specs[f"{name}_codes"] = TensorSpec((word_count(columns, bits), out_features), torch.int32)
         if fidelity.scale_bits == SCALE_BITS[0]:
             specs[f"{name}_scales"] = TensorSpec((groups, out_features), torch.float16)
         else:
             specs[f"{name}_scale_codes"] = TensorSpec(
-                (groups, words(out_features, fidelity.scale_bits)), torch.int32
+                (groups, word_count(out_features, fidelity.scale_bits)), torch.int32
             )
-        specs[f"{name}_zeros"] = TensorSpec((groups, words(out_features, bits)), torch.int32)
+        specs[f"{name}_zeros"] = TensorSpec((groups, word_count(out_features, bits)), torch.int32)
     if fidelity.scale_bits < SCALE_BITS[0]:
         specs[ROW_SCALES] = TensorSpec((out_features,), torch.float16)
     if count := fidelity.outlier_count(out_features, in_features):
         specs[OUTLIER_VALUES] = TensorSpec((count,), torch.float16)
-        specs[OUTLIER_COLUMNS] = TensorSpec((count,), _column_dtype(in_features))
+        specs[OUTLIER_COLUMNS] = TensorSpec((count,), column_dtype(in_features))
         specs[OUTLIER_STARTS] = TensorSpec((out_features + 1,), torch.int32)
-    if rank := fidelity.adapter_width(out_features, in_features):
+    if rank := fidelity.stored_adapter_rank(out_features, in_features):
         specs[ADAPTER_A] = TensorSpec((rank, in_features), torch.float16)
         specs[ADAPTER_B] = TensorSpec((out_features, rank), torch.float16)
     return specs
 
 
-def _column_dtype(in_features: int) -> torch.dtype:
+def column_dtype(in_features: int) -> torch.dtype:
+    """Return the dtype of stored column numbers: uint16 up to 65,536 columns, else int32."""
     return torch.uint16 if in_features <= 2**16 else torch.int32

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LARGEST_HALF = 65504.0
+from quantizer.packed.grid import FLOAT16_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Outliers:
     starts: Tensor
 
 
-def output_scores(weight: Tensor, diagonal: Tensor) -> Tensor:
+def output_error_scores(weight: Tensor, diagonal: Tensor) -> Tensor:
     """Return H_jj * w_ij**2, the output error of leaving a weight out.
 
     What is chosen by if nothing better is known, [out, in].
@@ -55,9 +55,9 @@ def choose_outliers(scores: Tensor, count: int) -> Tensor:
     return chosen.view_as(scores)
 
 
-def as_half(weight: Tensor) -> Tensor:
+def round_to_float16(weight: Tensor) -> Tensor:
     """Return the nearest finite 16-bit floats, as float32."""
-    return weight.clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
+    return weight.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().float()
 
 
 def compress_rows(weight: Tensor, chosen: Tensor) -> Outliers:
@@ -67,7 +67,7 @@ def compress_rows(weight: Tensor, chosen: Tensor) -> Outliers:
     """
     starts = torch.zeros(len(weight) + 1, dtype=torch.int64, device=weight.device)
     starts[1:] = chosen.sum(1).cumsum(0)
-    return Outliers(as_half(weight[chosen]).half(), chosen.nonzero()[:, 1], starts)
+    return Outliers(round_to_float16(weight[chosen]).half(), chosen.nonzero()[:, 1], starts)
 
 
 def add_outliers(dense: Tensor, outliers: Outliers) -> None:

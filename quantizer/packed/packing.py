@@ -10,7 +10,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from quantizer.plans.fidelity import words
+from quantizer.plans.fidelity import word_count
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -21,7 +21,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         bits: code width, 1 to 8.
 
     Returns:
-        int32 [rows, words(values, bits)].
+        int32 [rows, word_count(values, bits)].
     """
     rows, values = codes.shape
     per_unit, unit_bytes = 8 // gcd(bits, 8), bits // gcd(bits, 8)
@@ -34,7 +34,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     )  # [rows, units, 1], below 2**56
     byte_shifts = torch.arange(unit_bytes, device=codes.device) * 8
     stream = ((unit >> byte_shifts) & 0xFF).to(torch.uint8).view(rows, -1)
-    packed = torch.zeros(rows, words(values, bits) * 4, dtype=torch.uint8, device=codes.device)
+    packed = torch.zeros(rows, word_count(values, bits) * 4, dtype=torch.uint8, device=codes.device)
     used = min(stream.shape[1], packed.shape[1])
     packed[:, :used] = stream[:, :used]
     return packed.view(torch.int32)
@@ -44,7 +44,7 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
     """Undo `pack`.
 
     Args:
-        packed: int32 [rows, words(values, bits)], contiguous.
+        packed: int32 [rows, word_count(values, bits)], contiguous.
         bits: code width, 1 to 8.
         values: codes in each row.
 
@@ -71,16 +71,16 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
     return kept
 
 
-def turned(packed: Tensor) -> Tensor:
+def contiguous_transpose(packed: Tensor) -> Tensor:
     """Return the transpose, in memory of its own that is contiguous in the last axis even where an axis has length one."""
     return packed.t().clone(memory_format=torch.contiguous_format)
 
 
-def unpack_at(packed: Tensor, bits: int, places: Tensor) -> Tensor:
+def unpack_positions(packed: Tensor, bits: int, places: Tensor) -> Tensor:
     """Return what `unpack` returns, at some places of each row only.
 
     Args:
-        packed: int32 [rows, words(values, bits)], contiguous.
+        packed: int32 [rows, word_count(values, bits)], contiguous.
         bits: code width, 1 to 8.
         places: int64 [n], each below the number of values.
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import GPU, choose_path
-from quantizer.packed.packing import pack, turned
+from quantizer.kernels.path import GPU, choose_kernel_path
+from quantizer.packed.packing import contiguous_transpose, pack
 
 
 def pack_part(values: Tensor, bits: int) -> Tensor:
@@ -17,15 +17,15 @@ def pack_part(values: Tensor, bits: int) -> Tensor:
         bits: code width, 2, 3, 4 or 8.
 
     Returns:
-        int32 [words(columns, bits), out], see `quantizer.packed.weight.QuantizedWeight`.
+        int32 [word_count(columns, bits), out], see `quantizer.packed.weight.QuantizedWeight`.
     """
-    if choose_path(values.device.type).name == GPU:
+    if choose_kernel_path(values.device.type).name == GPU:
         from quantizer.kernels import triton_packing  # noqa: PLC0415  Triton may be missing
 
         return triton_packing.pack_part(values, bits)
-    return pack_slowly(values, bits)
+    return pack_part_reference(values, bits)
 
 
-def pack_slowly(values: Tensor, bits: int) -> Tensor:
+def pack_part_reference(values: Tensor, bits: int) -> Tensor:
     """Do the same step by step: the twin that the kernel is tested against."""
-    return turned(pack(values.round().clamp(0, 2**bits - 1).to(torch.uint8), bits))
+    return contiguous_transpose(pack(values.round().clamp(0, 2**bits - 1).to(torch.uint8), bits))

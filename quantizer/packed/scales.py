@@ -13,7 +13,7 @@ from torch import Tensor
 from quantizer.plans.fidelity import Fidelity
 
 
-def part_unit(row_scale: Tensor, fidelity: Fidelity, bits: int) -> Tensor:
+def scale_unit(row_scale: Tensor, fidelity: Fidelity, bits: int) -> Tensor:
     """Return what a scale code of the part of `bits` counts, row by row.
 
     row_scale * 2**(bits_lo - bits).
@@ -21,7 +21,7 @@ def part_unit(row_scale: Tensor, fidelity: Fidelity, bits: int) -> Tensor:
     return row_scale * 2.0 ** (fidelity.bits_lo - bits)
 
 
-def coded_scale(scale: Tensor, unit: Tensor, scale_bits: int) -> Tensor:
+def quantize_scale(scale: Tensor, unit: Tensor, scale_bits: int) -> Tensor:
     """Return the multiple of `unit` that is nearest to `scale` among those that have a code.
 
     Both broadcast.

@@ -21,14 +21,14 @@ from quantizer.packed.layout import (
     OUTLIER_VALUES,
     ROW_SCALES,
     TensorSpec,
-    _column_dtype,
+    column_dtype,
     named_parts,
     tensor_specs,
 )
 from quantizer.packed.outliers import Outliers, add_outliers
-from quantizer.packed.packing import pack, turned, unpack, unpack_at
+from quantizer.packed.packing import contiguous_transpose, pack, unpack, unpack_positions
 from quantizer.packed.rounded_packing import pack_part
-from quantizer.packed.scales import part_unit, scale_codes
+from quantizer.packed.scales import scale_codes, scale_unit
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity
 
 
@@ -53,13 +53,13 @@ class QuantizedWeight:
     """The stored tensors of one layer.
 
     Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n =
-    out_features: `<part>_codes` int32 [words(c, b), n], `<part>_scales` float16 [g, n],
-    `<part>_zeros` int32 [g, words(n, b)], part being `high` or `low`; and `columns` [in], the input
+    out_features: `<part>_codes` int32 [word_count(c, b), n], `<part>_scales` float16 [g, n],
+    `<part>_zeros` int32 [g, word_count(n, b)], part being `high` or `low`; and `columns` [in], the input
     column at each stored position, uint16 or int32. Codes are packed along the input and lie output
     by output: what a kernel reads of one word, scale or zero point for neighbouring outputs is
     contiguous.
 
-    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, words(n,
+    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, word_count(n,
     s)], and `row_scales` float16 [n] is added: scale = row scale * 2**(bits_lo - b) * code, see
     `quantizer.packed.scales`. With outliers come `outlier_values` float16 [count], `outlier_columns`
     [count] of the dtype of `columns`, `outlier_starts` int32 [n + 1], see `quantizer.packed.outliers`; with
@@ -108,13 +108,13 @@ class QuantizedWeight:
             CheckpointError: what is given does not make up such a layer.
         """
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
-        tensors = {COLUMNS: columns.to(_column_dtype(in_features))}
+        tensors = {COLUMNS: columns.to(column_dtype(in_features))}
         for (name, _, bits), part in zip(named_parts(fidelity, in_features), parts, strict=True):
             tensors[f"{name}_codes"] = pack_part(part.codes, bits)
             if row_scale is None:
                 tensors[f"{name}_scales"] = part.scale.half()
             else:
-                codes = scale_codes(part.scale, part_unit(row_scale, fidelity, bits)).to(
+                codes = scale_codes(part.scale, scale_unit(row_scale, fidelity, bits)).to(
                     torch.uint8
                 )
                 tensors[f"{name}_scale_codes"] = pack(codes, fidelity.scale_bits)
@@ -123,7 +123,7 @@ class QuantizedWeight:
             tensors[ROW_SCALES] = row_scale.half()
         if outliers is not None:
             tensors[OUTLIER_VALUES] = outliers.values
-            tensors[OUTLIER_COLUMNS] = outliers.columns.to(_column_dtype(in_features))
+            tensors[OUTLIER_COLUMNS] = outliers.columns.to(column_dtype(in_features))
             tensors[OUTLIER_STARTS] = outliers.starts.to(torch.int32)
         return cls(fidelity, out_features, in_features, tensors)
 
@@ -131,7 +131,7 @@ class QuantizedWeight:
         """Return the parts that `from_codes` packed, in stored order."""
         found = []
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
-            codes = unpack(turned(self.tensors[f"{name}_codes"]), bits, columns)
+            codes = unpack(contiguous_transpose(self.tensors[f"{name}_codes"]), bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
             scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
             found.append(PartCodes(codes.float(), scale, zero.float()))
@@ -192,7 +192,7 @@ class QuantizedWeight:
         )
 
 
-def check_places(
+def check_indices(
     layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int
 ) -> None:
     """Refuse stored numbers that point outside a layer; tensors without storage are let pass.
@@ -235,7 +235,7 @@ def dequantize_tensors(
     """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(turned(tensors[f"{name}_codes"]), bits, count)
+        codes = unpack(contiguous_transpose(tensors[f"{name}_codes"]), bits, count)
         scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
         group = torch.arange(count, device=codes.device) // fidelity.group_size
@@ -273,15 +273,18 @@ def dequantize_rows(
     """
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(turned(tensors[f"{name}_codes"][:, rows]), bits, count).float()
+        codes = unpack(contiguous_transpose(tensors[f"{name}_codes"][:, rows]), bits, count).float()
         if fidelity.scale_bits == SCALE_BITS[0]:
             scale = tensors[f"{name}_scales"][:, rows].float()
         else:
-            unit = part_unit(tensors[ROW_SCALES][rows].float(), fidelity, bits)
+            unit = scale_unit(tensors[ROW_SCALES][rows].float(), fidelity, bits)
             scale = (
-                unit * unpack_at(tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows).float()
+                unit
+                * unpack_positions(
+                    tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows
+                ).float()
             )
-        zero = unpack_at(tensors[f"{name}_zeros"], bits, rows).float()
+        zero = unpack_positions(tensors[f"{name}_zeros"], bits, rows).float()
         group = torch.arange(count, device=codes.device) // fidelity.group_size
         parts.append(dequantize(codes, scale.t()[:, group], zero.t()[:, group]))
     stored = torch.cat(parts, 1)
@@ -297,4 +300,4 @@ def _part_scales(
     if fidelity.scale_bits == SCALE_BITS[0]:
         return tensors[f"{name}_scales"].float()
     codes = unpack(tensors[f"{name}_scale_codes"], fidelity.scale_bits, out_features)
-    return part_unit(tensors[ROW_SCALES].float(), fidelity, bits) * codes.float()
+    return scale_unit(tensors[ROW_SCALES].float(), fidelity, bits) * codes.float()

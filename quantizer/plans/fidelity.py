@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from quantizer.errors import FidelityError
 
 CODE_BITS = (2, 3, 4, 8)
-COLUMN_STEP = 32
+COLUMN_MULTIPLE = 32
 """Parts are whole multiples of this many columns.
 
 32 codes of b bits fill exactly b 32-bit words.
@@ -29,13 +29,13 @@ SCALE_BITS = (16, 8, 6)
 A 16-bit float, or an unsigned integer under a 16-bit float for each row.
 """
 
-HALF_BYTES = 2
-SHARE_LIMIT = 0.1
+FLOAT16_BYTES = 2
+OUTLIER_SHARE_LIMIT = 0.1
 """Outlier shares lie below.
 
 An outlier takes 4 bytes or more, so a larger share costs more than wider codes.
 """
-RANK_LIMIT = 256
+ADAPTER_RANK_LIMIT = 256
 
 _NAME = re.compile(
     r"int(?P<lo>[0-9])(\+(?P<hi>[0-9])r(?P<ratio>0?\.[0-9]+))?g(?P<group>[0-9]{1,9})"
@@ -43,7 +43,7 @@ _NAME = re.compile(
 )
 
 
-def words(values: int, bits: int) -> int:
+def word_count(values: int, bits: int) -> int:
     """Return how many 32-bit words hold `values` densely packed codes of `bits` bits."""
     return -(-values * bits // 32)
 
@@ -59,11 +59,11 @@ class Fidelity:
         ratio: share of input columns in the high-impact part, 0 <= ratio < 1; 0 means a uniform
             layer.
         group_size: columns that share a scale and a zero point, a positive multiple of
-            `COLUMN_STEP`.
+            `COLUMN_MULTIPLE`.
         scale_bits: width of a group's scale, one of `SCALE_BITS`; below 16 see `quantizer.packed.scales`.
-        outlier_share: share of single weights that are kept in 16 bits, 0 <= share < `SHARE_LIMIT`;
+        outlier_share: share of single weights that are kept in 16 bits, 0 <= share < `OUTLIER_SHARE_LIMIT`;
             see `quantizer.packed.outliers`.
-        adapter_rank: rank of the low-rank adapter, 0 to `RANK_LIMIT`; see `quantizer.packed.adapter`.
+        adapter_rank: rank of the low-rank adapter, 0 to `ADAPTER_RANK_LIMIT`; see `quantizer.packed.adapter`.
 
     Raises:
         FidelityError: a field is outside the ranges above.
@@ -88,9 +88,9 @@ class Fidelity:
             raise FidelityError(
                 f"high-impact ratio {self.ratio}: use 0 <= ratio < 1; for 1 give bits_lo = bits_hi"
             )
-        if self.group_size <= 0 or self.group_size % COLUMN_STEP:
+        if self.group_size <= 0 or self.group_size % COLUMN_MULTIPLE:
             raise FidelityError(
-                f"group size {self.group_size}: use a positive multiple of {COLUMN_STEP}"
+                f"group size {self.group_size}: use a positive multiple of {COLUMN_MULTIPLE}"
             )
         if self.bits_hi < self.bits_lo:
             raise FidelityError(
@@ -110,15 +110,15 @@ class Fidelity:
                 f"scales of {self.scale_bits} bits: use a width out of {SCALE_BITS}"
             )
         share = round(self.outlier_share, RATIO_DIGITS)
-        if not 0 <= share < SHARE_LIMIT or (share == 0) != (self.outlier_share == 0):
+        if not 0 <= share < OUTLIER_SHARE_LIMIT or (share == 0) != (self.outlier_share == 0):
             raise FidelityError(
                 f"outlier share {self.outlier_share}: use 0 for none, or {10**-RATIO_DIGITS:.6f} "
-                f"<= share < {SHARE_LIMIT}"
+                f"<= share < {OUTLIER_SHARE_LIMIT}"
             )
         object.__setattr__(self, "outlier_share", share)
-        if not 0 <= self.adapter_rank <= RANK_LIMIT:
+        if not 0 <= self.adapter_rank <= ADAPTER_RANK_LIMIT:
             raise FidelityError(
-                f"adapter rank {self.adapter_rank}: use 0 for none, or at most {RANK_LIMIT}"
+                f"adapter rank {self.adapter_rank}: use 0 for none, or at most {ADAPTER_RANK_LIMIT}"
             )
 
     @classmethod
@@ -165,13 +165,13 @@ class Fidelity:
     def high_columns(self, in_features: int) -> int:
         """Return the number of high-impact columns of a layer with `in_features` input columns.
 
-        The share is rounded to the nearest multiple of `COLUMN_STEP`, at least one step, and leaves
+        The share is rounded to the nearest multiple of `COLUMN_MULTIPLE`, at least one step, and leaves
         the low part at least one column.
         """
         if self.ratio == 0:
             return 0
-        steps = max(1, round(self.ratio * in_features / COLUMN_STEP))
-        return min(steps, (in_features - 1) // COLUMN_STEP) * COLUMN_STEP
+        steps = max(1, round(self.ratio * in_features / COLUMN_MULTIPLE))
+        return min(steps, (in_features - 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
     def parts(self, in_features: int) -> tuple[tuple[int, int], ...]:
         """Return (columns, bits) of each non-empty part in stored order, the high-impact part first."""
@@ -190,7 +190,7 @@ class Fidelity:
             else 0
         )
 
-    def adapter_width(self, out_features: int, in_features: int) -> int:
+    def stored_adapter_rank(self, out_features: int, in_features: int) -> int:
         """Return the stored rank of the adapter: no more than such a layer can have."""
         return min(self.adapter_rank, out_features, in_features)
 
@@ -199,9 +199,9 @@ class Fidelity:
 
         Codes, scales, zero points, permutation, options.
 
-        Codes take 4 * out * words(columns, bits), zero points 4 * groups * words(out, bits), for
+        Codes take 4 * out * word_count(columns, bits), zero points 4 * groups * word_count(out, bits), for
         each part with groups = ceil(columns / group_size). Scales take 2 * out * groups; at s < 16
-        bits 4 * groups * words(out, s) and 2 * out for the rows' scales. The permutation takes 2
+        bits 4 * groups * word_count(out, s) and 2 * out for the rows' scales. The permutation takes 2
         bytes a column, 4 from 65,537 columns on. Outliers take 2 bytes and a column number of the
         same width each, and 4 * (out + 1) for the row starts; an adapter of rank r takes 2 * r *
         (in + out). The bias, which is never quantized, is not included.
@@ -209,17 +209,21 @@ class Fidelity:
         total = permutation_bytes(in_features)
         for columns, bits in self.parts(in_features):
             groups = -(-columns // self.group_size)
-            total += 4 * (out_features * words(columns, bits) + groups * words(out_features, bits))
+            total += 4 * (
+                out_features * word_count(columns, bits) + groups * word_count(out_features, bits)
+            )
             coded = self.scale_bits < SCALE_BITS[0]
             total += groups * (
-                4 * words(out_features, self.scale_bits) if coded else HALF_BYTES * out_features
+                4 * word_count(out_features, self.scale_bits)
+                if coded
+                else FLOAT16_BYTES * out_features
             )
         if self.scale_bits < SCALE_BITS[0]:
-            total += HALF_BYTES * out_features
+            total += FLOAT16_BYTES * out_features
         if self.outlier_share:
             count = self.outlier_count(out_features, in_features)
-            total += count * (HALF_BYTES + column_bytes(in_features)) + 4 * (out_features + 1)
-        return total + HALF_BYTES * self.adapter_width(out_features, in_features) * (
+            total += count * (FLOAT16_BYTES + column_bytes(in_features)) + 4 * (out_features + 1)
+        return total + FLOAT16_BYTES * self.stored_adapter_rank(out_features, in_features) * (
             out_features + in_features
         )
 

@@ -13,7 +13,7 @@ from quantizer.plans.fidelity import Fidelity
 
 SCHEMA = "bitwright.plan/1"
 
-OUTSIDE = -1
+OUTSIDE_BLOCKS = -1
 """The block of a matrix that is in no decoder block, see `quantizer.conversion.embeddings`."""
 
 
@@ -23,7 +23,7 @@ class LayerSpec:
 
     Attributes:
         name: path of the module inside the model.
-        block: index of the decoder block that holds it, or `OUTSIDE`.
+        block: index of the decoder block that holds it, or `OUTSIDE_BLOCKS`.
         kind: path inside the block, such as `mlp.down_proj`; the same in every block.
         out_features: rows of the weight.
         in_features: columns of the weight.
@@ -67,22 +67,22 @@ class Plan:
         return cls(layers, (fidelity,) * len(layers))
 
     @property
-    def in_blocks(self) -> "Plan":
+    def without_embeddings(self) -> "Plan":
         """The part of the plan that is about decoder blocks."""
-        kept = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE]
+        kept = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE_BLOCKS]
         return Plan(
             tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept)
         )
 
     @property
-    def tables(self) -> dict[LayerSpec, Fidelity]:
+    def embeddings(self) -> dict[LayerSpec, Fidelity]:
         """Fidelities of the matrices outside of decoder blocks, see `quantizer.conversion.embeddings`."""
         pairs = zip(self.layers, self.fidelities, strict=True)
-        return {layer: fidelity for layer, fidelity in pairs if layer.block == OUTSIDE}
+        return {layer: fidelity for layer, fidelity in pairs if layer.block == OUTSIDE_BLOCKS}
 
-    def with_tables(self, tables: Mapping[LayerSpec, Fidelity]) -> "Plan":
+    def with_embeddings(self, embeddings: Mapping[LayerSpec, Fidelity]) -> "Plan":
         """Return the plan with further matrices after its layers."""
-        return Plan((*self.layers, *tables), (*self.fidelities, *tables.values()))
+        return Plan((*self.layers, *embeddings), (*self.fidelities, *embeddings.values()))
 
     @property
     def by_name(self) -> dict[str, Fidelity]:

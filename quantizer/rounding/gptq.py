@@ -23,13 +23,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import CPU, choose_path
+from quantizer.kernels.path import CPU, choose_kernel_path
 from quantizer.packed.adapter import fit_adapter
-from quantizer.packed.grid import dequantize, half_scale
-from quantizer.packed.outliers import as_half, choose_outliers, compress_rows, output_scores
-from quantizer.packed.scales import coded_scale, part_unit
+from quantizer.packed.grid import dequantize, round_scale_to_float16
+from quantizer.packed.outliers import (
+    choose_outliers,
+    compress_rows,
+    output_error_scores,
+    round_to_float16,
+)
+from quantizer.packed.scales import quantize_scale, scale_unit
 from quantizer.packed.weight import PartCodes, QuantizedWeight
-from quantizer.plans.fidelity import COLUMN_STEP, SCALE_BITS, Fidelity
+from quantizer.plans.fidelity import COLUMN_MULTIPLE, SCALE_BITS, Fidelity
 from quantizer.rounding.columns import column_order
 from quantizer.rounding.grids import fit_grid, fit_row_scale
 from quantizer.rounding.inverse import damped_inverse, upper_factor
@@ -70,7 +75,7 @@ def quantize_forms(
         impacts: for each fidelity the score of each input column, see
             `quantizer.rounding.columns.column_impact`, [in].
         outlier_scores: score of each weight, the highest ones become outliers, [out, in]; by
-            default `quantizer.packed.outliers.output_scores`. Not looked at for a fidelity without outliers.
+            default `quantizer.packed.outliers.output_error_scores`. Not looked at for a fidelity without outliers.
         inverse: `damped_inverse(hessian)` where it is at hand; layers with the same inputs share
             it.
 
@@ -91,10 +96,10 @@ def quantize_forms(
         for fidelity, impact in zip(fidelities, impacts, strict=True)
     ]
     stack = _Stack.of(weight, inverse, forms)
-    for start in range(0, weight.shape[1], COLUMN_STEP):
+    for start in range(0, weight.shape[1], COLUMN_MULTIPLE):
         for at, form in enumerate(forms):
             form.enter(start, at, stack)
-        stack.quantize_columns(slice(start, min(start + COLUMN_STEP, weight.shape[1])))
+        stack.quantize_columns(slice(start, min(start + COLUMN_MULTIPLE, weight.shape[1])))
     found = [
         form.finish(stack.codes[at].t(), stack.remaining[at].t()) for at, form in enumerate(forms)
     ]
@@ -110,7 +115,7 @@ def _with_adapter(
     if not fidelity.adapter_rank:
         return stored
     adapter = fit_adapter(
-        weight - stored.dequantize(), hessian, fidelity.adapter_width(*weight.shape)
+        weight - stored.dequantize(), hessian, fidelity.stored_adapter_rank(*weight.shape)
     )
     return stored.with_adapter(fidelity.adapter_rank, adapter)
 
@@ -177,10 +182,10 @@ class _Form:
 
     def _representable(self, bits: int) -> Callable[[Tensor], Tensor]:
         if self.row_scale is None:
-            return half_scale
+            return round_scale_to_float16
         return partial(
-            coded_scale,
-            unit=part_unit(self.row_scale, self.fidelity, bits),
+            quantize_scale,
+            unit=scale_unit(self.row_scale, self.fidelity, bits),
             scale_bits=self.fidelity.scale_bits,
         )
 
@@ -272,7 +277,7 @@ class _Stack:
     def quantize_columns(self, columns: slice) -> None:
         """Quantize some columns, and let all later ones absorb their errors."""
         compensate = self._compensate
-        if self.chosen is None and choose_path(self.remaining.device.type).name == CPU:
+        if self.chosen is None and choose_kernel_path(self.remaining.device.type).name == CPU:
             compensate = self._compensate_compiled
         errors = compensate(columns)
         self.remaining[:, columns.stop :].baddbmm_(
@@ -320,7 +325,7 @@ class _Stack:
                 code.copy_(
                     torch.where(kept, self.zero, code)
                 )  # an exact zero: the outlier's value is added to it
-                stored = torch.where(kept, as_half(current), stored)
+                stored = torch.where(kept, round_to_float16(current), stored)
             torch.sub(current, stored, out=error).div_(pivots[:, at : at + 1])
             work[:, at + 1 :].addcmul_(inner[:, at, at + 1 :, None], error[:, None], value=-1)
         self.remaining[:, columns] = work
@@ -334,7 +339,7 @@ def _outlier_places(
     if not fidelity.outlier_share:
         return None
     if scores is None:
-        scores = output_scores(weight, diagonal)
+        scores = output_error_scores(weight, diagonal)
     if scores.shape != weight.shape:
         raise ValueError(
             f"outlier scores of shape {tuple(scores.shape)} for a weight of shape "

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import CPU, choose_path
-from quantizer.packed.grid import dequantize, half_scale, quantize
+from quantizer.kernels.path import CPU, choose_kernel_path
+from quantizer.packed.grid import dequantize, quantize, round_scale_to_float16
 from quantizer.plans.fidelity import Fidelity
 
 HEADROOM = 1.5
@@ -27,7 +27,7 @@ def fit_grid(
     weight: Tensor,
     bits: int,
     importance: Tensor,
-    representable: Callable[[Tensor], Tensor] = half_scale,
+    representable: Callable[[Tensor], Tensor] = round_scale_to_float16,
     shrinks: Sequence[float] = SHRINKS,
 ) -> tuple[Tensor, Tensor]:
     """Fit one grid per row by searching how far to shrink the range.
@@ -71,7 +71,7 @@ def best_grids(
     Returns:
         int64 [1, rows, 1].
     """
-    if choose_path(weight.device.type).name == CPU:
+    if choose_kernel_path(weight.device.type).name == CPU:
         from quantizer.kernels import numba_rounding  # noqa: PLC0415  numba takes a while to import, and may be missing
 
         best = torch.empty(1, len(weight), 1, dtype=torch.int64)

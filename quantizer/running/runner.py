@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.errors import ModelError
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.running.memory import Room
 from quantizer.running.structure import find_blocks
 
@@ -144,7 +144,7 @@ class BlockRunner:
         with (
             _before(self.head, replace),
             transparent,
-            products_in(self._precision, input_ids.device),
+            matmul_autocast(self._precision, input_ids.device),
         ):
             output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return output
@@ -163,7 +163,7 @@ class BlockRunner:
         try:
             with (
                 self._blocks_replaced(first, hidden, stop_before, stop_after),
-                products_in(self._precision, input_ids.device),
+                matmul_autocast(self._precision, input_ids.device),
             ):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:

@@ -22,8 +22,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantizer.durable import PartStore, Progress
-from quantizer.kernels.precision import products_in
-from quantizer.modules.linear import get_linear, install, replace_linear
+from quantizer.kernels.precision import matmul_autocast
+from quantizer.modules.linear import get_linear, replace_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.memory import Room
@@ -126,7 +126,7 @@ def train_blocks(
         else:
             block = _decode(data, forms)
         for layer, form in block.weights.items():
-            install(runner.model, layer, form)
+            set_dequantized_weight(runner.model, layer, form)
         inputs = [
             runner.blocks_between(batch, states, index, index + 1)
             for batch, states in zip(batches, inputs, strict=True)
@@ -158,7 +158,7 @@ def _train_block(
     def loss_of(weights: Mapping[str, QuantizedWeight]) -> float:
         originals = {name: linear.weight.data for name, linear in linears.items()}
         for name, form in weights.items():
-            install(runner.model, name, form)
+            set_dequantized_weight(runner.model, name, form)
         pairs = zip(torch.split(windows, spec.batch), inputs, targets, strict=True)
         losses = [
             _loss(runner.blocks_between(ids, states, index, index + 1), target) * len(ids)
@@ -186,7 +186,7 @@ def _train_block(
 
     def gather(rows: Tensor, some: slice) -> float:
         here = rows[some]
-        with products_in(spec.precision, windows.device):
+        with matmul_autocast(spec.precision, windows.device):
             output = runner.block_with_gradient(windows[here], all_inputs[here], index)
         with torch.enable_grad():
             loss = (

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantizer.durable import PartStore, Progress
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear, replace_linear
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.divergence import divergence
@@ -105,7 +105,7 @@ def _gather(
 ) -> float:
     """Add the part of some windows to the gradients of the mean loss of all, and return their part of that loss."""
     ids = windows[some]
-    with products_in(precision, ids.device):
+    with matmul_autocast(precision, ids.device):
         states = runner.head_input_with_gradient(ids)
         losses, gradient = divergence(runner, ids, states.detach(), teacher[some].to(states.dtype))
     torch.autograd.backward(states, gradient.to(states.dtype) / len(windows))
@@ -120,7 +120,7 @@ def _teacher(
     for index, ids in enumerate(torch.split(windows, _TEACHER_WINDOWS)):
         data = parts.read(f"teacher-{index:04d}")
         if data is None:
-            with products_in(precision, ids.device):
+            with matmul_autocast(precision, ids.device):
                 states = torch.cat(
                     [
                         runner.head_input(each, runner.enter(each), 0)

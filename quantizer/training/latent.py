@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.packed.adapter import Adapter, adapter_weight
-from quantizer.packed.grid import LARGEST_SCALE, SMALLEST_SCALE
+from quantizer.packed.grid import FLOAT16_MAX, FLOAT16_SMALLEST_NORMAL
 from quantizer.packed.layout import COLUMNS, named_parts
 from quantizer.packed.outliers import Outliers, add_outliers
-from quantizer.packed.scales import part_unit
+from quantizer.packed.scales import scale_unit
 from quantizer.packed.weight import PartCodes, QuantizedWeight
 
 HALF = 0.5
@@ -84,7 +84,7 @@ class LatentLinear(nn.Module):
             row_unit = (
                 None
                 if self._row_scale is None
-                else part_unit(self._row_scale, stored.fidelity, bits)
+                else scale_unit(self._row_scale, stored.fidelity, bits)
             )
             group_size, top = stored.fidelity.group_size, 2**stored.fidelity.scale_bits - 1
             make = ClippedPart if clipping else LatentPart
@@ -248,7 +248,7 @@ class LatentPart(nn.Module):
         """Return the part's codes as they are now, with scales that can be stored."""
         scale = self.scales()
         if self.unit is None:
-            scale = scale.clamp(SMALLEST_SCALE, LARGEST_SCALE).half().float()
+            scale = scale.clamp(FLOAT16_SMALLEST_NORMAL, FLOAT16_MAX).half().float()
         codes = self.exact().round().clamp(0, self._top).flatten(1)[:, : self._columns]
         return PartCodes(
             codes, scale.squeeze(-1).t().contiguous(), self.zero.squeeze(-1).t().contiguous()

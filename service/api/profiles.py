@@ -156,7 +156,7 @@ def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dic
     Bytes, predicted loss, and the ties, rules and limits that it breaks.
     """
     backend.holdings.check(caller.tenant, digest)
-    plan = Plan.from_json(body.plan).in_blocks
+    plan = Plan.from_json(body.plan).without_embeddings
     with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         budget = (
             None
@@ -173,7 +173,9 @@ def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
         backend.holdings.check(caller.tenant, body.profile)
     profile = None if body.profile is None else backend.shelf.profile(body.profile)
     return compare_plans(
-        Plan.from_json(body.before).in_blocks, Plan.from_json(body.after).in_blocks, profile
+        Plan.from_json(body.before).without_embeddings,
+        Plan.from_json(body.after).without_embeddings,
+        profile,
     ).to_json()
 
 

@@ -28,11 +28,11 @@ def examine(cache: Path) -> dict[str, Any]:
     import psutil  # noqa: PLC0415
     import torch  # noqa: PLC0415
 
-    from quantizer.kernels.path import choose_path  # noqa: PLC0415
+    from quantizer.kernels.path import choose_kernel_path  # noqa: PLC0415
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = "cuda" if gpu else "cpu"
-    path = choose_path(device)
+    path = choose_kernel_path(device)
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return {
         "python": platform.python_version(),
@@ -43,7 +43,7 @@ def examine(cache: Path) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "gpu": gpu,
         "device": device,
-        "kernels": f"{path.name}: {path.why}",
+        "kernels": f"{path.name}: {path.reason}",
         "cache": str(cache),
         "cache_free_bytes": shutil.disk_usage(nearest).free,
     }

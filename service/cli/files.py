@@ -5,7 +5,7 @@ Read with a clear error, written whole or not at all, never over another.
 
 from pathlib import Path
 
-from quantizer.durable import write_whole
+from quantizer.durable import write_atomically
 from service.errors import OutputError, RequestError
 from service.storage.disk import disk_errors
 
@@ -47,4 +47,4 @@ def write_new(path: Path, data: bytes) -> None:
     """
     check_new(path)
     with disk_errors(path):
-        write_whole(path, data)
+        write_atomically(path, data)

@@ -217,7 +217,9 @@ def diff(
         from allocator.answers.difference import compare_plans  # noqa: PLC0415
         from quantizer.plans.plan import Plan  # noqa: PLC0415
 
-        one, two = (Plan.loads(read_text_file(path, "plan")).in_blocks for path in (before, after))
+        one, two = (
+            Plan.loads(read_text_file(path, "plan")).without_embeddings for path in (before, after)
+        )
         found = compare_plans(
             one, two, None if profile_folder is None else read_profile(profile_folder)
         ).to_json()
@@ -238,7 +240,9 @@ def _check(whatif: Any, path: Path, budget_bytes: int | None, *, as_json: bool) 
     from allocator.answers.difference import price_plan  # noqa: PLC0415
     from quantizer.plans.plan import Plan  # noqa: PLC0415
 
-    found = price_plan(whatif, Plan.loads(read_text_file(path, "plan")).in_blocks, budget_bytes)
+    found = price_plan(
+        whatif, Plan.loads(read_text_file(path, "plan")).without_embeddings, budget_bytes
+    )
     print_pairs(found.to_json(), as_json=as_json)
     if not found.sound:
         raise typer.Exit(EXIT_BAD_INPUT)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from allocator.demands.budget import Budget
 from allocator.demands.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
-from quantizer.plans.fidelity import COLUMN_STEP
+from quantizer.plans.fidelity import COLUMN_MULTIPLE
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.errors import RequestError
 from service.request.effort import USUAL, Effort, find_effort
@@ -179,9 +179,11 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         """Refuse what no stage could use."""
-        if self.group_size is not None and (self.group_size <= 0 or self.group_size % COLUMN_STEP):
+        if self.group_size is not None and (
+            self.group_size <= 0 or self.group_size % COLUMN_MULTIPLE
+        ):
             raise RequestError(
-                f"group size {self.group_size}: use a multiple of {COLUMN_STEP}, such as 64 or 128"
+                f"group size {self.group_size}: use a multiple of {COLUMN_MULTIPLE}, such as 64 or 128"
             )
         if self.device not in ("auto", "cpu", "cuda"):
             raise RequestError(f"device {self.device!r}: use auto, cpu or cuda")

@@ -38,7 +38,7 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
         PlanError: names the first layer that differs.
     """
     bare = skeleton(model)
-    tables = [table for table in find_tables(bare) if table in chosen.tables]
+    tables = [table for table in find_tables(bare) if table in chosen.embeddings]
     for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
         if planned != found:
             raise PlanError(
@@ -77,11 +77,19 @@ def checkpoint(
         calibration = Calibration(windows.tokens.to(machine.device), batch)
         told, runner = reporter.step(label), machine.runner(loaded)
         tables = quantize_tables(
-            runner, {each.name: how for each, how in chosen.tables.items()}, calibration.batches()
+            runner,
+            {each.name: how for each, how in chosen.embeddings.items()},
+            calibration.batches(),
         )
         install_tables(loaded, tables)
         quantize_blocks(
-            runner, chosen.in_blocks.layers, choices, calibration, parts, told, rounding=rounding
+            runner,
+            chosen.without_embeddings.layers,
+            choices,
+            calibration,
+            parts,
+            told,
+            rounding=rounding,
         )
         pack_model(loaded, chosen, stored_weights(chosen, parts) | tables)
         save_checkpoint(loaded, model, chosen, folder / "model")
@@ -91,7 +99,7 @@ def checkpoint(
 
 def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
     """Return the stored forms of all layers in blocks out of the parts that `quantize_blocks` kept, by name."""
-    chosen = chosen.in_blocks
+    chosen = chosen.without_embeddings
     weights: dict[str, QuantizedWeight] = {}
     names = chosen.by_name
     for index in sorted({layer.block for layer in chosen.layers}):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quantizer.durable import PartStore
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.models.source import (
     ModelFolder,
     check_checkpoint,
@@ -55,7 +55,7 @@ def evaluation(
     def make(folder: Path, parts: PartStore) -> None:
         models = {"original": load_model(model, machine.dtype, machine.device)}
         models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
-        with products_in(precision, torch.device(machine.device)):
+        with matmul_autocast(precision, torch.device(machine.device)):
             scores = evaluate_models(
                 models, "original", windows.tokens, batch, parts, reporter.step(label)
             )

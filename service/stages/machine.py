@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from quantizer.kernels.precision import fast_precision
+from quantizer.kernels.precision import fastest_matmul_dtype
 from quantizer.running.runner import BlockRunner
 
 
@@ -23,7 +23,7 @@ class Machine:
 
         Results are scored in `dtype`.
         """
-        return fast_precision(self.device)
+        return fastest_matmul_dtype(self.device)
 
     def runner(self, model: Any) -> BlockRunner:
         """Return a runner of a model that was loaded for this machine."""

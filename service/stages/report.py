@@ -79,7 +79,7 @@ def build_report(
             table.name: _table(table, fidelity) for table, fidelity in comparison.tables.items()
         },
         "unquantized_bytes": checkpoint_bytes(checkpoint)
-        - plan.with_tables(comparison.tables).weight_bytes,
+        - plan.with_embeddings(comparison.tables).weight_bytes,
         "uniform_bytes": comparison.uniform.weight_bytes,
         "evaluation": {
             **{name: quality.to_json() for name, quality in comparison.quality.items()},

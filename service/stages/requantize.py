@@ -61,7 +61,13 @@ class RequantTask:
     @property
     def share(self) -> float:
         """Share of all weights that stay."""
-        pairs = list(zip(self.plan.in_blocks.layers, self.plan.in_blocks.fidelities, strict=True))
+        pairs = list(
+            zip(
+                self.plan.without_embeddings.layers,
+                self.plan.without_embeddings.fidelities,
+                strict=True,
+            )
+        )
         kept = sum(
             fidelity.outlier_count(layer.out_features, layer.in_features)
             for layer, fidelity in pairs
@@ -134,13 +140,13 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
 
     def make(folder: Path, parts: PartStore) -> None:
         kept = _rank(task, reporter)
-        layers, stored = task.plan.in_blocks, read_weights(task.checkpoint, task.bare)
+        layers, stored = task.plan.without_embeddings, read_weights(task.checkpoint, task.bare)
         spread = Plan(
             layers.layers, tuple(kept.fidelity(name, base) for name, base in layers.by_name.items())
         )
         plan, forms = (
-            spread.with_tables(task.plan.tables),
-            {table.name: stored[table.name] for table in task.plan.tables},
+            spread.with_embeddings(task.plan.embeddings),
+            {table.name: stored[table.name] for table in task.plan.embeddings},
         )
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
@@ -167,7 +173,7 @@ def _rank(task: RequantTask, reporter: Reporter) -> Kept:
     loaded = load_model(task.model, task.machine.dtype, device)
     originals = {
         layer.name: get_linear(loaded, layer.name).weight.data.clone()
-        for layer in task.plan.in_blocks.layers
+        for layer in task.plan.without_embeddings.layers
     }
     forms = read_weights(task.checkpoint, task.bare)
     quantized = {

@@ -187,7 +187,12 @@ def tune_task(
     No phases if it is not.
     """
     phases = phases_for(
-        request.effort, plan.in_blocks.layers, machine, request.batch, request.seed, request.recipe
+        request.effort,
+        plan.without_embeddings.layers,
+        machine,
+        request.batch,
+        request.seed,
+        request.recipe,
     )
     windows = (
         training_windows(store, model, request.text, phases, request.guard)
@@ -217,7 +222,7 @@ def tune(store: StageStore, task: TuneTask, reporter: Reporter) -> Path:
 
     def make(folder: Path, parts: PartStore) -> None:
         stored = read_weights(task.checkpoint, task.plan)
-        forms = {layer.name: stored[layer.name] for layer in task.plan.in_blocks.layers}
+        forms = {layer.name: stored[layer.name] for layer in task.plan.without_embeddings.layers}
         for phase in task.phases:
             forms = _train(task, phase, forms, parts, reporter)
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from quantizer.durable import PartStore, file_sha256, sync_folder, write_whole
+from quantizer.durable import PartStore, file_sha256, sync_folder, write_atomically
 from service.storage.disk import disk_errors
 
 log = logging.getLogger("bitwright")
@@ -114,7 +114,7 @@ class StageStore:
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             sums = {str(path.relative_to(temporary)): file_sha256(path) for path in files}
             manifest = {"stage": key.stage, "inputs": dict(key.inputs), "sha256": sums}
-            write_whole(
+            write_atomically(
                 temporary / MANIFEST,
                 (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
             )

@@ -24,7 +24,7 @@ from hqq.core.quantize import Quantizer
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.models.source import find_model, load_model
 from quantizer.modules.linear import get_linear
 from quantizer.running.evaluate import evaluate_models
@@ -123,7 +123,7 @@ def whole_rows(
     }
     with (
         tempfile.TemporaryDirectory() as folder,
-        products_in(machine.precision, torch.device(machine.device)),
+        matmul_autocast(machine.precision, torch.device(machine.device)),
     ):
         scores = evaluate_models(
             known, "original", windows, 8, PartStore(Path(folder)), Lines().step("whole text")

@@ -24,7 +24,7 @@ from typing import Any
 from unittest.mock import patch
 
 from quantizer.conversion.checkpoint import checkpoint_bytes
-from quantizer.kernels.path import REFERENCE, SETTING
+from quantizer.kernels.path import KERNELS_VARIABLE, REFERENCE
 from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "inference.jsonl"
@@ -94,7 +94,7 @@ def agreement(packed: str, count: int) -> dict[str, int]:
     prompts = torch.tensor([tokenizer(text)["input_ids"][:16] for text in texts])
     found = []
     for setting in ("auto", REFERENCE):
-        with patch.dict(os.environ, {SETTING: setting}):
+        with patch.dict(os.environ, {KERNELS_VARIABLE: setting}):
             given = {
                 "attention_mask": torch.ones_like(prompts),
                 "max_new_tokens": count,

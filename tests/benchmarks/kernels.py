@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import choose_path
+from quantizer.kernels.path import choose_kernel_path
 from quantizer.modules.matmul import matmul
 from quantizer.modules.tensor_cache import Kept
 from quantizer.packed.layout import COLUMNS, tensor_specs
@@ -163,7 +163,7 @@ def main() -> None:
     device = arguments.device
     fidelities = arguments.fidelities or (FIDELITIES if device == "cpu" else (*FIDELITIES, *SHARED))
     machine = {
-        "path": choose_path(device).name,
+        "path": choose_kernel_path(device).name,
         "gpu": torch.cuda.get_device_name() if device != "cpu" else None,
         "copy_bytes_per_second": copy_bandwidth(device),
         "torch": torch.__version__,

@@ -19,7 +19,7 @@ from allocator.profiling.signal import ProfileSpec, Scene
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.models.source import find_model, load_model
-from quantizer.modules.linear import install
+from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
@@ -183,7 +183,9 @@ class Measured:
             layer = self.scene.layers[at]
             stored = read_block(self.scene.stored, [layer], {layer.name: forms}, layer.block)
             assert stored is not None
-            install(self.model, layer.name, stored.weights[layer.name][forms[end].name])
+            set_dequantized_weight(
+                self.model, layer.name, stored.weights[layer.name][forms[end].name]
+            )
 
     def outputs(self, changes: Mapping[int, int]) -> Tensor:
         """Return the log probabilities of the model with these changes, float64 [N, vocabulary]."""

@@ -18,9 +18,15 @@ from quantizer.models.source import ModelFolder
 from quantizer.packed.adapter import Adapter
 from quantizer.packed.layout import named_parts
 from quantizer.packed.outliers import compress_rows
-from quantizer.packed.scales import part_unit
+from quantizer.packed.scales import scale_unit
 from quantizer.packed.weight import PartCodes, QuantizedWeight
-from quantizer.plans.fidelity import CODE_BITS, COLUMN_STEP, RANK_LIMIT, SCALE_BITS, Fidelity
+from quantizer.plans.fidelity import (
+    ADAPTER_RANK_LIMIT,
+    CODE_BITS,
+    COLUMN_MULTIPLE,
+    SCALE_BITS,
+    Fidelity,
+)
 from quantizer.plans.plan import Plan
 from quantizer.running.structure import find_layers
 from tests.support.tiny_models import VOCABULARY
@@ -73,7 +79,7 @@ fixed = settings(derandomize=True, deadline=None, max_examples=100)
 
 few = settings(fixed, max_examples=25)
 
-group_sizes = st.integers(1, 8).map(lambda steps: steps * COLUMN_STEP)
+group_sizes = st.integers(1, 8).map(lambda steps: steps * COLUMN_MULTIPLE)
 
 
 def fidelities(
@@ -89,7 +95,7 @@ def fidelities(
     )
     plain = split | st.builds(Fidelity.uniform, st.sampled_from(CODE_BITS), group_sizes)
     shares = st.just(0.0) | st.integers(1, 99_999).map(lambda millionths: millionths / 1e6)
-    ranks = st.just(0) | st.integers(1, RANK_LIMIT)
+    ranks = st.just(0) | st.integers(1, ADAPTER_RANK_LIMIT)
     return st.builds(
         lambda fidelity, bits, share, rank: replace(
             fidelity, scale_bits=bits, outlier_share=share, adapter_rank=rank
@@ -142,7 +148,7 @@ def random_weight(
             counts = torch.randint(
                 1, 2**fidelity.scale_bits, (groups, out_features), generator=generator
             )
-            scale = part_unit(row_scale, fidelity, bits) * counts
+            scale = scale_unit(row_scale, fidelity, bits) * counts
         zero = torch.randint(2**bits, (groups, out_features), generator=generator).float()
         parts.append(PartCodes(codes, scale, zero))
     order, outliers = torch.randperm(in_features, generator=generator), None
@@ -154,7 +160,7 @@ def random_weight(
     weight = QuantizedWeight.from_codes(plain, order, tuple(parts), row_scale, outliers)
     if not fidelity.adapter_rank:
         return weight
-    rank = fidelity.adapter_width(out_features, in_features)
+    rank = fidelity.stored_adapter_rank(out_features, in_features)
     a = torch.randint(-8, 9, (rank, in_features), generator=generator).half() / 16
     b = torch.randint(-8, 9, (out_features, rank), generator=generator).half() / 16
     return weight.with_adapter(fidelity.adapter_rank, Adapter(a, b))

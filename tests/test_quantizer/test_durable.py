@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from quantizer.durable import PartStore, file_sha256, write_whole
+from quantizer.durable import PartStore, file_sha256, write_atomically
 from tests.support.paths import ROOT
 
 
 def test_write_whole_writes_and_replaces(tmp_path: Path) -> None:
     for data in (b"first", b"", b"\0\xff" * 100_000):
-        write_whole(tmp_path / "file", data)
+        write_atomically(tmp_path / "file", data)
         assert (tmp_path / "file").read_bytes() == data
         assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_failed_write_leaves_no_temporary_file_and_the_old_content(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", b"old")
+    write_atomically(tmp_path / "file", b"old")
     with pytest.raises(TypeError):
-        write_whole(tmp_path / "file", "text, not bytes")  # type: ignore[arg-type]
+        write_atomically(tmp_path / "file", "text, not bytes")  # type: ignore[arg-type]
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"old"
 
@@ -31,23 +31,23 @@ def test_a_failed_write_leaves_no_temporary_file_and_the_old_content(tmp_path: P
 def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
-        write_whole(tmp_path / "folder", b"data")
+        write_atomically(tmp_path / "folder", b"data")
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
 def test_write_whole_needs_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "missing" / "file", b"data")
+        write_atomically(tmp_path / "missing" / "file", b"data")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
 def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", b"old")
+    write_atomically(tmp_path / "file", b"old")
     code = (
         "import os, signal, sys; from pathlib import Path; from quantizer import durable\n"
         "durable.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "durable.write_whole(Path(sys.argv[1]), b'new')\n"
+        "durable.write_atomically(Path(sys.argv[1]), b'new')\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "file")],

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.conversion.checkpoint import quantized_bytes
-from quantizer.kernels.path import choose_path
+from quantizer.kernels.path import choose_kernel_path
 from quantizer.plans.plan import Plan
 from service.request.request import BATCH
 from tests.support.commands import bitwright, bitwright_json, run_options
@@ -290,5 +290,5 @@ def test_doctor_tells_versions_and_device() -> None:
         or document["torch"] == torch.__version__
     )
     assert document["device"] in {"cpu", "cuda"}
-    path = choose_path(document["device"])
-    assert document["kernels"] == f"{path.name}: {path.why}"
+    path = choose_kernel_path(document["device"])
+    assert document["kernels"] == f"{path.name}: {path.reason}"

@@ -15,10 +15,10 @@ from allocator.demands.constraints import FREE, Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import OUTSIDE, LayerSpec
+from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
 from tests.support.synthetic_profiles import PROPERTY, make_profile
 
-TABLES = [LayerSpec(name, OUTSIDE, name, 500, 64) for name in ("embedding", "head")]
+TABLES = [LayerSpec(name, OUTSIDE_BLOCKS, name, 500, 64) for name in ("embedding", "head")]
 NAMES = (None, "int8g64", "int4g64", "int3g64")
 
 

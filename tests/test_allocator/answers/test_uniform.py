@@ -21,7 +21,7 @@ from allocator.answers.uniform import (
 from allocator.demands.menu import RANGES, uniform_bytes
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile, shares_of
-from quantizer.plans.fidelity import COLUMN_STEP, Fidelity
+from quantizer.plans.fidelity import COLUMN_MULTIPLE, Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 from tests.support.synthetic_profiles import (
     GROUP,
@@ -79,10 +79,10 @@ def high_share(layer: LayerSpec, fidelity: Fidelity, widths: tuple[int, int]) ->
 
 
 def largest_step(layers: tuple[LayerSpec, ...], widths: tuple[int, int]) -> int:
-    """Return the most bytes that `COLUMN_STEP` more high columns cost in any layer."""
+    """Return the most bytes that `COLUMN_MULTIPLE` more high columns cost in any layer."""
     largest = 0
     for layer in layers:
-        counts = range(COLUMN_STEP, layer.in_features, COLUMN_STEP)
+        counts = range(COLUMN_MULTIPLE, layer.in_features, COLUMN_MULTIPLE)
         splits = [Fidelity(*widths, count / layer.in_features, GROUP) for count in counts]
         options = [Fidelity.uniform(widths[0], GROUP), *splits, Fidelity.uniform(widths[1], GROUP)]
         sizes = [option.weight_bytes(layer.out_features, layer.in_features) for option in options]
@@ -136,7 +136,7 @@ def test_all_layers_have_nearly_the_same_share(widths: tuple[int, int], share: f
         high_share(layer, fidelity, widths)
         for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
     ]
-    steps = [COLUMN_STEP / layer.in_features for layer in LAYERS]
+    steps = [COLUMN_MULTIPLE / layer.in_features for layer in LAYERS]
     assert max(s - step for s, step in zip(shares, steps, strict=True)) <= min(
         s + step for s, step in zip(shares, steps, strict=True)
     )

@@ -21,7 +21,7 @@ from quantizer.conversion.blocks import (
     read_block,
 )
 from quantizer.durable import PartStore
-from quantizer.modules.linear import install
+from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
@@ -336,7 +336,7 @@ def test_install_keeps_the_dtype_of_the_model(
     name = "model.layers.0.mlp.up_proj"
     stored = _blocks(model, folder)[0].weights[name][CHOICES[1].name]
     other = tiny_model("llama").to(torch.bfloat16)
-    install(other, name, stored)
+    set_dequantized_weight(other, name, stored)
     assert torch.equal(other.get_submodule(name).weight, stored.dequantize(torch.bfloat16))
 
 

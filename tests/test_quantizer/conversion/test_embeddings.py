@@ -24,10 +24,10 @@ from quantizer.conversion.embeddings import (
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear
-from quantizer.packed.packing import pack, unpack, unpack_at
+from quantizer.packed.packing import pack, unpack, unpack_positions
 from quantizer.packed.weight import dequantize_rows
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import OUTSIDE, Plan
+from quantizer.plans.plan import OUTSIDE_BLOCKS, Plan
 from quantizer.rounding.methods import make_form
 from quantizer.running.moments import head_moments
 from quantizer.running.runner import BlockRunner
@@ -44,7 +44,7 @@ def test_single_codes_are_read_where_they_are(bits: int) -> None:
     codes = torch.randint(2**bits, (3, 77), generator=torch.Generator().manual_seed(bits))
     places = torch.tensor([0, 76, 31, 32, 5, 5, 63])
     packed = pack(codes, bits)
-    assert torch.equal(unpack_at(packed, bits, places), unpack(packed, bits, 77)[:, places])
+    assert torch.equal(unpack_positions(packed, bits, places), unpack(packed, bits, 77)[:, places])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(
 ) -> None:
     model = tiny_model(family)
     found = find_tables(model)
-    assert all((table.block, table.out_features) == (OUTSIDE, VOCABULARY) for table in found)
+    assert all((table.block, table.out_features) == (OUTSIDE_BLOCKS, VOCABULARY) for table in found)
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     if ends[0].weight is ends[1].weight:
         ends.pop()
@@ -141,7 +141,7 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
 ) -> None:
     model, source, expanded = tiny_model(family), tiny_folder(family), tiny_model(family)
     layers, tables = find_layers(model), find_tables(model)
-    plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_tables(
+    plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_embeddings(
         dict.fromkeys(tables, FIDELITY)
     )
     weights = {

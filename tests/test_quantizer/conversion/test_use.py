@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantizer.kernels.path import SETTING
+from quantizer.kernels.path import KERNELS_VARIABLE
 from quantizer.modules.linear import QuantizedLinear
 from tests.support.quantized import PACKED_TOKENS as TOKENS
 from tests.support.quantized import PackedModel, logits_of
@@ -84,7 +84,7 @@ def test_greedy_continuations_are_those_of_the_reference(
         "do_sample": False,
     }
     found = model.generate(start, **given, pad_token_id=0)
-    monkeypatch.setenv(SETTING, "reference")
+    monkeypatch.setenv(KERNELS_VARIABLE, "reference")
     assert torch.equal(model.generate(start, **given, pad_token_id=0), found)
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from quantizer.kernels import triton_packing
-from quantizer.kernels.triton_kernels import Tiles
+from quantizer.kernels.triton_kernels import TileShape
 from quantizer.modules import matmul_gpu, matmul_reference
-from quantizer.packed.rounded_packing import pack_slowly
+from quantizer.packed.rounded_packing import pack_part_reference
 from quantizer.plans.fidelity import CODE_BITS, Fidelity
 from tests.benchmarks.compiled_kernels import TARGETS
 from tests.support.quantized import normal, random_weight
 from tests.test_quantizer.kernels.test_kernels import NAMES, distance, poison, tolerance, truth_of
 
-SMALL = Tiles(16, 32, 4)
+SMALL = TileShape(16, 32, 4)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,8 +68,10 @@ def test_half_precision_costs_what_its_rounding_costs(rows: int, dtype: torch.dt
 
 
 @pytest.mark.parametrize("shape", [(64, 4096), (1000, 64)])
-@pytest.mark.parametrize("tiles", [SMALL, Tiles(32, 128, 8)])
-def test_long_and_wide_layers_in_tiles_of_any_size(shape: tuple[int, int], tiles: Tiles) -> None:
+@pytest.mark.parametrize("tiles", [SMALL, TileShape(32, 128, 8)])
+def test_long_and_wide_layers_in_tiles_of_any_size(
+    shape: tuple[int, int], tiles: TileShape
+) -> None:
     fidelity = Fidelity.parse("int2+3r0.4g64s6")
     weight = random_weight(fidelity, *shape).to(DEVICE)
     for rows in (1, 5, 70):
@@ -135,7 +137,9 @@ def test_what_a_search_is_kept_under_can_be_written(
 def test_values_are_rounded_clipped_and_packed(bits: int, shape: tuple[int, int]) -> None:
     steps = (normal(*shape).to(DEVICE) * 2**bits).round() / 2  # every other lies between two codes
     for values in (steps, steps.t().contiguous().t(), steps.clamp(0, 2**bits - 1).round()):
-        assert torch.equal(triton_packing.pack_part(values, bits), pack_slowly(values, bits))
+        assert torch.equal(
+            triton_packing.pack_part(values, bits), pack_part_reference(values, bits)
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS)

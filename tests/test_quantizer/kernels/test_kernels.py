@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from quantizer.errors import KernelError
 from quantizer.kernels import numba_matmul, path
-from quantizer.kernels.path import CPU, GPU, REFERENCE, SETTING, Path, choose_path
-from quantizer.kernels.precision import products_in
+from quantizer.kernels.path import (
+    CPU,
+    GPU,
+    KERNELS_VARIABLE,
+    REFERENCE,
+    KernelPath,
+    choose_kernel_path,
+)
+from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules import matmul_cpu, matmul_reference
 from quantizer.modules.linear import QuantizedLinear
 from quantizer.modules.matmul import matmul
@@ -127,7 +134,7 @@ def test_many_rows_see_the_weights_of_the_reference(
         (torch.bfloat16, torch.float32),
     ):
         monkeypatch.setattr(
-            matmul_cpu, "fast_precision", lambda _, multiplied=multiplied: multiplied
+            matmul_cpu, "fastest_matmul_dtype", lambda _, multiplied=multiplied: multiplied
         )
         expected = matmul_reference.matmul(x.to(dtype), weight.tensors, fidelity, 90, None)
         assert torch.equal(
@@ -140,9 +147,9 @@ def test_many_rows_are_multiplied_in_the_precision_of_the_context(
 ) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g64s6"), normal(40, 100)
     weight = random_weight(fidelity, 90, 100)
-    monkeypatch.setattr(matmul_cpu, "fast_precision", lambda _: torch.bfloat16)
+    monkeypatch.setattr(matmul_cpu, "fastest_matmul_dtype", lambda _: torch.bfloat16)
     rounded = matmul_cpu.matmul(x.bfloat16(), weight.tensors, fidelity, 90, None)
-    with products_in(torch.bfloat16, x.device):
+    with matmul_autocast(torch.bfloat16, x.device):
         found, expected = (
             each.matmul(x, weight.tensors, fidelity, 90, None)
             for each in (matmul_cpu, matmul_reference)
@@ -213,30 +220,32 @@ def test_the_setting_forces_the_reference(
     fidelity, x = Fidelity.parse("int3g32"), normal(2, 70)
     tensors = random_weight(fidelity, 20, 70).tensors
     matmul(x, tensors, fidelity, 20)
-    monkeypatch.setenv(SETTING, REFERENCE)
-    assert SETTING in choose_path("cpu").why
+    monkeypatch.setenv(KERNELS_VARIABLE, REFERENCE)
+    assert KERNELS_VARIABLE in choose_kernel_path("cpu").reason
     matmul(x, tensors, fidelity, 20)
     assert calls == [CPU, REFERENCE]
-    monkeypatch.setenv(SETTING, "fast")
-    with pytest.raises(KernelError, match=f"{SETTING}='fast': use auto, reference or triton"):
+    monkeypatch.setenv(KERNELS_VARIABLE, "fast")
+    with pytest.raises(
+        KernelError, match=f"{KERNELS_VARIABLE}='fast': use auto, reference or triton"
+    ):
         matmul(x, tensors, fidelity, 20)
 
 
 def test_a_gpu_has_kernels_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_path("cuda").name == REFERENCE
-    assert f"{SETTING}={GPU}" in choose_path("cuda").why
-    monkeypatch.setenv(SETTING, GPU)
+    assert choose_kernel_path("cuda").name == REFERENCE
+    assert f"{KERNELS_VARIABLE}={GPU}" in choose_kernel_path("cuda").reason
+    monkeypatch.setenv(KERNELS_VARIABLE, GPU)
     monkeypatch.setattr(path, "_installed", lambda _: True)
-    assert choose_path("cuda").name == GPU
-    assert choose_path("cpu").name == CPU
+    assert choose_kernel_path("cuda").name == GPU
+    assert choose_kernel_path("cpu").name == CPU
     monkeypatch.setattr(path, "_installed", lambda library: library != "triton")
     with pytest.raises(KernelError, match=r"install bitwright\[gpu\]"):
-        choose_path("cuda")
+        choose_kernel_path("cuda")
 
 
 def test_without_numba_the_reference_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(path, "_installed", lambda library: library != "numba")
-    assert choose_path("cpu") == Path(REFERENCE, "numba is not installed")
+    assert choose_kernel_path("cpu") == KernelPath(REFERENCE, "numba is not installed")
 
 
 def test_gradients_reach_the_inputs(calls: list[str]) -> None:
@@ -305,7 +314,7 @@ def test_where_nothing_can_be_kept_on_disk_loops_are_compiled_all_the_same() -> 
     script = """
 import numpy as np
 from quantizer.kernels import compiled
-assert not compiled.ON_DISK
+assert not compiled.CACHE_ON_DISK
 values = np.empty(4, np.float32)
 compiled._unpack(np.array([0b11100100], np.uint32), 2, 0, values)
 print(values.tolist())

@@ -15,7 +15,7 @@ from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_ch
 from quantizer.errors import CheckpointError
 from quantizer.modules.linear import QuantizedLinear, get_linear
 from quantizer.packed.layout import named_parts
-from quantizer.packed.scales import part_unit
+from quantizer.packed.scales import scale_unit
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
@@ -86,7 +86,7 @@ def test_each_scale_has_a_code_that_is_not_zero(fidelity: Fidelity) -> None:
         scales = torch.tensor(scales_slowly(stored, name, bits))
         assert bool((scales > 0).all())
         if fidelity.scale_bits < 16:
-            codes = scales / part_unit(stored.tensors["row_scales"].float(), fidelity, bits)
+            codes = scales / scale_unit(stored.tensors["row_scales"].float(), fidelity, bits)
             assert 1 <= float(codes.min()) <= float(codes.max()) < 2**fidelity.scale_bits
 
 

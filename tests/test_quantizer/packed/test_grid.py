@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantizer.kernels.path import REFERENCE, SETTING
+from quantizer.kernels.path import KERNELS_VARIABLE, REFERENCE
 from quantizer.packed.grid import dequantize, quantize
 from quantizer.plans.fidelity import CODE_BITS
 from quantizer.rounding.grids import best_grids, fit_grid, round_to_nearest
@@ -22,7 +22,7 @@ LARGEST_HALF, SMALLEST_NORMAL_HALF = 65504.0, 2.0**-14
 @pytest.fixture(autouse=True, params=["auto", REFERENCE])
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All promises hold for compiled loops and for those of torch."""
-    monkeypatch.setenv(SETTING, request.param)
+    monkeypatch.setenv(KERNELS_VARIABLE, request.param)
 
 
 def _candidates(row: np.ndarray, bits: int) -> list[tuple[float, float]]:

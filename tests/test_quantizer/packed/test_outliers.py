@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from quantizer.packed.outliers import (
     add_outliers,
-    as_half,
     choose_outliers,
     compress_rows,
-    output_scores,
+    output_error_scores,
+    round_to_float16,
 )
 from tests.support.quantized import fixed, normal
 
@@ -49,7 +49,7 @@ def test_the_default_score_is_the_output_error_of_a_weight_that_is_left_out() ->
             without = weight.clone()
             without[out, column] = 0
             lost = (inputs @ (weight - without).t()).square().sum()
-            score = output_scores(weight, (inputs.t() @ inputs).diagonal())[out, column]
+            score = output_error_scores(weight, (inputs.t() @ inputs).diagonal())[out, column]
             assert float(score) == pytest.approx(float(lost), rel=1e-4)
 
 
@@ -82,6 +82,6 @@ def test_added_to_zeros_outliers_are_the_halves_they_were_made_of(shape: tuple[i
 
 @pytest.mark.parametrize("value", [1e9, -1e9, 65519.0, -65520.0, 65504.0, 1e-9, 0.0])
 def test_halves_are_finite(value: float) -> None:
-    half = float(as_half(torch.tensor(value)))
+    half = float(round_to_float16(torch.tensor(value)))
     assert abs(half) <= 65504
     assert half == pytest.approx(min(max(value, -65504), 65504), rel=2**-11, abs=2**-25)

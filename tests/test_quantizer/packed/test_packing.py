@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.packed.packing import pack, unpack
-from quantizer.plans.fidelity import words
+from quantizer.plans.fidelity import word_count
 from tests.support.quantized import fixed, pack_slowly, unpack_slowly
 
 SIZES = (1, 2, 8, 17, 31, 32, 33, 63, 64, 100, 545)
@@ -26,7 +26,7 @@ def test_pack_writes_the_little_endian_bit_stream(bits: int, values: int) -> Non
     codes = _codes(3, values, bits)
     packed = pack(codes, bits)
     assert packed.dtype == torch.int32
-    assert packed.shape == (3, words(values, bits))
+    assert packed.shape == (3, word_count(values, bits))
     for row, written in zip(codes.tolist(), packed, strict=True):
         assert written.numpy().astype("<i4").tobytes() == pack_slowly(row, bits)
 

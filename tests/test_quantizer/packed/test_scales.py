@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantizer.packed.scales import coded_scale, part_unit, scale_codes
+from quantizer.packed.scales import quantize_scale, scale_codes, scale_unit
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.grids import HEADROOM, _half_above, fit_grid, fit_row_scale
 from tests.support.quantized import normal
@@ -27,7 +27,7 @@ def _units(rows: int) -> torch.Tensor:
 def test_coded_scales_are_the_nearest_that_have_a_code(bits: int, size: float) -> None:
     unit = _units(9)
     scale = unit * normal(9, 20, seed=3).abs() * size
-    coded = coded_scale(scale, unit, bits)
+    coded = quantize_scale(scale, unit, bits)
     for row, own_unit, found in zip(
         scale.tolist(), unit[:, 0].tolist(), coded.tolist(), strict=True
     ):
@@ -87,8 +87,8 @@ def test_halves_above_are_the_same_where_a_half_says_it_already() -> None:
 
 def test_the_unit_of_a_finer_part_is_smaller_by_the_difference_of_the_widths() -> None:
     fidelity, row_scale = Fidelity.parse("int2+8r0.3g32s6"), _units(5)
-    assert torch.equal(part_unit(row_scale, fidelity, 2), row_scale)
-    assert torch.equal(part_unit(row_scale, fidelity, 8), row_scale / 64)
+    assert torch.equal(scale_unit(row_scale, fidelity, 2), row_scale)
+    assert torch.equal(scale_unit(row_scale, fidelity, 8), row_scale / 64)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -99,7 +99,7 @@ def test_the_range_search_finds_the_best_grid_that_can_be_stored(
     weight, importance, top = normal(8, 40, seed=bits), normal(40, seed=1).square(), 2**bits - 1
     unit = fit_row_scale(weight, importance, Fidelity(bits, bits, 0.0, 64, scale_bits))
     scale, zero = fit_grid(
-        weight, bits, importance, partial(coded_scale, unit=unit, scale_bits=scale_bits)
+        weight, bits, importance, partial(quantize_scale, unit=unit, scale_bits=scale_bits)
     )
 
     def error(row: int, own_scale: float, own_zero: float) -> float:

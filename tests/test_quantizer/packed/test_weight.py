@@ -12,7 +12,7 @@ from quantizer.errors import CheckpointError
 from quantizer.modules import matmul_cpu
 from quantizer.packed.adapter import Adapter
 from quantizer.packed.layout import TensorSpec, named_parts, tensor_specs
-from quantizer.packed.weight import PartCodes, QuantizedWeight, check_places
+from quantizer.packed.weight import PartCodes, QuantizedWeight, check_indices
 from quantizer.plans.fidelity import Fidelity
 from tests.support.quantized import (
     OPTION_NAMES,
@@ -181,13 +181,13 @@ def test_tensors_of_another_layer_are_refused(
 def test_numbers_that_point_outside_a_layer_are_refused(leaf: str, places: dict[int, int]) -> None:
     fidelity = Fidelity.parse("int2+3r0.4g32o0.05")
     tensors = dict(random_weight(fidelity, 20, 70).tensors)
-    check_places("a.layer", tensors, 20, 70)
+    check_indices("a.layer", tensors, 20, 70)
     changed = tensors[leaf].to(torch.int64)
     for at, value in places.items():
         changed[at] = value
     tensors[leaf] = changed.to(tensors[leaf].dtype)
     with pytest.raises(CheckpointError, match=r"layer 'a.layer'"):
-        check_places("a.layer", tensors, 20, 70)
+        check_indices("a.layer", tensors, 20, 70)
     for rows in (
         1,
         40,

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.errors import FidelityError
-from quantizer.plans.fidelity import CODE_BITS, COLUMN_STEP, Fidelity, permutation_bytes, words
+from quantizer.plans.fidelity import (
+    CODE_BITS,
+    COLUMN_MULTIPLE,
+    Fidelity,
+    permutation_bytes,
+    word_count,
+)
 from tests.support.paths import ROOT
 from tests.support.quantized import few, fidelities, fixed, random_weight, stored_bytes
 
@@ -193,16 +199,16 @@ def test_high_columns_are_whole_steps_near_the_share_and_leave_a_low_column(
     fidelity: Fidelity, in_features: int
 ) -> None:
     high = fidelity.high_columns(in_features)
-    assert high % COLUMN_STEP == 0
+    assert high % COLUMN_MULTIPLE == 0
     assert 0 <= high < in_features
-    if fidelity.ratio == 0 or in_features <= COLUMN_STEP:
+    if fidelity.ratio == 0 or in_features <= COLUMN_MULTIPLE:
         assert high == 0
         return
-    largest = (in_features - 1) // COLUMN_STEP * COLUMN_STEP
-    assert high >= COLUMN_STEP
+    largest = (in_features - 1) // COLUMN_MULTIPLE * COLUMN_MULTIPLE
+    assert high >= COLUMN_MULTIPLE
     share = Fraction(fidelity.ratio) * in_features
-    if COLUMN_STEP <= share <= largest:
-        assert abs(share - high) <= Fraction(COLUMN_STEP, 2) + Fraction(1, 10**6)
+    if COLUMN_MULTIPLE <= share <= largest:
+        assert abs(share - high) <= Fraction(COLUMN_MULTIPLE, 2) + Fraction(1, 10**6)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +314,13 @@ def test_outliers_are_the_share_of_all_weights_but_at_least_one(
 def test_an_adapter_is_no_wider_than_its_layer(
     rank: int, shape: tuple[int, int], width: int
 ) -> None:
-    assert Fidelity(2, 2, 0.0, 64, adapter_rank=rank).adapter_width(*shape) == width
+    assert Fidelity(2, 2, 0.0, 64, adapter_rank=rank).stored_adapter_rank(*shape) == width
 
 
 @fixed
 @given(st.integers(0, 5000), st.integers(1, 8))
 def test_words_are_the_fewest_that_hold_the_codes(values: int, bits: int) -> None:
-    count = words(values, bits)
+    count = word_count(values, bits)
     assert 32 * (count - 1) < values * bits <= 32 * count
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantizer.kernels.path import REFERENCE, SETTING
-from quantizer.packed.grid import half_scale
+from quantizer.kernels.path import KERNELS_VARIABLE, REFERENCE
+from quantizer.packed.grid import round_scale_to_float16
 from quantizer.packed.layout import named_parts
 from quantizer.packed.packing import unpack
-from quantizer.packed.scales import coded_scale, part_unit
+from quantizer.packed.scales import quantize_scale, scale_unit
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import column_impact, column_order
@@ -40,7 +40,7 @@ CASES = [
 @pytest.fixture(autouse=True, params=["auto", REFERENCE])
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """All promises hold for compiled loops and for those of torch."""
-    monkeypatch.setenv(SETTING, request.param)
+    monkeypatch.setenv(KERNELS_VARIABLE, request.param)
 
 
 def _hessian(features: int, seed: int = 0) -> Tensor:
@@ -64,9 +64,9 @@ def _output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
 
 def _representable(stored: QuantizedWeight, bits: int) -> Callable[[Tensor], Tensor]:
     if stored.fidelity.scale_bits == 16:
-        return half_scale
-    unit = part_unit(stored.tensors["row_scales"].float().unsqueeze(1), stored.fidelity, bits)
-    return partial(coded_scale, unit=unit, scale_bits=stored.fidelity.scale_bits)
+        return round_scale_to_float16
+    unit = scale_unit(stored.tensors["row_scales"].float().unsqueeze(1), stored.fidelity, bits)
+    return partial(quantize_scale, unit=unit, scale_bits=stored.fidelity.scale_bits)
 
 
 def _compensate_slowly(

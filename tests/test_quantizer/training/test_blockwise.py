@@ -11,7 +11,7 @@ import torch
 
 from quantizer.durable import PartStore
 from quantizer.importance.fisher import squared_gradients
-from quantizer.modules.linear import install
+from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
@@ -41,7 +41,7 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
         losses = []
         for weights in ({name: forms[name] for name in block.weights}, block.weights):
             for name, form in weights.items():
-                install(check.model, name, form)
+                set_dequantized_weight(check.model, name, form)
             output = check.blocks_between(WINDOWS, states, index, index + 1)
             halves = zip(torch.split(output, 4), torch.split(target, 4), strict=True)
             losses.append(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.errors import TrainingError
-from quantizer.kernels.precision import fast_precision
+from quantizer.kernels.precision import fastest_matmul_dtype
 from quantizer.plans.fidelity import Fidelity
 from quantizer.training.descent import (
     BETAS,
@@ -169,5 +169,5 @@ def test_what_cannot_be_trained_is_refused(values: dict[str, object], told: str)
 
 
 def test_precision_is_one_that_products_can_be_computed_in() -> None:
-    assert fast_precision("cuda") == torch.bfloat16
-    assert fast_precision("cpu") in (torch.bfloat16, torch.float32)
+    assert fastest_matmul_dtype("cuda") == torch.bfloat16
+    assert fastest_matmul_dtype("cpu") in (torch.bfloat16, torch.float32)

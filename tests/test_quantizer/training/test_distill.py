@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
-from quantizer.modules.linear import install
+from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.runner import BlockRunner
 from quantizer.training.descent import TrainingSpec, window_order
@@ -60,7 +60,7 @@ def test_distilling_brings_the_model_nearer_to_the_original(
 @torch.no_grad()
 def _loss_of(model: Any, forms: dict[str, QuantizedWeight], original: Tensor) -> float:
     for name, form in forms.items():
-        install(model, name, form)
+        set_dequantized_weight(model, name, form)
     return float(_loss(model, original))
 
 

@@ -119,7 +119,7 @@ def test_plans_with_tables_are_carried_out_trained_compared_and_priced(
     )
     assert (
         bitwright_json("plan", profile, "--check", plan)["weight_bytes"]
-        == Plan.loads(plan.read_text()).in_blocks.weight_bytes
+        == Plan.loads(plan.read_text()).without_embeddings.weight_bytes
     )
     assert bitwright("diff", str(plan), str(plan)).returncode == 0
 
