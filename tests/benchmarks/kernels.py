@@ -24,7 +24,7 @@ from torch import Tensor
 
 from quantizer.kernels.path import choose_kernel_path
 from quantizer.modules.matmul import matmul
-from quantizer.modules.tensor_cache import Kept
+from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import COLUMNS, tensor_specs
 from quantizer.plans.fidelity import Fidelity
 from tests.benchmarks.record import circumstances
@@ -110,14 +110,14 @@ def measure(
     name: str, shape: tuple[int, int], rows: int, device: str, patience_s: float
 ) -> dict[str, Any]:
     """Return the row of a fidelity, a shape and a number of rows."""
-    fidelity, kept = Fidelity.parse(name), Kept()
+    fidelity, cache = Fidelity.parse(name), TensorCache()
     tensors = random_layer(fidelity, shape, device)
     weight, x = (
         torch.randn(shape, dtype=torch.bfloat16, device=device),
         torch.randn(rows, shape[1], dtype=torch.bfloat16, device=device),
     )
     ways: dict[str, Callable[[], Any]] = {
-        "packed": lambda: matmul(x, tensors, fidelity, shape[0], kept=kept),
+        "packed": lambda: matmul(x, tensors, fidelity, shape[0], cache=cache),
         "bfloat16": lambda: torch.nn.functional.linear(x, weight),
     }
     if device != "cpu":

@@ -65,7 +65,7 @@ def test_embeddings_join_where_the_file_would_not_fit_otherwise(
 def test_embeddings_stay_where_the_file_fits(tiny_llama: Path, tmp_path: Path) -> None:
     report = _run(tiny_llama, tmp_path, ROOMY)
     assert report["tables"] == {}
-    assert Plan.loads((tmp_path / "out" / "plan.json").read_text()).tables == {}
+    assert Plan.loads((tmp_path / "out" / "plan.json").read_text()).embeddings == {}
 
 
 def test_embeddings_that_join_leave_more_to_the_layers(tiny_llama: Path, tmp_path: Path) -> None:
