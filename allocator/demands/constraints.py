@@ -43,7 +43,7 @@ class Pool:
                 f"pool {text!r}: write NAME:PATTERN=SIZE, such as 'gpu0:model.layers.[0-9].*=40MB'"
             )
         budget = Budget.parse(size)
-        if budget.unit == "bpw":
+        if budget.per_weight:
             raise RuleError(f"pool {text!r}: give its size in bytes, such as 40MB")
         if budget.weight_bytes(()) < 1:
             raise RuleError(f"pool {text!r} holds no byte")
