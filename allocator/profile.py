@@ -25,17 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from allocator.errors import ProfileError
+from allocator.signals import reach_of
 from quantizer.errors import QuantizerError
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 
 SCHEMA = "bitwright.profile/2"
-VALIDITY = {"integral": (0.15, 0.45)}
-"""By signal, the shares of its context's bytes by which a plan may be smaller and larger.
-
-Further away it is another model.
-"""
-_VALIDITY = (0.12, 0.12)
 COUPLINGS = ("none", "block", "full")
 
 _UNREADABLE = (
@@ -54,17 +49,12 @@ _UNREADABLE = (
 Array = NDArray[np.float64]
 
 
-def reach_of(signal: str) -> float | None:
-    """Return how many times as large as its context a plan may be, for a signal whose profiles reach far; None for others."""
-    return 1 + VALIDITY[signal][1] if signal in VALIDITY else None
-
-
 @dataclass(frozen=True, slots=True)
 class Profile:
     """Measured effects of L layers at K fidelities.
 
     Attributes:
-        signal: how effects were measured, a name in `allocator.profiling.signals.SIGNALS`.
+        signal: how effects were measured, a name in `allocator.signals.SIGNALS`.
         layers: the layers, in order.
         fidelities: the menu, in order.
         context: index in the menu of the uniform plan that effects were measured in; None for the
@@ -154,8 +144,8 @@ class Profile:
         if self.context is None:
             return 0, 0
         middle = int(sizes[:, self.context].sum())
-        below, above = VALIDITY.get(self.signal, _VALIDITY)
-        return int(middle * (1 - below)), int(middle * (1 + above))
+        reach = reach_of(self.signal)
+        return int(middle * (1 - reach.below)), int(middle * (1 + reach.above))
 
     def with_coupling(self, coupling: str) -> "Profile":
         """Return the profile with less coupling: `none` keeps each layer's own effect, `block` also pairs within a block.

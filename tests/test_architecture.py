@@ -30,6 +30,7 @@ def run_python(code: str) -> str:
         ("quantizer", ["torch", "transformers", "numpy"]),
         ("quantizer.plans.plan", ["torch", "transformers", "numpy"]),
         ("allocator.allocate", ["torch", "transformers"]),
+        ("allocator.signals", ["torch", "transformers", "numpy"]),
         ("service.cli.main", ["torch", "transformers", "cvxpy"]),
         ("service.api.app", ["torch", "transformers", "cvxpy", "matplotlib"]),
     ],

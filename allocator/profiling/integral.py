@@ -26,19 +26,17 @@ from torch import Tensor
 from allocator.profile import Array
 from allocator.profiling.backward import inner_products
 from allocator.profiling.signal import LossModel, Scene, additive, context_loss, kept
+from allocator.signals import INTEGRAL_NODES
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import divergence
 from quantizer.running.memory import Room
-
-NODES = 2
-"""Gauss-Legendre nodes; 32 change no share by more than tests/benchmarks/LOG.md says."""
 
 STABLE = 0.98
 """Probing ends early once the shares of the odd and of the even batches correlate this much."""
 _FEWEST_BATCHES = 4
 
 
-def integral(scene: Scene, nodes: int = NODES) -> LossModel:
+def integral(scene: Scene, nodes: int = INTEGRAL_NODES) -> LossModel:
     """Return the additive loss model of the module's formula."""
     shares, loss = layer_shares(scene, nodes)
     return additive(
@@ -58,7 +56,7 @@ def damages(share: Array, scene: Scene) -> Array:
     return np.asarray(share[:, None] * (ratio - 1), dtype=np.float64)
 
 
-def layer_shares(scene: Scene, nodes: int = NODES) -> tuple[Array, Array]:
+def layer_shares(scene: Scene, nodes: int = INTEGRAL_NODES) -> tuple[Array, Array]:
     """Return (shares [windows, L], KL of the context [windows]) in [nats/token], of the probe windows that were used.
 
     Batches are taken in order. At the node nearest to the context, probing ends when all are used

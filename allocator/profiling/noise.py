@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 
 from allocator.profile import Array
-from allocator.profiling.output import WIDTH
 from allocator.profiling.signal import LossModel, Scene, additive, kept
 from allocator.profiling.sketch import OutputMetric, output_metric
+from allocator.signals import NOISE_LEVELS, SKETCH_WIDTH
 from quantizer.modules.linear import get_linear
-
-LEVELS = (0.05, 0.1, 0.2)
-"""Relative sizes of the noise; the source uses 15 levels, the fit has one number."""
 
 
 def noise(scene: Scene) -> LossModel:
@@ -38,9 +35,9 @@ def layer_alphas(scene: Scene) -> Array:
     scene.put_all(None)
     generator = torch.Generator().manual_seed(scene.spec.seed)
     metric = output_metric(
-        runner, probes, scene.original_states, scene.original_states, WIDTH, generator
+        runner, probes, scene.original_states, scene.original_states, SKETCH_WIDTH, generator
     )
-    levels = np.array(LEVELS)
+    levels = np.array(NOISE_LEVELS)
     states, alphas = runner.enter(probes), []
     for index in range(len(runner.blocks)):
 
@@ -66,8 +63,8 @@ def _losses(scene: Scene, row: int, hidden: Tensor, metric: OutputMetric) -> lis
     """Return the KL of the model with noise in one layer, at each level."""
     layer, losses = scene.layers[row], []
     original = scene.originals[layer.name]
-    for at, level in enumerate(LEVELS):
-        generator = torch.Generator().manual_seed(scene.spec.seed + row * len(LEVELS) + at)
+    for at, level in enumerate(NOISE_LEVELS):
+        generator = torch.Generator().manual_seed(scene.spec.seed + row * len(NOISE_LEVELS) + at)
         draw = torch.randn(original.shape, generator=generator).to(original)
         size = level * float(original.float().norm()) / original.numel() ** 0.5
         get_linear(scene.runner.model, layer.name).weight.data = original + size * draw

@@ -15,12 +15,7 @@ from torch import Tensor
 from allocator.profiling.effects import Effects, assemble, interpolation, shrink_noise
 from allocator.profiling.signal import LossModel, Scene, kept
 from allocator.profiling.sketch import OutputMetric, output_metric
-
-WIDTH = 16
-"""Numbers kept for each token's output change.
-
-More change the coupling by less than other probe windows do.
-"""
+from allocator.signals import SKETCH_WIDTH
 
 
 def output(scene: Scene) -> LossModel:
@@ -41,7 +36,7 @@ def end_effects(scene: Scene) -> Effects:
         states.append(runner.blocks_between(probes, states[-1], index, index + 1))
     context = runner.head_input(probes, states[-1], len(runner.blocks))
     generator = torch.Generator().manual_seed(scene.spec.seed)
-    metric = output_metric(runner, probes, context, scene.original_states, WIDTH, generator)
+    metric = output_metric(runner, probes, context, scene.original_states, SKETCH_WIDTH, generator)
     firsts, sketches = [], []
     for index in range(len(runner.blocks)):
 

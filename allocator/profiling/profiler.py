@@ -8,8 +8,8 @@ import torch
 
 from allocator.demands.menu import Menu
 from allocator.profile import Array, Profile
+from allocator.profiling.measures import MEASURES
 from allocator.profiling.signal import ProfileSpec, Scene, kept, stored_forms
-from allocator.profiling.signals import find_signal
 from quantizer.conversion.blocks import quantize_blocks, read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import get_linear
@@ -60,11 +60,7 @@ def profile_model(
         model_sha256: recorded in the profile.
         calibration_sha256: recorded in the profile.
         forms: where `make_forms` keeps, or kept, the quantized forms; None is for `parts`.
-
-    Raises:
-        SignalUnknown: `spec` names no signal.
     """
-    signal = find_signal(spec.signal)
     probes = torch.split(spec.probes, spec.batch)
     states = kept(
         parts,
@@ -93,12 +89,13 @@ def profile_model(
         parts,
         progress.measure,
     )
-    model = signal(scene)
+    model = MEASURES[spec.signal](scene)
+    in_original = spec.signal.in_original(requested=spec.in_original)
     return Profile(
-        signal=spec.signal,
+        signal=spec.signal.name,
         layers=tuple(layers),
         fidelities=menu.fidelities,
-        context=None if spec.in_original or spec.signal == "noise" else menu.context,
+        context=None if in_original else menu.context,
         context_loss=model.context_loss,
         linear=model.linear,
         factor=model.factor,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from allocator.demands.menu import Menu
 from allocator.profile import Array
+from allocator.signals import Signal
 from quantizer.conversion.blocks import QuantizedBlock, read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import get_linear, set_dequantized_weight
@@ -28,7 +29,7 @@ class ProfileSpec:
     """How effects are measured.
 
     Attributes:
-        signal: a name in `allocator.profiling.signals.SIGNALS`.
+        signal: what is measured.
         probes: token windows that the model is run on, int64 [windows, tokens]; text that layers
             were not quantized on, since their errors are smaller there than anywhere else.
         batch: windows that are run at once.
@@ -37,7 +38,7 @@ class ProfileSpec:
             the context.
     """
 
-    signal: str
+    signal: Signal
     probes: Tensor
     batch: int
     seed: int
@@ -134,8 +135,8 @@ class Scene:
                     self.put(layer, stored.weights[layer.name][fidelity.name] if fidelity else None)
 
 
-class Signal(Protocol):
-    """A way to tell what each layer costs at each fidelity."""
+class Measure(Protocol):
+    """Measures a signal."""
 
     def __call__(self, scene: Scene) -> LossModel:
         """Measure, taking up what `scene.parts` holds of an earlier, interrupted run."""

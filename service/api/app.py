@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from allocator.demands.menu import RANGES
 from allocator.demands.ties import TARGETS
 from allocator.profile import COUPLINGS, SCHEMA
+from allocator.signals import SIGNALS
 from quantizer.plans.plan import SCHEMA as PLAN_SCHEMA
 from service.api import jobs, problems, profiles, watching, webhooks
 from service.api.backend import Backend, Here, SeesMetrics
@@ -21,7 +22,6 @@ from service.errors import BodyTooLarge, StorageError, Unavailable
 from service.problems import plain, problem_of
 from service.records.database import is_current
 from service.records.identity import SCOPES
-from service.request.request import PROBES
 from service.request.stage_names import STAGES
 
 MOST_BODY_BYTES = 2 * profiles.MOST_BYTES + 2**20
@@ -69,7 +69,7 @@ def _add_service_routes(app: FastAPI) -> None:
             "profile_schema": SCHEMA,
             "plan_schema": PLAN_SCHEMA,
             "stages": list(STAGES),
-            "signals": list(PROBES),
+            "signals": list(SIGNALS),
             "targets": list(TARGETS),
             "couplings": list(COUPLINGS),
             "fidelities": sorted(

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from allocator.signals import DEFAULT, SIGNALS
 from service.cli import operations, plans
 from service.cli.console import out, print_json, print_pairs, print_report, reporting, told_errors
 from service.cli.files import read_text_file
@@ -62,9 +63,7 @@ GroupSize = Annotated[
 ]
 SignalName = Annotated[
     str,
-    typer.Option(
-        "--signal", help="How effects are measured: integral, output, gradient, noise or hessian."
-    ),
+    typer.Option("--signal", help=f"How effects are measured: {', '.join(SIGNALS)}."),
 ]
 Coupling = Annotated[
     str, typer.Option(help="Which pairs of layers the plan couples: full, block or none.")
@@ -113,7 +112,7 @@ def run(
     check_plans: CheckPlans = 0,
     guard_windows: GuardWindows = 8,
     group_size: GroupSize = None,
-    signal: SignalName = "integral",
+    signal: SignalName = DEFAULT.name,
     coupling: Coupling = "full",
     context: Context = "uniform",
     effort: EffortName = "balanced",
@@ -192,7 +191,7 @@ def profile(
     probe_windows: ProbeWindows = None,
     probe_tokens: ProbeTokens = None,
     group_size: GroupSize = None,
-    signal: SignalName = "integral",
+    signal: SignalName = DEFAULT.name,
     context: Context = "uniform",
     seed: Seed = 0,
     device: Device = "auto",

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from allocator.demands.constraints import Constraints, LatencyTable, Pool
 from allocator.demands.rules import Rule
+from allocator.signals import DEFAULT
 from service.request.request import RunRequest, make_request
 
 Pattern = Annotated[str, Field(max_length=300)]
@@ -91,7 +92,7 @@ class JobOptions(Strict):
     check_plans: Count = 0
     guard_windows: Count = 8
     group_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    signal: Annotated[str, Field(max_length=40)] = "integral"
+    signal: Annotated[str, Field(max_length=40)] = DEFAULT.name
     coupling: Annotated[str, Field(max_length=40)] = "full"
     context: Annotated[str, Field(max_length=40)] = "uniform"
     effort: Annotated[str, Field(max_length=40)] = "balanced"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from allocator.demands.budget import Budget
 from allocator.demands.constraints import FREE, Constraints
 from allocator.profile import COUPLINGS
+from allocator.signals import DEFAULT, ORIGINAL, SIGNALS, find_signal
 from quantizer.plans.fidelity import COLUMN_MULTIPLE
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.errors import RequestError
@@ -22,15 +23,6 @@ EMBEDDINGS = (AUTO, KEEP, JOIN)
 
 Where the budget for the whole file cannot be met otherwise; never; always.
 """
-
-PROBES = {
-    "integral": (16, 512),
-    "output": (8, 128),
-    "gradient": (32, 128),
-    "noise": (8, 128),
-    "hessian": (8, 512),
-}
-"""Windows and tokens in a window that each signal is measured on unless the user says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,32 +105,32 @@ class Method:
     """How effects are measured and modelled.
 
     Attributes:
-        signal: see `allocator.profiling.signals.SIGNALS`.
+        signal: a name in `allocator.signals.SIGNALS`.
         coupling: one of `allocator.profile.COUPLINGS`.
-        in_original: whether the `output` signal measures in the original model instead of in a
-            uniform context.
+        in_original: whether the signal is measured in the original model instead of in a uniform
+            context.
 
     Raises:
-        RequestError: a field is out of range, or the signal has no such choice.
+        SignalUnknown: there is no signal of this name.
+        RequestError: a field is out of range, or the signal cannot be measured in this context.
     """
 
-    signal: str = "integral"
+    signal: str = DEFAULT.name
     coupling: str = "full"
     in_original: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no signal could do."""
-        if self.signal not in PROBES:
-            raise RequestError(
-                f"signal {self.signal!r} does not exist; use one of {', '.join(PROBES)}"
-            )
+        signal = find_signal(self.signal)
         if self.coupling not in COUPLINGS:
             raise RequestError(
                 f"coupling {self.coupling!r} does not exist; use one of {', '.join(COUPLINGS)}"
             )
-        if self.in_original and self.signal != "output":
+        if self.in_original and ORIGINAL not in signal.contexts:
+            able = [each.name for each in SIGNALS.values() if ORIGINAL in each.contexts]
             raise RequestError(
-                f"signal {self.signal!r} cannot be measured in the original model; use output"
+                f"signal {self.signal!r} cannot be measured in the original model; use one of "
+                f"{', '.join(able)}"
             )
 
 
@@ -217,7 +209,7 @@ def make_request(
     check_plans: int = 0,
     guard_windows: int = 8,
     group_size: int | None = None,
-    signal: str = "integral",
+    signal: str = DEFAULT.name,
     coupling: str = "full",
     context: str = "uniform",
     effort: str = USUAL,
@@ -238,12 +230,14 @@ def make_request(
     if context not in ("uniform", "original"):
         raise RequestError(f"context {context!r}: use uniform or original")
     method = Method(signal, coupling, context == "original")
-    usual_windows, usual_tokens = PROBES[signal]
+    chosen_signal = find_signal(signal)
     amounts = Amounts(
         calibration=TextSpec(calibration, calibration_windows, tokens, seed),
         evaluation=TextSpec(evaluation, evaluation_windows, tokens, None),
-        probe_windows=usual_windows if probe_windows is None else probe_windows,
-        probe_tokens=min(usual_tokens, tokens) if probe_tokens is None else probe_tokens,
+        probe_windows=chosen_signal.probe_windows if probe_windows is None else probe_windows,
+        probe_tokens=(
+            min(chosen_signal.probe_tokens, tokens) if probe_tokens is None else probe_tokens
+        ),
         check_plans=check_plans,
         guard_windows=guard_windows,
         batch=BATCH,

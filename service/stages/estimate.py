@@ -7,9 +7,7 @@ from typing import Any
 import torch
 
 from allocator.answers.uniform import uniform_plans
-from allocator.profiling.integral import NODES
-from allocator.profiling.noise import LEVELS
-from allocator.profiling.output import WIDTH
+from allocator.signals import SKETCH_WIDTH, find_signal
 from service.request.request import RunRequest
 from service.stages.machine import Machine
 from service.stages.prepare import Task
@@ -123,8 +121,8 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
         * batch
     )
     states = amounts.calibration.windows * amounts.calibration.tokens + probes
-    if request.method.signal in ("output", "noise"):
-        kept, batch, states = 0, probes, states + probes * (len(blocks) + WIDTH)
+    if find_signal(request.method.signal).cost.all_probes_at_once:
+        kept, batch, states = 0, probes, states + probes * (len(blocks) + SKETCH_WIDTH)
     model = (task.sizes.layer_weights + _other_weights(task)) * machine.dtype.itemsize
     packed = task.budget_bytes + _other_weights(task) * machine.dtype.itemsize
     logits = task.sizes.vocabulary * _FLOAT_BYTES
@@ -149,7 +147,8 @@ def _seconds(request: RunRequest, task: Task, machine: Machine) -> float:
         amounts.evaluation.windows * amounts.evaluation.tokens
         + amounts.guard_windows * amounts.calibration.tokens
     )
-    layer_passes, head_passes = _passes(request.method.signal, len(task.layers))
+    cost = find_signal(request.method.signal).cost
+    layer_passes, head_passes = cost.products(len(task.layers))
     products: float = 2 * weights * probes * layer_passes + 2 * others * probes * head_passes
     plans = 1 + min(request.effort.rivals, _RIVALS)
     products += (
@@ -202,18 +201,6 @@ def _training_seconds(request: RunRequest, task: Task, machine: Machine) -> floa
             _TRAIN_EFFICIENCY * _flops_per_second(machine.device, phase.spec.precision)
         )
     return seconds
-
-
-def _passes(signal: str, layers: int) -> tuple[float, float]:
-    """Return how many products with all layers, and with all other weights, each probe token costs."""
-    half = layers / 2  # from the changed block on
-    return {
-        "integral": (3 * NODES + 1, 4 * NODES + 2),
-        "gradient": (5, 6),
-        "output": (2 * half, WIDTH + 3),
-        "noise": (len(LEVELS) * half, WIDTH + 3),
-        "hessian": (1, 2),
-    }[signal]
 
 
 def _flops_per_second(device: str, dtype: torch.dtype) -> float:

@@ -7,7 +7,8 @@ from allocator.answers.embeddings import choose_tables
 from allocator.answers.whatif import check_feasible
 from allocator.demands.menu import Menu, check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
-from allocator.profile import Profile, reach_of
+from allocator.profile import Profile
+from allocator.signals import find_signal
 from quantizer.conversion.embeddings import find_tables
 from quantizer.models import source
 from quantizer.models.source import ModelFolder, find_model
@@ -117,7 +118,8 @@ def settle(
             f"which take {table_bytes} bytes alone; give more"
         )
     check_budget(layers, budget_bytes, sizes.layer_bytes)
-    menu = choose_menu(layers, budget_bytes, request.group_size, reach_of(request.method.signal))
+    reach = find_signal(request.method.signal).reach.largest_plan
+    menu = choose_menu(layers, budget_bytes, request.group_size, reach)
     check_feasible(
         layers,
         menu.fidelities if given is None else given.fidelities,

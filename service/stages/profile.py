@@ -10,6 +10,7 @@ from allocator.profiling import profiler
 from allocator.profiling.check import Check, check_plans
 from allocator.profiling.profiler import ProfileProgress
 from allocator.profiling.signal import ProfileSpec
+from allocator.signals import find_signal
 from quantizer.conversion import blocks
 from quantizer.durable import PartStore
 from quantizer.models.source import (
@@ -131,7 +132,7 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
             task.menu,
             Calibration(task.calibration.tokens.to(machine.device), task.batch),
             ProfileSpec(
-                task.signal,
+                find_signal(task.signal),
                 task.probes.tokens.to(machine.device),
                 PROBE_BATCH,
                 task.seed,

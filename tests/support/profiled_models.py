@@ -16,6 +16,7 @@ from allocator.demands.menu import Menu
 from allocator.profile import Profile
 from allocator.profiling.profiler import ProfileProgress, make_forms, profile_model
 from allocator.profiling.signal import ProfileSpec, Scene
+from allocator.signals import find_signal
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.models.source import find_model, load_model
@@ -58,7 +59,7 @@ def make_spec(
     seed: int = 0,
     in_original: bool = False,
 ) -> ProfileSpec:
-    return ProfileSpec(signal, probes, batch, seed, in_original)
+    return ProfileSpec(find_signal(signal), probes, batch, seed, in_original)
 
 
 def make_loader(folder: Path, family: str = "llama") -> Loader:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import ProfileError
-from allocator.profile import COUPLINGS, VALIDITY, Profile
+from allocator.profile import COUPLINGS, Profile
 from tests.support.synthetic_profiles import PROPERTY, make_profile, permuted
 
 PROFILE = make_profile(1, layers=4, menu=5, rank=3)
@@ -123,7 +123,8 @@ def test_bytes_are_those_of_the_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signal", "below", "above"), [("integral", *VALIDITY["integral"]), ("output", 0.12, 0.12)]
+    ("signal", "below", "above"),
+    [("integral", 0.15, 0.45), ("output", 0.12, 0.12), ("of another version", 0.12, 0.12)],
 )
 def test_budgets_are_trusted_within_shares_of_the_context_that_the_signal_has(
     signal: str, below: float, above: float

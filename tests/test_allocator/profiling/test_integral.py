@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from allocator.profile import Array, Profile
-from allocator.profiling.integral import NODES, STABLE, damages, integral, layer_shares
+from allocator.profiling.integral import STABLE, damages, integral, layer_shares
 from allocator.profiling.signal import Scene
+from allocator.signals import INTEGRAL_NODES
 from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.running.runner import BlockRunner
@@ -110,7 +111,7 @@ def test_two_nodes_give_nearly_the_shares_of_many(fresh: MakeScene, original: to
     points = (np.arange(64) + 0.5) / 64
     exact = slow_shares(scene, original, points, np.full(64, 1 / 64)).mean(0)
     shares = layer_shares(scene)[0].mean(0)
-    assert NODES == 2
+    assert INTEGRAL_NODES == 2
     assert np.linalg.norm(shares - exact) < 0.02 * np.linalg.norm(exact)
 
 
@@ -245,7 +246,7 @@ def test_probing_stops_as_soon_as_windows_agree(fresh: MakeScene) -> None:
 
 
 def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeScene) -> None:
-    whole, _ = layer_shares(fresh(), NODES)
+    whole, _ = layer_shares(fresh(), INTEGRAL_NODES)
     scene, refused = fresh(), []
 
     def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -256,6 +257,6 @@ def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeScene
             raise torch.OutOfMemoryError("no room")
 
     scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
-    pieces, _ = layer_shares(scene, NODES)
+    pieces, _ = layer_shares(scene, INTEGRAL_NODES)
     assert refused == [2], "once, and then never again"
     np.testing.assert_allclose(pieces, whole, rtol=1e-3, atol=1e-7)

@@ -11,8 +11,9 @@ import torch
 
 from allocator.profile import Array
 from allocator.profiling.hessian import hessian
-from allocator.profiling.noise import LEVELS, layer_alphas, noise
+from allocator.profiling.noise import layer_alphas, noise
 from allocator.profiling.signal import LossModel, Scene
+from allocator.signals import NOISE_LEVELS
 from quantizer.durable import PartStore
 from tests.support.profiled_models import (
     MENU,
@@ -86,7 +87,7 @@ def divergence_of_noise(load: Loader, level: float) -> Array:
 def test_alpha_is_the_divergence_of_a_layer_s_noise_over_its_squared_size(
     load: Loader, alphas: Array
 ) -> None:
-    exact = divergence_of_noise(load, LEVELS[0]) / LEVELS[0] ** 2
+    exact = divergence_of_noise(load, NOISE_LEVELS[0]) / NOISE_LEVELS[0] ** 2
     assert exact.max() > 10 * exact.min()
     assert np.linalg.norm(alphas - exact) < 0.2 * np.linalg.norm(exact)
     assert np.abs(alphas / exact - 1).max() < 0.4

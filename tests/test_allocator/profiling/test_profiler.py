@@ -13,12 +13,11 @@ import torch
 from allocator.errors import SignalUnknown
 from allocator.profile import Profile
 from allocator.profiling.profiler import make_forms
-from allocator.profiling.signals import SIGNALS, find_signal
+from allocator.signals import SIGNALS
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
-from service.request.request import PROBES as USUAL_PROBES
 from tests.support.profiled_models import (
     CALIBRATION,
     MENU,
@@ -82,15 +81,8 @@ def assert_same(profile: Profile, other: Profile) -> None:
 
 def test_an_unknown_signal_is_refused_before_any_work(load: Loader, tmp_path: Path) -> None:
     with pytest.raises(SignalUnknown, match=r"'guess' does not exist; use one of integral, output"):
-        find_signal("guess")
-    with pytest.raises(SignalUnknown):
         run(load(), PartStore(tmp_path), make_spec("guess"))
     assert not list(tmp_path.iterdir())
-
-
-def test_every_signal_has_its_usual_probes() -> None:
-    assert set(USUAL_PROBES) == set(SIGNALS)
-    assert next(iter(SIGNALS)) == "integral"
 
 
 @signals
