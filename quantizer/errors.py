@@ -1,56 +1,64 @@
-"""What can go wrong in the quantizer, split by what the caller can do about it.
+"""Errors of the quantizer, split by what the caller can do about them."""
 
-QuantizerError
-├── ModelError        the model cannot be used as it is: unknown, unsafe, broken, or unsupported
-├── TextError         the calibration or evaluation text cannot be used
-├── FidelityError     a fidelity that does not exist, or does not fit a layer
-├── RoundingError     a way to round that does not exist, or lacks what it needs
-├── TrainingError     training that cannot be done as specified
-├── KernelError       a way to multiply that does not exist
-├── MemoryShort       a device has too little memory for a model, or for one window
-├── PlanError         a plan that does not belong to this model, or cannot be read
-└── CheckpointError   a quantized checkpoint that is damaged
-"""
+from quantizer.known_error import ExitCode, KnownError
 
 
-class QuantizerError(Exception):
-    """Base of every error that the quantizer raises on purpose.
+class QuantizerError(KnownError):
+    """Base of every error that the quantizer raises on purpose."""
 
-    The message says what, which value, what next.
-    """
+    problem_type = "quantizer-error"
 
 
 class ModelError(QuantizerError):
-    """The model is unknown, unsafe to load, damaged, or of a kind that is not supported."""
+    """The model is unknown, unsafe to load, damaged, or of an architecture that is not supported."""
+
+    problem_type = "model-error"
 
 
 class TextError(QuantizerError):
-    """The text is missing, empty, unreadable, or too short for the windows asked for."""
+    """The text is missing, empty, unreadable, or too short for the windows that are asked for."""
+
+    problem_type = "text-error"
 
 
 class FidelityError(QuantizerError):
-    """The fidelity is not one that can be stored."""
+    """The fidelity does not exist, or does not fit the layer."""
+
+    problem_type = "fidelity-error"
 
 
 class RoundingError(QuantizerError):
-    """There is no such way to round, or what it needs was not given."""
+    """The rounding method does not exist, or lacks an input that it needs."""
+
+    problem_type = "rounding-error"
 
 
 class TrainingError(QuantizerError):
-    """Steps, rates, or what is to be trained are out of range."""
+    """Steps, learning rates, or the set of trained parameters are out of range."""
+
+    problem_type = "training-error"
 
 
 class KernelError(QuantizerError):
-    """There is no such way to compute products with packed weights."""
+    """There is no such kernel for products with packed weights."""
+
+    problem_type = "kernel-error"
 
 
 class MemoryShort(QuantizerError):
     """The device has too little memory for the model, or for even one window at a time."""
 
+    exit_code = ExitCode.IMPOSSIBLE
+    problem_type = "memory-short"
+
 
 class PlanError(QuantizerError):
-    """The plan cannot be read, or does not fit the model."""
+    """The plan cannot be read, or belongs to another model."""
+
+    problem_type = "plan-error"
 
 
 class CheckpointError(QuantizerError):
-    """The quantized checkpoint is incomplete or contradicts its own configuration."""
+    """The quantized checkpoint is incomplete, or contradicts its own configuration."""
+
+    problem_type = "checkpoint-error"

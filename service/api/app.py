@@ -19,7 +19,7 @@ from quantizer.plans.plan import SCHEMA as PLAN_SCHEMA
 from service.api import jobs, problems, profiles, watching, webhooks
 from service.api.backend import Backend, Here, SeesMetrics
 from service.errors import BodyTooLarge, StorageError, Unavailable
-from service.problems import plain, problem_of
+from service.problems import problem_document
 from service.records.database import is_current
 from service.records.identity import SCOPES
 from service.request.stage_names import STAGES
@@ -160,7 +160,7 @@ class BodyLimit:
         error = BodyTooLarge(f"the body has more than {most} bytes")
         length = sent.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > most:
-            await problems.respond(problem_of(error))(scope, receive, send)
+            await problems.respond_to(error)(scope, receive, send)
             return
         received = 0
 
@@ -188,7 +188,9 @@ class SameOrigin:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and urlsplit(origin).netloc != headers.get(b"host", b"").decode("latin-1"):
             await problems.respond(
-                plain("foreign-origin", 403, f"requests from {origin[:200]!r} are not served")
+                problem_document(
+                    "foreign-origin", 403, f"requests from {origin[:200]!r} are not served"
+                )
             )(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -24,9 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from allocator.errors import BudgetInfeasible
 from quantizer.durable import Progress as OnProgress
-from service.errors import EXIT_INTERRUPTED, KNOWN, exit_code
+from quantizer.known_error import ExitCode, KnownError
 from service.logs import err
 from service.process import keep_freed_memory
 from service.report.document import Report, summary_rows
@@ -116,18 +115,18 @@ def told_errors(*, as_json: bool) -> Iterator[None]:
     """Turn known errors into one sentence and an exit code; bugs keep their traceback."""
     try:
         yield
-    except KNOWN as error:
+    except KnownError as error:
         tell_error(error, as_json=as_json)
-        raise typer.Exit(exit_code(error)) from error
+        raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         err.print(
             "stopped; run the same command again to go on from the last finished block",
             style="yellow",
         )
-        raise typer.Exit(EXIT_INTERRUPTED) from error
+        raise typer.Exit(ExitCode.INTERRUPTED) from error
 
 
-def tell_error(error: BaseException, *, as_json: bool) -> None:
+def tell_error(error: KnownError, *, as_json: bool) -> None:
     """Say what is wrong: as a sentence on stderr, and with --json also as a document on stdout."""
     err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
     err.print(str(error), markup=False, highlight=False)
@@ -135,15 +134,9 @@ def tell_error(error: BaseException, *, as_json: bool) -> None:
         document: dict[str, Any] = {
             "error": type(error).__name__,
             "message": str(error),
-            "exit_code": exit_code(error),
+            "exit_code": error.exit_code,
         }
-        if isinstance(error, BudgetInfeasible):
-            document |= {
-                "nearest_bytes": error.nearest_bytes,
-                "largest_bytes": error.largest_bytes,
-                "binding": list(error.binding),
-            }
-        print_json(document)
+        print_json(document | error.details)
 
 
 def print_json(document: Any) -> None:

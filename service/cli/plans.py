@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quantizer.known_error import ExitCode
 from service.cli.console import out, print_json, print_pairs, told_errors
 from service.cli.files import check_new, read_text_file, write_new
-from service.errors import EXIT_BAD_INPUT, RequestError
+from service.errors import RequestError
 from service.storage.profiles import read_profile
 
 if TYPE_CHECKING:
@@ -245,7 +246,7 @@ def _check(whatif: Any, path: Path, budget_bytes: int | None, *, as_json: bool) 
     )
     print_pairs(found.to_json(), as_json=as_json)
     if not found.sound:
-        raise typer.Exit(EXIT_BAD_INPUT)
+        raise typer.Exit(ExitCode.BAD_INPUT)
 
 
 def constraints_of(

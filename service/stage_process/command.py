@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import ValidationError
 
-from service.errors import KNOWN, RequestError
+from quantizer.known_error import KnownError
+from service.errors import RequestError
 from service.failpoint import failpoint
 from service.logs import set_up_logging
-from service.problems import problem_of
+from service.problems import problem_document, problem_of
 from service.process import keep_freed_memory, live_and_die_with_parent, quiet_libraries
 from service.request.confine import confine_model, confine_text
 from service.request.options import JobOptions
@@ -110,22 +111,12 @@ def main(given: Sequence[str] | None = None) -> None:
         outcome = do(arguments, sink, names)
         failpoint(f"{arguments.stage}-done")
         write(sink, {"outcome": outcome})
-    except KNOWN as error:
+    except KnownError as error:
         write(sink, {"problem": as_called(problem_of(error), names)})
     except Exception as error:  # noqa: BLE001  a bug is told in the log, and as a problem
         traceback.print_exc()
         detail = f"{type(error).__name__} in stage {arguments.stage}; the job's log says more"
-        write(
-            sink,
-            {
-                "problem": {
-                    "type": "urn:bitwright:problem:bug",
-                    "title": "bug",
-                    "status": 500,
-                    "detail": detail,
-                }
-            },
-        )
+        write(sink, {"problem": problem_document("bug", 500, detail)})
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:

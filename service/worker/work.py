@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 
-from service.errors import KNOWN, StageKilled, Unavailable
+from quantizer.known_error import KnownError
+from service.errors import StageKilled, Unavailable
 from service.failpoint import failpoint
 from service.ids import new_id
 from service.problems import problem_of
@@ -76,7 +77,7 @@ class Work:
                 )
         except Stopped:
             return {"goes_on": False}
-        except KNOWN as error:
+        except KnownError as error:
             if isinstance(error, Unavailable):
                 raise
             last = {"problem": problem_of(error)}
@@ -125,7 +126,7 @@ class Work:
             command = self.command(ESTIMATE, name, document.get("profile"))
             call = StageCall(command, stage_environment(), ESTIMATE_SECONDS)
             return self.runner.run(call, lambda _: None, said.extend, lambda: False)
-        except KNOWN as error:
+        except KnownError as error:
             log.warning("estimate failed: %s", " | ".join(said)[-2000:])
             return {"problem": problem_of(error)}
         finally:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantizer.errors import MemoryShort
-from service.errors import exit_code
+from service.errors import exit_code_of
 from tests.support.commands import bitwright, run_options
 
 
@@ -187,4 +187,4 @@ def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(
 
 
 def test_too_little_memory_is_what_cannot_be_done_and_no_bug() -> None:
-    assert exit_code(MemoryShort("one window does not fit")) == 3
+    assert exit_code_of(MemoryShort("one window does not fit")) == 3
