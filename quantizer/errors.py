@@ -62,3 +62,11 @@ class CheckpointError(QuantizerError):
     """The quantized checkpoint is incomplete, or contradicts its own configuration."""
 
     problem_type = "checkpoint-error"
+
+
+class PartMissing(QuantizerError):
+    """A finished part of the work, which a later step reads, is missing or damaged."""
+
+    exit_code = ExitCode.IMPOSSIBLE
+    http_status = 500
+    problem_type = "part-missing"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from allocator.profile import Profile
 from allocator.profiling.random_plans import random_plans
-from quantizer.conversion.blocks import read_block
+from quantizer.conversion.blocks import read_blocks
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.running.divergence import divergence
@@ -62,7 +62,7 @@ def check_plans(
         on_progress: told of finished checks.
     """
     batches = torch.split(windows, 1)
-    originals = [runner.head_input(batch, runner.enter(batch), 0) for batch in batches]
+    originals = [runner.final_states(batch) for batch in batches]
     checks = []
     for index, choice in enumerate(random_plans(profile, budget_bytes, count, _seed(profile))):
         plan = profile.plan(choice)
@@ -70,9 +70,7 @@ def check_plans(
         if data is None:
             _assemble(runner, profile, choice, forms)
             losses = [
-                divergence(
-                    runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
-                )[0]
+                divergence(runner, batch, runner.final_states(batch), original)[0]
                 for batch, original in zip(batches, originals, strict=True)
             ]
             data = save({"kl": torch.cat(losses).double().mean().reshape(1).cpu()})
@@ -112,14 +110,7 @@ def _assemble(
         layer.name: profile.fidelities[int(at)]
         for layer, at in zip(profile.layers, choice, strict=True)
     }
-    for index in range(len(runner.blocks)):
-        members = [layer for layer in profile.layers if layer.block == index]
-        stored = read_block(
-            forms, members, {layer.name: (chosen[layer.name],) for layer in members}, index
-        )
-        if stored is None:
-            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
-        for layer in members:
-            set_dequantized_weight(
-                runner.model, layer.name, stored.weights[layer.name][chosen[layer.name].name]
-            )
+    choices = {name: (fidelity,) for name, fidelity in chosen.items()}
+    for block in read_blocks(forms, profile.layers, choices):
+        for name, weights in block.weights.items():
+            set_dequantized_weight(runner.model, name, weights[chosen[name].name])

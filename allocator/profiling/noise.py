@@ -21,6 +21,7 @@ from allocator.profiling.signal import LossModel, Scene, additive, kept
 from allocator.profiling.sketch import OutputMetric, output_metric
 from allocator.signals import NOISE_LEVELS, SKETCH_WIDTH
 from quantizer.modules.linear import get_linear
+from quantizer.plans.plan import by_block
 
 
 def noise(scene: Scene) -> LossModel:
@@ -38,16 +39,15 @@ def layer_alphas(scene: Scene) -> Array:
         runner, probes, scene.original_states, scene.original_states, SKETCH_WIDTH, generator
     )
     levels = np.array(NOISE_LEVELS)
+    row_of = {layer.name: row for row, layer in enumerate(scene.layers)}
+    members = by_block(scene.layers)
     states, alphas = runner.enter(probes), []
     for index in range(len(runner.blocks)):
 
         def measure(index: int = index, hidden: Tensor = states) -> dict[str, Tensor]:
-            rows = [row for row, layer in enumerate(scene.layers) if layer.block == index]
-            return {
-                "loss": torch.tensor(
-                    [_losses(scene, row, hidden, metric) for row in rows], dtype=torch.float64
-                )
-            }
+            rows = [row_of[layer.name] for layer in members.get(index, ())]
+            losses = [_losses(scene, row, hidden, metric) for row in rows]
+            return {"loss": torch.tensor(losses, dtype=torch.float64)}
 
         losses = kept(scene.parts, f"noise-{index:04d}", measure)[
             "loss"

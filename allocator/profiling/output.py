@@ -16,6 +16,7 @@ from allocator.profiling.effects import Effects, assemble, interpolation, shrink
 from allocator.profiling.signal import LossModel, Scene, kept
 from allocator.profiling.sketch import OutputMetric, output_metric
 from allocator.signals import SKETCH_WIDTH
+from quantizer.plans.plan import by_block
 
 
 def output(scene: Scene) -> LossModel:
@@ -62,7 +63,7 @@ def _block_effects(
     ends = scene.menu.fidelities[0], scene.menu.fidelities[-1]
     here = scene.menu.fidelities[scene.menu.context]
     firsts, sketches = [], []
-    for layer in (layer for layer in scene.layers if layer.block == index):
+    for layer in by_block(scene.layers).get(index, ()):
         forms = stored.weights[layer.name]
         for end in ends:
             scene.put(layer, forms[end.name])

@@ -10,7 +10,7 @@ from allocator.demands.menu import Menu
 from allocator.profile import Array, Profile
 from allocator.profiling.measures import MEASURES
 from allocator.profiling.signal import ProfileSpec, Scene, kept, stored_forms
-from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_blocks
 from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
@@ -65,11 +65,7 @@ def profile_model(
     states = kept(
         parts,
         "original",
-        lambda: {
-            "states": torch.cat(
-                [runner.head_input(batch, runner.enter(batch), 0) for batch in probes]
-            )
-        },
+        lambda: {"states": torch.cat([runner.final_states(batch) for batch in probes])},
     )["states"].to(spec.probes.device)
     originals = {
         layer.name: get_linear(runner.model, layer.name).weight.data.clone() for layer in layers
@@ -135,14 +131,10 @@ def make_forms(
 def _errors(layers: Sequence[LayerSpec], menu: Menu, parts: PartStore) -> tuple[Array, Array]:
     """Return (mean squared output errors, relative squared weight errors), [L, K] each."""
     rows = []
-    for index in sorted({layer.block for layer in layers}):
-        members = [layer for layer in layers if layer.block == index]
-        block = read_block(parts, members, {layer.name: () for layer in members}, index)
-        if block is None:
-            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
+    for block in read_blocks(parts, layers, {layer.name: () for layer in layers}):
         rows += [
-            [block.errors[layer.name][fidelity.name] for fidelity in menu.fidelities]
-            for layer in members
+            [errors[fidelity.name] for fidelity in menu.fidelities]
+            for errors in block.errors.values()
         ]
     return np.array([[e.output for e in row] for row in rows]), np.array(
         [[e.weight for e in row] for row in rows]

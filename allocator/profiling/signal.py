@@ -19,7 +19,7 @@ from quantizer.durable import PartStore, Progress
 from quantizer.modules.linear import get_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.running.divergence import divergence
 from quantizer.running.runner import BlockRunner
 
@@ -109,13 +109,9 @@ class Scene:
 
     def block(self, index: int) -> QuantizedBlock:
         """Return the stored forms of a block."""
-        members = [layer for layer in self.layers if layer.block == index]
-        stored = read_block(
-            self.stored, members, {layer.name: self.forms for layer in members}, index
-        )
-        if stored is None:
-            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
-        return stored
+        members = by_block(self.layers).get(index, ())
+        choices = {layer.name: self.forms for layer in members}
+        return read_block(self.stored, members, choices, index)
 
     def put(self, layer: LayerSpec, form: QuantizedWeight | None) -> None:
         """Give a layer a stored form, or its original weight."""
@@ -128,11 +124,10 @@ class Scene:
 
     def put_all(self, fidelity: Fidelity | None) -> None:
         """Give all layers one of `forms`, or their original weights."""
-        for index in range(len(self.runner.blocks)):
+        for index, members in by_block(self.layers).items():
             stored = self.block(index)
-            for layer in self.layers:
-                if layer.block == index:
-                    self.put(layer, stored.weights[layer.name][fidelity.name] if fidelity else None)
+            for layer in members:
+                self.put(layer, stored.weights[layer.name][fidelity.name] if fidelity else None)
 
 
 class Measure(Protocol):
@@ -170,10 +165,6 @@ def context_loss(scene: Scene, part: str, batch: Tensor, original: Tensor) -> Ar
     runner = scene.runner
 
     def measure() -> dict[str, Tensor]:
-        return {
-            "loss": divergence(
-                runner, batch, runner.head_input(batch, runner.enter(batch), 0), original
-            )[0]
-        }
+        return {"loss": divergence(runner, batch, runner.final_states(batch), original)[0]}
 
     return np.asarray(kept(scene.parts, part, measure)["loss"].double().numpy(), dtype=np.float64)

@@ -1,6 +1,6 @@
 """Quantize a model block by block, each block seeing the inputs that the already quantized blocks give it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +11,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantizer.durable import PartStore, Progress
+from quantizer.errors import PartMissing
 from quantizer.modules.linear import get_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.inverse import damped_inverse
 from quantizer.rounding.methods import USUAL, Rounding, Scores, make_forms
 from quantizer.running.moments import Calibration, input_groups, input_moments
@@ -99,10 +100,11 @@ def quantize_blocks(
     """
     batches = calibration.batches()
     hidden = [runner.enter(batch) for batch in batches]
+    by_index = by_block(layers)
     count = len(runner.blocks)
     for index in range(count):
-        members = [layer for layer in layers if layer.block == index]
-        stored = read_block(parts, members, choices, index)
+        members = by_index.get(index, ())
+        stored = find_block(parts, members, choices, index)
         if stored is None:
             make = partial(_make_forms, rounding=rounding)
             stored = _quantize_block(
@@ -116,14 +118,11 @@ def quantize_blocks(
                     layer.name,
                     stored.weights[layer.name][choices[layer.name][0].name],
                 )
-        hidden = [
-            runner.blocks_between(batch, states, index, index + 1)
-            for batch, states in zip(batches, hidden, strict=True)
-        ]
+        hidden = runner.advance(batches, hidden, index)
         on_progress(index + 1, count)
 
 
-def read_block(
+def find_block(
     parts: PartStore,
     layers: Sequence[LayerSpec],
     choices: Mapping[str, Sequence[Fidelity]],
@@ -158,6 +157,43 @@ def read_block(
         if kind == _ERRORS and name in errors:
             errors[name][fidelity_name] = FormError(*tensor.tolist())
     return QuantizedBlock(weights, errors)
+
+
+def read_block(
+    parts: PartStore,
+    layers: Sequence[LayerSpec],
+    choices: Mapping[str, Sequence[Fidelity]],
+    index: int,
+) -> QuantizedBlock:
+    """Return what `parts` holds of block `index`, see `find_block`.
+
+    Raises:
+        PartMissing: the block is not there.
+    """
+    block = find_block(parts, layers, choices, index)
+    if block is None:
+        raise PartMissing(
+            f"the quantized weights of block {index} are missing or damaged: run again, and the "
+            "block is quantized anew"
+        )
+    return block
+
+
+def read_blocks(
+    parts: PartStore, layers: Sequence[LayerSpec], choices: Mapping[str, Sequence[Fidelity]]
+) -> Iterator[QuantizedBlock]:
+    """Yield what `parts` holds of each block that contains one of the layers, in block order.
+
+    Args:
+        parts: where `quantize_blocks` kept the blocks.
+        layers: all layers of those blocks.
+        choices: the fidelities that `quantize_blocks` was given, or some of them, by layer name.
+
+    Raises:
+        PartMissing: a block is not there.
+    """
+    for index, members in by_block(layers).items():
+        yield read_block(parts, members, choices, index)
 
 
 def _encode(block: QuantizedBlock) -> bytes:

@@ -93,7 +93,7 @@ def weight_integrals(
     """
     weights = {name: get_linear(runner.model, name).weight for name in originals}
     with _only(runner, weights), matmul_autocast(precision, windows.device):
-        teacher = [runner.head_input(ids, runner.enter(ids), 0) for ids in torch.split(windows, 1)]
+        teacher = [runner.final_states(ids) for ids in torch.split(windows, 1)]
 
         def gradient(place: float) -> dict[str, Tensor]:
             for name, weight in weights.items():

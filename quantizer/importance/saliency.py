@@ -16,7 +16,7 @@ from quantizer.errors import TrainingError
 from quantizer.modules.linear import get_linear
 from quantizer.packed.layout import COLUMNS, named_parts
 from quantizer.packed.weight import QuantizedWeight
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import knee, sparsity_impact
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
@@ -75,19 +75,17 @@ def column_scores(
 ) -> dict[str, Tensor]:
     """Return the sparsity impact of each layer's columns in the original model, float32 [in] by layer name."""
     batches = calibration.batches()
-    hidden, scores = [runner.enter(batch) for batch in batches], {}
+    members = by_block(layers)
+    hidden = [runner.enter(batch) for batch in batches]
+    scores = {}
     for index in range(len(runner.blocks)):
-        members = [layer for layer in layers if layer.block == index]
-        for group in input_groups(runner, members, batches[0], hidden[0], index):
+        for group in input_groups(runner, members.get(index, ()), batches[0], hidden[0], index):
             moments = input_moments(runner, group[0], batches, hidden, index)
             for layer in group:
                 scores[layer.name] = sparsity_impact(
                     get_linear(runner.model, layer.name).weight.data.float(), moments
                 )
-        hidden = [
-            runner.blocks_between(batch, states, index, index + 1)
-            for batch, states in zip(batches, hidden, strict=True)
-        ]
+        hidden = runner.advance(batches, hidden, index)
     return scores
 
 

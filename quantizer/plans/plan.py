@@ -41,6 +41,17 @@ class LayerSpec:
         return self.out_features * self.in_features
 
 
+def by_block(layers: Iterable[LayerSpec]) -> dict[int, tuple[LayerSpec, ...]]:
+    """Return the layers of each block by the block's index, in ascending order of the indices.
+
+    Layers of a block keep their order. Blocks that hold none of the layers are absent.
+    """
+    members: dict[int, list[LayerSpec]] = {}
+    for layer in layers:
+        members.setdefault(layer.block, []).append(layer)
+    return {index: tuple(members[index]) for index in sorted(members)}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One fidelity for each layer, in the order of the layers.

@@ -92,7 +92,7 @@ def head_moments(runner: BlockRunner, batches: Sequence[Tensor]) -> Tensor:
     """
     total, tokens = torch.zeros(()), 0
     for batch in batches:
-        states = runner.head_input(batch, runner.enter(batch), 0).float().flatten(0, 1)
+        states = runner.final_states(batch).float().flatten(0, 1)
         total = total.to(states.device) + states.t() @ states
         tokens += len(states)
     return total / tokens

@@ -5,7 +5,7 @@ So masks, positions and whatever else an architecture hands to its blocks are ri
 module knowing of them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,21 @@ class BlockRunner:
         with torch.no_grad():
             return self._room.cat(run, len(input_ids))
 
+    def advance(
+        self, batches: Sequence[Tensor], hidden: Sequence[Tensor], index: int
+    ) -> list[Tensor]:
+        """Return the hidden states of each batch after block `index`.
+
+        Args:
+            batches: token ids, int64 [windows, tokens] each.
+            hidden: the hidden states of each batch before the block, [windows, tokens, hidden].
+            index: index of the block.
+        """
+        return [
+            self.blocks_between(batch, states, index, index + 1)
+            for batch, states in zip(batches, hidden, strict=True)
+        ]
+
     def inputs_of(
         self, module: nn.Module, input_ids: Tensor, hidden: Tensor, index: int
     ) -> list[Tensor]:
@@ -116,6 +131,10 @@ class BlockRunner:
             return self._room.cat(
                 lambda some: self._head_input(input_ids[some], hidden[some], first), len(input_ids)
             )
+
+    def final_states(self, input_ids: Tensor) -> Tensor:
+        """Return what enters the output head after all blocks, [batch, tokens, hidden]."""
+        return self.head_input(input_ids, self.enter(input_ids), 0)
 
     def _head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:

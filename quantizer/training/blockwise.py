@@ -25,7 +25,7 @@ from quantizer.durable import PartStore, Progress
 from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear, replace_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.running.memory import Room
 from quantizer.running.runner import BlockRunner
 from quantizer.training.descent import Training, TrainingSpec, window_order
@@ -110,14 +110,11 @@ def train_blocks(
     batches = torch.split(windows, spec.batch)
     inputs = [runner.enter(batch) for batch in batches]
     targets, found = list(inputs), []
+    members = by_block(layers)
     count = len(runner.blocks)
     for index in range(count):
-        targets = [
-            runner.blocks_between(batch, states, index, index + 1)
-            for batch, states in zip(batches, targets, strict=True)
-        ]
-        members = [layer for layer in layers if layer.block == index]
-        forms = {layer.name: stored[layer.name] for layer in members}
+        targets = runner.advance(batches, targets, index)
+        forms = {layer.name: stored[layer.name] for layer in members.get(index, ())}
         name = f"trained-{index:04d}"
         data = parts.read(name)
         if data is None:
@@ -127,10 +124,7 @@ def train_blocks(
             block = _decode(data, forms)
         for layer, form in block.weights.items():
             set_dequantized_weight(runner.model, layer, form)
-        inputs = [
-            runner.blocks_between(batch, states, index, index + 1)
-            for batch, states in zip(batches, inputs, strict=True)
-        ]
+        inputs = runner.advance(batches, inputs, index)
         found.append(block)
         on_progress(index + 1, count)
     nearer = sum(block.after < block.before for block in found)

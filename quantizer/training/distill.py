@@ -122,10 +122,7 @@ def _teacher(
         if data is None:
             with matmul_autocast(precision, ids.device):
                 states = torch.cat(
-                    [
-                        runner.head_input(each, runner.enter(each), 0)
-                        for each in torch.split(ids, _TEACHER_BATCH)
-                    ]
+                    [runner.final_states(each) for each in torch.split(ids, _TEACHER_BATCH)]
                 )
             data = save({"states": states.to(precision).cpu()})
             parts.write(f"teacher-{index:04d}", data)

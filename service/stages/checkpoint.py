@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantizer.conversion import blocks
-from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_blocks
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
 from quantizer.conversion.embeddings import find_tables, install_tables, quantize_tables
 from quantizer.durable import PartStore, file_sha256
@@ -102,13 +102,8 @@ def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]
     chosen = chosen.without_embeddings
     weights: dict[str, QuantizedWeight] = {}
     names = chosen.by_name
-    for index in sorted({layer.block for layer in chosen.layers}):
-        members = [layer for layer in chosen.layers if layer.block == index]
-        block = read_block(
-            parts, members, {layer.name: (names[layer.name],) for layer in members}, index
-        )
-        if block is None:
-            raise RuntimeError(f"block {index} was quantized, but its stored form is gone")
+    choices = {name: (fidelity,) for name, fidelity in names.items()}
+    for block in read_blocks(parts, chosen.layers, choices):
         weights |= {name: forms[names[name].name] for name, forms in block.weights.items()}
     return weights
 

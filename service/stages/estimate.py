@@ -8,6 +8,7 @@ import torch
 
 from allocator.answers.uniform import uniform_plans
 from allocator.signals import SKETCH_WIDTH, find_signal
+from quantizer.plans.plan import by_block
 from service.request.request import RunRequest
 from service.stages.machine import Machine
 from service.stages.prepare import Task
@@ -108,10 +109,8 @@ def _memory_bytes(request: RunRequest, task: Task, machine: Machine) -> int:
     While effects are measured, or while all plans are scored beside the original.
     """
     amounts = request.amounts
-    blocks = sorted({layer.block for layer in task.layers})
-    block = max(
-        sum(layer.weights for layer in task.layers if layer.block == index) for index in blocks
-    )
+    blocks = by_block(task.layers).values()
+    block = max(sum(layer.weights for layer in members) for members in blocks)
     widest = max(layer.in_features for layer in task.layers)
     batch = PROBE_BATCH * amounts.probe_tokens
     probes = amounts.probe_windows * amounts.probe_tokens

@@ -23,9 +23,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from allocator.demands.menu import choose_menu
 from allocator.profiling.profiler import make_forms
-from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.conversion.blocks import find_block, quantize_blocks
 from quantizer.durable import Progress
 from quantizer.plans.fidelity import Fidelity
+from quantizer.plans.plan import by_block
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import LayerSpec, find_layers
@@ -159,7 +160,7 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         ),
     )
     budget_bytes = round(sum(layer.weights for layer in layers) * BUDGET_BPW / 8)
-    menu, one = choose_menu(layers, budget_bytes), [layer for layer in layers if layer.block == 0]
+    menu, one = choose_menu(layers, budget_bytes), by_block(layers)[0]
     spec = TrainingSpec(
         effort.block_steps,
         BATCH,
@@ -191,10 +192,8 @@ def rows(blocks: int) -> list[dict[str, Any]]:
             )
         )  # fmt: skip
         stored = {}
-        for index in range(blocks):
-            block = read_block(
-                forms, [layer for layer in layers if layer.block == index], choices, index
-            )
+        for index, members in by_block(layers).items():
+            block = find_block(forms, members, choices, index)
             if block is not None:
                 stored |= {name: weights[FIDELITY.name] for name, weights in block.weights.items()}
         members = [layer for layer in layers if layer.name in stored]

@@ -17,7 +17,7 @@ from allocator.profile import Profile
 from allocator.profiling.profiler import ProfileProgress, make_forms, profile_model
 from allocator.profiling.signal import ProfileSpec, Scene
 from allocator.signals import find_signal
-from quantizer.conversion.blocks import read_block
+from quantizer.conversion.blocks import read_block, read_blocks
 from quantizer.durable import PartStore, Progress
 from quantizer.models.source import find_model, load_model
 from quantizer.modules.linear import set_dequantized_weight
@@ -95,13 +95,10 @@ def make_scene(
 ) -> Scene:
     """Quantize a model in the menu's context, and return it as a signal gets it."""
     runner, layers, originals = BlockRunner(model), find_layers(model), weights_of(model)
-    states = runner.head_input(spec.probes, runner.enter(spec.probes), 0)
+    states = runner.final_states(spec.probes)
     make_forms(runner, layers, menu, CALIBRATION, forms, no_progress)
     found = {}
-    for index in range(len(runner.blocks)):
-        members = [layer for layer in layers if layer.block == index]
-        block = read_block(forms, members, {layer.name: () for layer in members}, index)
-        assert block is not None
+    for block in read_blocks(forms, layers, {layer.name: () for layer in layers}):
         found |= block.errors
     rows = [[found[layer.name][fidelity.name] for fidelity in menu.fidelities] for layer in layers]
     errors = (
@@ -183,7 +180,6 @@ class Measured:
         for at, end in changes.items():
             layer = self.scene.layers[at]
             stored = read_block(self.scene.stored, [layer], {layer.name: forms}, layer.block)
-            assert stored is not None
             set_dequantized_weight(
                 self.model, layer.name, stored.weights[layer.name][forms[end].name]
             )

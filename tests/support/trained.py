@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quantizer.conversion.blocks import quantize_blocks, read_block
+from quantizer.conversion.blocks import quantize_blocks, read_blocks
 from quantizer.durable import PartStore
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
@@ -44,11 +44,7 @@ def quantized_as(
     layers = find_layers(model)
     quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 4), parts, quiet)
     forms: dict[str, QuantizedWeight] = {}
-    for index in range(3):
-        members = [layer for layer in layers if layer.block == index]
-        block = read_block(parts, members, choices, index)
-        if block is None:
-            raise RuntimeError(f"block {index} is missing")
+    for block in read_blocks(parts, layers, choices):
         forms |= {name: next(iter(each.values())) for name, each in block.weights.items()}
     return forms
 

@@ -19,6 +19,7 @@ REPORTED = {
     "MemoryShort": (3, 400, "memory-short"),
     "PlanError": (2, 400, "plan-error"),
     "CheckpointError": (2, 400, "checkpoint-error"),
+    "PartMissing": (3, 500, "part-missing"),
     "ProfileError": (2, 400, "profile-error"),
     "SignalUnknown": (2, 400, "signal-unknown"),
     "BudgetError": (2, 400, "budget-error"),

@@ -16,6 +16,7 @@ from allocator.profiling.profiler import make_forms
 from allocator.signals import SIGNALS
 from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
+from quantizer.plans.plan import by_block
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
 from tests.support.profiled_models import (
@@ -133,7 +134,6 @@ def test_forms_of_the_context_and_the_ends_are_kept_and_errors_of_all(
     layers = [layer for layer in find_layers(model) if layer.block == 1]
     ends = (MENU.fidelities[MENU.context], MENU.fidelities[0], MENU.fidelities[-1])
     block = read_block(PartStore(folder), layers, {layer.name: ends for layer in layers}, 1)
-    assert block is not None
     for layer in layers:
         assert torch.equal(
             model.get_submodule(layer.name).weight,
@@ -150,8 +150,7 @@ def test_all_forms_are_kept_on_request_and_no_other_is_made(
     make_forms(BlockRunner(model), layers, MENU, CALIBRATION, parts, no_progress, keep_all=True)
     expected = weights_of(quantized[1])
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(model).items())
-    for index in range(3):
-        members = [layer for layer in layers if layer.block == index]
+    for index, members in by_block(layers).items():
         every, few = (
             read_block(store, members, {layer.name: fidelities for layer in members}, index)
             for store, fidelities in (
@@ -159,8 +158,6 @@ def test_all_forms_are_kept_on_request_and_no_other_is_made(
                 (PartStore(folder), MENU.fidelities[:2]),
             )
         )
-        assert every is not None
-        assert few is not None
         assert every.errors == few.errors
         for name, forms in few.weights.items():
             assert set(every.weights[name]) == {fidelity.name for fidelity in MENU.fidelities}

@@ -62,7 +62,7 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = save_tiny(tmp_path_factory.mktemp("sketch") / request.param, request.param)
     runner = BlockRunner(load_model(find_model(str(folder), folder), torch.float32, "cpu"))
     windows = torch.randint(VOCABULARY, (8, 64), generator=torch.Generator().manual_seed(0))
-    original = runner.head_input(windows, runner.enter(windows), 0)
+    original = runner.final_states(windows)
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(1))
     context = original + 0.1 * original.std() * noise
     metric = output_metric(

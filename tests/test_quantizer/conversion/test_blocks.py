@@ -4,6 +4,7 @@ Blocks are quantized on what quantized blocks give them, once, and can be taken 
 """
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from quantizer.conversion import blocks
 from quantizer.conversion.blocks import (
     FormError,
     QuantizedBlock,
+    find_block,
     form_error,
     quantize_blocks,
     read_block,
+    read_blocks,
 )
 from quantizer.durable import PartStore
+from quantizer.errors import PartMissing
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import column_impact
 from quantizer.rounding.gptq import quantize_layer
 from quantizer.running.moments import Calibration, input_groups, input_moments
@@ -65,15 +69,8 @@ def _quantize(
 
 
 def _blocks(model: nn.Module, folder: Path) -> list[QuantizedBlock]:
-    found = []
-    for index in range(3):
-        members = [layer for layer in find_layers(model) if layer.block == index]
-        block = read_block(
-            PartStore(folder), members, {layer.name: CHOICES for layer in members}, index
-        )
-        assert block is not None
-        found.append(block)
-    return found
+    layers = find_layers(model)
+    return list(read_blocks(PartStore(folder), layers, {layer.name: CHOICES for layer in layers}))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -250,9 +247,7 @@ def test_a_form_made_beside_others_equals_the_form_made_alone(
         quantize_blocks(
             BlockRunner(tiny_model("llama")), first, choices, CALIBRATION, parts, lambda *_: None
         )
-        block = read_block(parts, first, choices, 0)
-        assert block is not None
-        return block
+        return read_block(parts, first, choices, 0)
 
     beside = made(*several)
     for fidelity in several:
@@ -319,14 +314,27 @@ def test_an_exact_form_and_a_layer_of_zeros_have_no_error() -> None:
     )  # there is nothing to be relative to
 
 
-def test_read_block_returns_nothing_before_the_block_is_done(
+def test_a_block_that_is_not_done_yet_is_found_missing(
     tmp_path: Path, tiny_model: TinyModel
 ) -> None:
-    layers = [layer for layer in find_layers(tiny_model("llama")) if layer.block == 0]
-    assert (
-        read_block(PartStore(tmp_path), layers, {layer.name: CHOICES for layer in layers}, 0)
-        is None
-    )
+    layers = by_block(find_layers(tiny_model("llama")))[0]
+    choices = {layer.name: CHOICES for layer in layers}
+    assert find_block(PartStore(tmp_path), layers, choices, 0) is None
+    with pytest.raises(PartMissing, match="block 0 are missing or damaged: run again"):
+        read_block(PartStore(tmp_path), layers, choices, 0)
+
+
+def test_a_block_that_was_lost_after_it_was_done_is_named(
+    finished: tuple[Path, Any], tmp_path: Path
+) -> None:
+    folder, model = finished
+    shutil.copytree(folder, tmp_path / "parts")
+    (tmp_path / "parts" / "block-0001.part").write_bytes(b"damaged")
+    layers = find_layers(model)
+    blocks = read_blocks(PartStore(tmp_path / "parts"), layers, {each.name: () for each in layers})
+    assert next(blocks).errors.keys() == {each.name for each in by_block(layers)[0]}
+    with pytest.raises(PartMissing, match="block 1"):
+        next(blocks)
 
 
 def test_install_keeps_the_dtype_of_the_model(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quantizer.errors import FidelityError, PlanError
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import SCHEMA, LayerSpec, Plan
+from quantizer.plans.plan import SCHEMA, LayerSpec, Plan, by_block
 from tests.support.quantized import fidelities, fixed
 
 LAYERS = (
@@ -89,6 +89,12 @@ def test_byte_counts_in_the_document_are_not_believed() -> None:
     document = json.loads(_with("weight_bytes", 1))
     document["weight_bytes"] = document["bits_per_weight"] = 0
     assert Plan.loads(json.dumps(document)).weight_bytes == PLAN.weight_bytes
+
+
+def test_layers_by_block_are_in_block_order_and_keep_their_own() -> None:
+    assert by_block(reversed(LAYERS)) == {0: (LAYERS[1], LAYERS[0]), 1: (LAYERS[2],)}
+    assert list(by_block(reversed(LAYERS))) == [0, 1]
+    assert by_block(()) == {}
 
 
 def test_a_uniform_plan_stores_every_layer_alike() -> None:

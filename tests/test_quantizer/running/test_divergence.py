@@ -31,7 +31,7 @@ class Head:
 @pytest.fixture(scope="module", params=["llama", "opt", "gemma3", "gpt_neox"])
 def head(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Head:
     runner = BlockRunner(make_loader(tmp_path_factory.mktemp("divergence"), request.param)())
-    original = runner.head_input(IDS, runner.enter(IDS), 0)
+    original = runner.final_states(IDS)
     noise = torch.randn(original.shape, generator=torch.Generator().manual_seed(3))
     return Head(runner, original, original + 0.3 * original.std() * noise)
 

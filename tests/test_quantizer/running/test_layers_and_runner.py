@@ -143,8 +143,20 @@ def test_head_input_runs_the_blocks_that_are_left(
 def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyModel) -> None:
     runner = BlockRunner(tiny_model(family))
     states = runner.head_input_with_gradient(TOKENS)
+    assert torch.equal(states, runner.final_states(TOKENS))
     assert torch.equal(states, runner.head_input(TOKENS, runner.enter(TOKENS), 0))
-    assert not runner.head_input(TOKENS, runner.enter(TOKENS), 0).requires_grad
+    assert not runner.final_states(TOKENS).requires_grad
+
+
+@families
+def test_advance_takes_each_batch_through_one_block(family: str, tiny_model: TinyModel) -> None:
+    runner = BlockRunner(tiny_model(family))
+    batches = torch.split(TOKENS, 1)
+    hidden = [runner.enter(batch) for batch in batches]
+    moved = runner.advance(batches, hidden, 0)
+    assert len(moved) == len(batches)
+    for batch, before, after in zip(batches, hidden, moved, strict=True):
+        assert torch.equal(after, runner.blocks_between(batch, before, 0, 1))
 
 
 @families
@@ -214,7 +226,7 @@ def test_given_hidden_states_are_used(family: str, tiny_model: TinyModel) -> Non
 def test_the_first_call_of_a_runner_may_be_the_head(family: str, tiny_model: TinyModel) -> None:
     model = tiny_model(family)
     runner = BlockRunner(model)
-    head_input = BlockRunner(model).head_input(TOKENS, BlockRunner(model).enter(TOKENS), 0)
+    head_input = BlockRunner(model).final_states(TOKENS)
     with torch.no_grad():
         assert torch.equal(runner.logits(TOKENS, head_input), _logits(model))
 
@@ -225,7 +237,7 @@ def test_the_first_call_of_a_runner_may_be_the_head_where_blocks_return_tuples(
 ) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    head_input = BlockRunner(model).head_input(TOKENS, BlockRunner(model).enter(TOKENS), 0)
+    head_input = BlockRunner(model).final_states(TOKENS)
     with torch.no_grad():
         assert torch.equal(BlockRunner(model).logits(TOKENS, head_input), _logits(model))
 
@@ -298,9 +310,7 @@ def test_forward_methods_that_others_have_wrapped_are_used_and_put_back(
     block.forward = wrapped
     runner = BlockRunner(model)
     with torch.no_grad():
-        assert torch.equal(
-            runner.logits(TOKENS, runner.head_input(TOKENS, runner.enter(TOKENS), 0)), expected
-        )
+        assert torch.equal(runner.logits(TOKENS, runner.final_states(TOKENS)), expected)
     assert calls == [1]
     assert block.forward is wrapped
 
