@@ -16,7 +16,7 @@ from quantizer.conversion.embeddings import pack_tables
 from quantizer.conversion.transformers_format import BitwrightConfig, BitwrightQuantizer
 from quantizer.durable import sync_folder
 from quantizer.errors import CheckpointError
-from quantizer.models.source import ModelFolder
+from quantizer.models.folder import ModelFolder
 from quantizer.modules.linear import pack_layers
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan

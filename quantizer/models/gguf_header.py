@@ -8,8 +8,11 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
 from quantizer.errors import ModelError
-from quantizer.models.safety import MAX_HEADER_BYTES, MAX_TENSORS, abbreviated
+from quantizer.models.files import abbreviated
+from quantizer.models.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _STRING, _ARRAY = 8, 9
@@ -111,8 +114,6 @@ class _Header:
 
     def _tensor(self, names: set[str]) -> tuple[int, int, str]:
         """Return where the data of the next tensor begin, how many bytes they take, and its name."""
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415  only needed here
-
         name = self._new_name(names)
         count = self._integer("<I")
         if not 0 < count <= _MAX_DIMENSIONS:

@@ -15,11 +15,8 @@ from quantizer.conversion.checkpoint import pack_model, save_checkpoint
 from quantizer.conversion.embeddings import find_tables, install_tables, quantize_tables
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
-from quantizer.models.source import (
-    ModelFolder,
-    load_model,
-    skeleton,
-)
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model, meta_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import USUAL, Rounding
@@ -37,7 +34,7 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
     Raises:
         PlanError: names the first layer that differs.
     """
-    bare = skeleton(model)
+    bare = meta_model(model)
     tables = [table for table in find_tables(bare) if table in chosen.embeddings]
     for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
         if planned != found:

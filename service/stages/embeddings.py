@@ -12,7 +12,8 @@ from allocator.demands.menu import uniform_bytes
 from quantizer.conversion import blocks
 from quantizer.conversion.embeddings import OPTIONS, quantize_tables, table_losses
 from quantizer.durable import PartStore
-from quantizer.models.source import ModelFolder, load_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
 from quantizer.plans.plan import LayerSpec
 from service.stages.machine import Machine
 from service.stages.progress import Reporter

@@ -9,11 +9,9 @@ import torch
 
 from quantizer.durable import PartStore
 from quantizer.kernels.precision import matmul_autocast
-from quantizer.models.source import (
-    ModelFolder,
-    check_checkpoint,
-    load_model,
-)
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
+from quantizer.models.source import check_checkpoint
 from quantizer.running import evaluate
 from quantizer.running.evaluate import Quality, evaluate_models
 from quantizer.running.memory import place
@@ -78,7 +76,7 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
         ModelError: it is not one that is safe to load.
         MemoryShort: it does not fit on the device.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415  see skeleton
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  see quantizer.models.loading
 
     check_checkpoint(path)
     loaded = AutoModelForCausalLM.from_pretrained(

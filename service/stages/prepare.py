@@ -10,8 +10,9 @@ from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile
 from allocator.signals import find_signal
 from quantizer.conversion.embeddings import find_tables
-from quantizer.models import source
-from quantizer.models.source import ModelFolder, find_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import meta_model
+from quantizer.models.source import find_model
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.structure import find_layers
@@ -73,7 +74,7 @@ def prepare(
         BudgetNotNeeded: the model fits the budget as it is.
     """
     model = find_model(request.model, store.root / "models", read_weights=read_weights)
-    skeleton = source.skeleton(model)
+    skeleton = meta_model(model)
     layers = find_layers(skeleton)
     sizes = measure_sizes(model, skeleton, layers)
     if given is not None and (

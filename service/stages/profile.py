@@ -13,10 +13,8 @@ from allocator.profiling.signal import ProfileSpec
 from allocator.signals import find_signal
 from quantizer.conversion import blocks
 from quantizer.durable import PartStore
-from quantizer.models.source import (
-    ModelFolder,
-    load_model,
-)
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
 from quantizer.running.moments import Calibration
 from quantizer.running.structure import find_layers
 from service.request.request import RunRequest

@@ -13,7 +13,7 @@ from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile, shares_of
 from allocator.profiling.check import Check, summary
 from quantizer.conversion.checkpoint import checkpoint_bytes
-from quantizer.models.source import ModelFolder
+from quantizer.models.folder import ModelFolder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 from quantizer.running.evaluate import Quality

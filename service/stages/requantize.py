@@ -14,7 +14,8 @@ from quantizer.durable import PartStore
 from quantizer.errors import PlanError
 from quantizer.importance import integrals
 from quantizer.importance.integrals import Kept, keep_weights
-from quantizer.models.source import ModelFolder, load_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import Scores

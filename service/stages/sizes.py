@@ -9,7 +9,7 @@ import torch
 from allocator.demands.budget import Budget
 from allocator.errors import BudgetInfeasible
 from quantizer.conversion.checkpoint import checkpoint_bytes
-from quantizer.models.source import ModelFolder
+from quantizer.models.folder import ModelFolder
 from quantizer.plans.plan import LayerSpec
 
 _TENSORS_PER_LAYER = 7

@@ -13,7 +13,8 @@ from quantizer.conversion.checkpoint import pack_model, read_weights, save_check
 from quantizer.durable import PartStore
 from quantizer.importance.fisher import squared_gradients
 from quantizer.importance.saliency import salient
-from quantizer.models.source import ModelFolder, load_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import LayerSpec, Plan
 from quantizer.running.moments import Calibration

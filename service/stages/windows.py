@@ -9,10 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quantizer.durable import PartStore
-from quantizer.models.source import (
-    ModelFolder,
-    load_tokenizer,
-)
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_tokenizer
 from quantizer.texts.text import TextSpec, read_text, text_sha256
 from quantizer.texts.windows import make_windows
 from service.request.effort import Effort

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from quantizer.durable import PartStore
 from quantizer.kernels.precision import matmul_autocast
-from quantizer.models.source import find_model, load_model
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.structure import find_layers

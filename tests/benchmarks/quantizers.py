@@ -30,7 +30,7 @@ from allocator.allocate import allocate
 from allocator.answers.uniform import likely_uniform_plans, uniform_plan
 from allocator.profile import Profile
 from quantizer.importance.saliency import RULES
-from quantizer.models.source import ModelFolder
+from quantizer.models.folder import ModelFolder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec

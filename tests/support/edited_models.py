@@ -9,7 +9,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from quantizer.models.source import ModelFolder, find_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.source import find_model
 
 Edit = Callable[[Path], object]
 FILE, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors"

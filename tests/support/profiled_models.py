@@ -19,7 +19,8 @@ from allocator.profiling.signal import ProfileSpec, Scene
 from allocator.signals import find_signal
 from quantizer.conversion.blocks import read_block, read_blocks
 from quantizer.durable import PartStore, Progress
-from quantizer.models.source import find_model, load_model
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.moments import Calibration

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quantizer.models.source import ModelFolder
+from quantizer.models.folder import ModelFolder
 from quantizer.packed.adapter import Adapter
 from quantizer.packed.layout import named_parts
 from quantizer.packed.outliers import compress_rows

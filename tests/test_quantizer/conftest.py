@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
-from quantizer.models.source import ModelFolder, find_model, load_model
+from quantizer.models.folder import ModelFolder
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from tests.support.edited_models import Edit
 from tests.support.quantized import (
     PACKED_TOKENS,

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from allocator.profiling.sketch import OutputMetric, output_metric
-from quantizer.models.source import find_model, load_model
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from quantizer.running.runner import BlockRunner
 from tests.support.tiny_models import VOCABULARY, save_tiny
 

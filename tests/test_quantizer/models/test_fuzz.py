@@ -18,9 +18,12 @@ import torch
 from safetensors import safe_open
 
 from quantizer.errors import ModelError
+from quantizer.models.config import read_config
 from quantizer.models.gguf_header import check_gguf
-from quantizer.models.safety import check_safetensors, read_config, read_shards
-from quantizer.models.source import find_model, load_config, load_model, load_tokenizer
+from quantizer.models.loading import load_config, load_model, load_tokenizer
+from quantizer.models.safetensors_header import check_safetensors
+from quantizer.models.source import find_model
+from quantizer.models.weight_files import read_shards
 from tests.support.edited_models import FILE, INDEX, SHARD
 from tests.support.quantized import Edited, TinyFolder
 from tests.test_quantizer.models.test_source_gguf import (

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from quantizer.errors import ModelError
-from quantizer.models.source import find_model, load_model, load_tokenizer
+from quantizer.models.loading import load_model, load_tokenizer
+from quantizer.models.source import find_model
 from tests.support.edited_models import FILE, find, tensors, without
 from tests.support.quantized import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from quantizer.errors import ModelError
-from quantizer.models.source import find_model, load_model
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from tests.support.edited_models import FILE, SHARD, Edit, config, find, index, tensors
 from tests.support.quantized import Edited, TinyFolder
 

@@ -12,14 +12,9 @@ import torch
 
 from quantizer.durable import file_sha256
 from quantizer.errors import ModelError
-from quantizer.models.safety import MAX_HEADER_BYTES, check_safetensors
-from quantizer.models.source import (
-    check_checkpoint,
-    find_model,
-    load_config,
-    load_model,
-    load_tokenizer,
-)
+from quantizer.models.loading import load_config, load_model, load_tokenizer
+from quantizer.models.safetensors_header import MAX_HEADER_BYTES, check_safetensors
+from quantizer.models.source import check_checkpoint, find_model
 from tests.support.edited_models import (
     FILE,
     INDEX,

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
-from quantizer.models.source import find_model, load_model
+from quantizer.models.loading import load_model
+from quantizer.models.source import find_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan

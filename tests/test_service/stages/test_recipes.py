@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from quantizer.conversion.checkpoint import quantized_bytes, read_weights
 from quantizer.importance.integrals import keep_weights
-from quantizer.models.source import find_model, load_model, skeleton
+from quantizer.models.loading import load_model, meta_model
+from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
@@ -30,7 +31,7 @@ SPARSE = "int2+4r0.5g32s6o0.01"
 
 
 def save_plan(model: Path, folder: Path, kind: str) -> Path:
-    layers = find_layers(skeleton(find_model(str(model), folder / "models")))
+    layers = find_layers(meta_model(find_model(str(model), folder / "models")))
     file = folder / f"{kind}.json"
     file.write_text(json.dumps(Plan.uniform(layers, Fidelity.parse(kind)).to_json()))
     return file

@@ -1,0 +1,159 @@
+"""Load models, configurations and tokenizers from checked folders, by transformers.
+
+transformers resolves its classes when they are first used, so importing this module stays cheap.
+"""
+
+import copy
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from quantizer.errors import ModelError
+from quantizer.models.config import CONFIG, read_config, sanitized
+from quantizer.models.folder import ModelFolder
+from quantizer.models.weight_files import find_weight_files
+from quantizer.running.memory import place
+
+LOCAL_ONLY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""Arguments of every `from_pretrained`: run no code of a model, and download nothing."""
+
+_RUST_PANIC = "PanicException"
+"""What tokenizers raises for some broken files.
+
+It is not an `Exception`, and no module exports it.
+"""
+_REASON_CHARACTERS = 400
+
+
+def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
+    """Return the model of a checked folder, in evaluation mode and without gradients.
+
+    Args:
+        folder: what `find_model` returned.
+        dtype: dtype of the parameters.
+        device: `cpu` or `cuda`.
+
+    Raises:
+        ModelError: transformers cannot build the model, or its files are too small for the
+            configuration, or lack tensors.
+        MemoryShort: it does not fit on the device.
+    """
+    config = load_config(folder)
+    with library_errors_as_model_error(f"model {folder.name!r} cannot be loaded"):
+        files = find_weight_files(folder.path)
+        check_weight_count(folder.name, config, sum(file.stat().st_size for file in files))
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder.path,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            **LOCAL_ONLY,
+        )
+    check_complete(folder.name, info)
+    model.requires_grad_(requires_grad=False)
+    return place(model, device).eval()
+
+
+def meta_model(folder: ModelFolder) -> Any:
+    """Return the model of a checked folder on the meta device: its structure without weights.
+
+    Raises:
+        ModelError: transformers does not accept the configuration.
+    """
+    config = load_config(folder)
+    with torch.device("meta"):
+        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def load_config(folder: ModelFolder) -> Any:
+    """Return the transformers configuration of a checked folder, sanitized.
+
+    The folder stays as it is; transformers reads a sanitized copy of its `config.json`.
+
+    Raises:
+        ModelError: transformers does not accept it.
+    """
+    values = sanitized(read_config(folder.path))
+    with tempfile.TemporaryDirectory() as copied:
+        (Path(copied) / CONFIG).write_text(json.dumps(values), encoding="utf-8")
+        with library_errors_as_model_error(f"model {folder.name!r} cannot be loaded"):
+            config = transformers.AutoConfig.from_pretrained(copied, **LOCAL_ONLY)
+    config.name_or_path = str(folder.path)
+    return config
+
+
+def load_tokenizer(folder: ModelFolder) -> Any:
+    """Return the tokenizer of a checked folder.
+
+    Raises:
+        ModelError: there is none, or it needs code of its own.
+    """
+    config = load_config(folder)
+    with library_errors_as_model_error(f"model {folder.name!r} has no usable tokenizer"):
+        return transformers.AutoTokenizer.from_pretrained(folder.path, config=config, **LOCAL_ONLY)
+
+
+def check_weight_count(name: str, config: Any, limit: int) -> None:
+    """Refuse a configuration with more weights than its files can hold.
+
+    The model is built on the meta device, so nothing of its size is allocated.
+
+    Args:
+        name: of the model, for the message.
+        config: its transformers configuration.
+        limit: the most weights that the files can hold.
+
+    Raises:
+        ModelError: the configuration has more.
+    """
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=False
+        )
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if weights > limit:
+        raise ModelError(
+            f"model {name!r} has {weights} weights by its configuration, its files can hold at "
+            f"most {limit}"
+        )
+
+
+def check_complete(name: str, loading_info: dict[str, Any]) -> None:
+    """Refuse a model of which transformers found only some tensors.
+
+    Raises:
+        ModelError: naming the first that is missing.
+    """
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} tensors, {missing[0]!r} first; its files are "
+            "incomplete"
+        )
+
+
+@contextmanager
+def library_errors_as_model_error(fault: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a model into one `ModelError` on one line.
+
+    Args:
+        fault: first part of the message; the library's own, at most 400 characters of it, follows.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except BaseException as err:
+        if not isinstance(err, Exception) and type(err).__name__ != _RUST_PANIC:
+            raise
+        reason = " ".join(str(err).split()) or type(err).__name__
+        if len(reason) > _REASON_CHARACTERS:
+            reason = reason[:_REASON_CHARACTERS] + "..."
+        raise ModelError(f"{fault}: {reason}") from err
