@@ -71,7 +71,7 @@ def inner_products(
     ]
     try:
         with torch.enable_grad():
-            states = runner.head_input_with_gradient(input_ids)
+            states = runner.final_states_with_gradient(input_ids)
             torch.autograd.backward(states, head_gradient(states.detach()).to(states.dtype))
     finally:
         for handle in handles:

@@ -23,7 +23,7 @@ from allocator.profiling.effects import Effects, assemble, interpolation
 from allocator.profiling.signal import LossModel, Scene, context_loss, kept
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import cross_entropy_gradient
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 
 
 def gradient(scene: Scene) -> LossModel:
@@ -50,12 +50,12 @@ def sample_effects(scene: Scene) -> Effects:
             for end in ends
         )
 
-    products, losses, room = [], [], Room()
+    products, losses, micro_batches = [], [], MicroBatches()
     for index, (batch, original) in enumerate(zip(batches, originals, strict=True)):
 
         def measure(batch: Tensor = batch) -> dict[str, Tensor]:
             return {
-                "products": room.cat(
+                "products": micro_batches.cat(
                     lambda some: _products(scene, batch[some], changes, len(ends)), len(batch)
                 )
             }

@@ -29,7 +29,7 @@ from allocator.profiling.signal import LossModel, Scene, additive, context_loss,
 from allocator.signals import INTEGRAL_NODES
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import divergence
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 
 STABLE = 0.98
 """Probing ends early once the shares of the odd and of the even batches correlate this much."""
@@ -66,7 +66,12 @@ def layer_shares(scene: Scene, nodes: int = INTEGRAL_NODES) -> tuple[Array, Arra
     batches = torch.split(scene.spec.probes, scene.spec.batch)
     originals = torch.split(scene.original_states, scene.spec.batch)
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    total, steps, used, room = np.zeros(()), len(batches) * nodes, len(batches), Room()
+    total, steps, used, micro_batches = (
+        np.zeros(()),
+        len(batches) * nodes,
+        len(batches),
+        MicroBatches(),
+    )
     for turn, node in enumerate(np.argsort(-points)):
         point = float(points[node] + 1) / 2
         _go_along_path(scene, point)
@@ -79,7 +84,7 @@ def layer_shares(scene: Scene, nodes: int = INTEGRAL_NODES) -> tuple[Array, Arra
                     batches[index],
                     originals[index],
                     point,
-                    room,
+                    micro_batches,
                 )
             )
             scene.on_progress(turn * len(batches) + index + 1, steps)
@@ -114,7 +119,12 @@ def _go_along_path(scene: Scene, point: float) -> None:
 
 
 def _batch_shares(
-    scene: Scene, part: str, batch: Tensor, original: Tensor, point: float, room: Room
+    scene: Scene,
+    part: str,
+    batch: Tensor,
+    original: Tensor,
+    point: float,
+    micro_batches: MicroBatches,
 ) -> Array:
     """Return <dKL/dW, E> of each window and layer at a point of the path, [windows, L]."""
     runner = scene.runner
@@ -126,7 +136,7 @@ def _batch_shares(
         gradient = lambda states: divergence(runner, batch[some], states, original[some])[1]  # noqa: E731
         return inner_products(runner, batch[some], gradient, scene.layers, 1, error)
 
-    found = kept(scene.parts, part, lambda: {"products": room.cat(products, len(batch))})[
+    found = kept(scene.parts, part, lambda: {"products": micro_batches.cat(products, len(batch))})[
         "products"
     ]
     return np.asarray(found[:, :, 0].numpy(), dtype=np.float64)

@@ -41,7 +41,7 @@ def layer_alphas(scene: Scene) -> Array:
     levels = np.array(NOISE_LEVELS)
     row_of = {layer.name: row for row, layer in enumerate(scene.layers)}
     members = by_block(scene.layers)
-    states, alphas = runner.enter(probes), []
+    states, alphas = runner.initial_states(probes), []
     for index in range(len(runner.blocks)):
 
         def measure(index: int = index, hidden: Tensor = states) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def layer_alphas(scene: Scene) -> Array:
             "loss"
         ].numpy()  # [layers, levels]
         alphas.append(losses @ levels**2 / (levels**4).sum())
-        states = runner.blocks_between(probes, states, index, index + 1)
+        states = runner.run_blocks(probes, states, index, index + 1)
         scene.on_progress(index + 1, len(runner.blocks))
     scene.put_all(scene.menu.fidelities[scene.menu.context])
     return np.concatenate(alphas)

@@ -32,9 +32,9 @@ def end_effects(scene: Scene) -> Effects:
     runner, probes = scene.runner, scene.spec.probes
     if scene.spec.in_original:
         scene.put_all(None)
-    states = [runner.enter(probes)]
+    states = [runner.initial_states(probes)]
     for index in range(len(runner.blocks)):
-        states.append(runner.blocks_between(probes, states[-1], index, index + 1))
+        states.append(runner.run_blocks(probes, states[-1], index, index + 1))
     context = runner.head_input(probes, states[-1], len(runner.blocks))
     generator = torch.Generator().manual_seed(scene.spec.seed)
     metric = output_metric(runner, probes, context, scene.original_states, SKETCH_WIDTH, generator)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 from quantizer.running.runner import BlockRunner
 
 
@@ -78,7 +78,7 @@ def output_metric(
             runner, input_ids[some], context[some], original[some], width, generator
         )
 
-    found = Room(1).run(measure, len(input_ids))
+    found = MicroBatches(1).run(measure, len(input_ids))
     return OutputMetric(
         *(
             torch.cat([getattr(each, field.name) for each in found])

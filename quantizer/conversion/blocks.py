@@ -17,7 +17,7 @@ from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.inverse import damped_inverse
-from quantizer.rounding.methods import USUAL, Rounding, Scores, make_forms
+from quantizer.rounding.methods import DEFAULT_ROUNDING, LayerScores, Rounding, quantize_candidates
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
 
@@ -43,7 +43,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class FormError:
+class Distortion:
     """How far a stored form of a layer is from the original weight W, with E = stored - W.
 
     Attributes:
@@ -66,7 +66,7 @@ class QuantizedBlock:
     """
 
     weights: dict[str, dict[str, QuantizedWeight]]
-    errors: dict[str, dict[str, FormError]]
+    errors: dict[str, dict[str, Distortion]]
 
 
 def quantize_blocks(
@@ -77,8 +77,8 @@ def quantize_blocks(
     parts: PartStore,
     on_progress: Progress,
     scored: Sequence[Fidelity] = (),
-    rounding: Rounding = USUAL,
-    scores: Mapping[str, Scores] | None = None,
+    rounding: Rounding = DEFAULT_ROUNDING,
+    scores: Mapping[str, LayerScores] | None = None,
 ) -> None:
     """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
 
@@ -99,14 +99,14 @@ def quantize_blocks(
         scores: scores from outside, by layer name.
     """
     batches = calibration.batches()
-    hidden = [runner.enter(batch) for batch in batches]
+    hidden = [runner.initial_states(batch) for batch in batches]
     by_index = by_block(layers)
     count = len(runner.blocks)
     for index in range(count):
         members = by_index.get(index, ())
         stored = find_block(parts, members, choices, index)
         if stored is None:
-            make = partial(_make_forms, rounding=rounding)
+            make = partial(_quantize_candidates, rounding=rounding)
             stored = _quantize_block(
                 runner, members, choices, scored, batches, hidden, index, make, scores or {}
             )
@@ -151,11 +151,11 @@ def find_block(
             }
             weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
             weights.setdefault(layer.name, {})[fidelity.name] = weight
-    errors: dict[str, dict[str, FormError]] = {layer.name: {} for layer in layers}
+    errors: dict[str, dict[str, Distortion]] = {layer.name: {} for layer in layers}
     for key, tensor in tensors.items():
         kind, name, fidelity_name = key.split("|")
         if kind == _ERRORS and name in errors:
-            errors[name][fidelity_name] = FormError(*tensor.tolist())
+            errors[name][fidelity_name] = Distortion(*tensor.tolist())
     return QuantizedBlock(weights, errors)
 
 
@@ -225,8 +225,8 @@ def _quantize_block(
     batches: Sequence[Tensor],
     hidden: Sequence[Tensor],
     index: int,
-    make: Callable[..., list[tuple[QuantizedWeight, FormError]]],
-    scores: Mapping[str, Scores],
+    make: Callable[..., list[tuple[QuantizedWeight, Distortion]]],
+    scores: Mapping[str, LayerScores],
 ) -> QuantizedBlock:
     block = QuantizedBlock({}, {})
     for group in input_groups(runner, members, batches[0], hidden[0], index):
@@ -243,7 +243,8 @@ def _quantize_block(
             )
         ]
         items = [
-            (weights[layer.name], piece, scores.get(layer.name, Scores())) for layer, piece in tasks
+            (weights[layer.name], piece, scores.get(layer.name, LayerScores()))
+            for layer, piece in tasks
         ]
         made = _in_parallel(partial(make, moments=moments, inverse=inverse), items)
         for (layer, piece), results in zip(tasks, made, strict=True):
@@ -258,16 +259,16 @@ def _quantize_block(
     return block
 
 
-def _make_forms(
+def _quantize_candidates(
     weight: Tensor,
     fidelities: Sequence[Fidelity],
-    scores: Scores,
+    scores: LayerScores,
     rounding: Rounding,
     moments: Tensor,
     inverse: Tensor | None,
-) -> list[tuple[QuantizedWeight, FormError]]:
-    forms = make_forms(weight, moments, fidelities, rounding, scores, inverse)
-    return [(form, form_error(form, weight, moments)) for form in forms]
+) -> list[tuple[QuantizedWeight, Distortion]]:
+    forms = quantize_candidates(weight, moments, fidelities, rounding, scores, inverse)
+    return [(form, distortion(form, weight, moments)) for form in forms]
 
 
 def _pieces(
@@ -291,11 +292,11 @@ def _stack_bytes(device: torch.device) -> int:
     return max(STACK_BYTES, int(_FREE_SHARE * torch.cuda.mem_get_info(device)[0]))
 
 
-Item = tuple[Tensor, Sequence[Fidelity], Scores]
+Item = tuple[Tensor, Sequence[Fidelity], LayerScores]
 
 
 def _in_parallel(
-    work: Callable[[Tensor, Sequence[Fidelity], Scores], R], items: Sequence[Item]
+    work: Callable[[Tensor, Sequence[Fidelity], LayerScores], R], items: Sequence[Item]
 ) -> list[R]:
     """Return `work` of each item; on a CPU one item a core, each on one thread.
 
@@ -313,7 +314,7 @@ def _in_parallel(
         torch.set_num_threads(threads)
 
 
-def form_error(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> FormError:
+def distortion(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> Distortion:
     """Return the errors of a stored form.
 
     Args:
@@ -323,7 +324,7 @@ def form_error(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> FormEr
     """
     error = form.dequantize() - weight
     size = float(weight.square().sum())
-    return FormError(
+    return Distortion(
         float(((error @ moments) * error).sum()),
         float(error.square().sum()) / size if size else 0.0,
     )

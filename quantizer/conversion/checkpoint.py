@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quantizer.conversion.embeddings import pack_tables
+from quantizer.conversion.embeddings import pack_embeddings
 from quantizer.conversion.transformers_format import BitwrightConfig, BitwrightQuantizer
 from quantizer.durable import sync_folder
 from quantizer.errors import CheckpointError
@@ -51,7 +51,7 @@ def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -
                 f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says "
                 f"{fidelity.name}"
             )
-    tied = pack_tables(model, {table.name: weights[table.name] for table in plan.embeddings})
+    tied = pack_embeddings(model, {table.name: weights[table.name] for table in plan.embeddings})
     pack_layers(model, {name: weights[name] for name in plan.without_embeddings.by_name})
     config = BitwrightConfig(
         {name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied

@@ -22,8 +22,8 @@ from quantizer.packed.layout import COLUMNS
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
-from quantizer.rounding.methods import make_form
-from quantizer.running.evaluate import divergence_of, next_token_logits
+from quantizer.rounding.methods import quantize_layer
+from quantizer.running.evaluate import next_token_logits, window_divergence
 from quantizer.running.moments import head_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_blocks
@@ -31,7 +31,9 @@ from quantizer.running.structure import find_blocks
 EMBEDDING, HEAD, TIED = "embedding", "head", "embedding and head"
 """What a table is; the `kind` of its specification."""
 
-OPTIONS = tuple(Fidelity.parse(name) for name in ("int8g256s8", "int4g64s6", "int3g64s6"))
+EMBEDDING_FIDELITIES = tuple(
+    Fidelity.parse(name) for name in ("int8g256s8", "int4g64s6", "int3g64s6")
+)
 """How a table may be stored.
 
 All have one code width: rows that are quantized apart must share their column order.
@@ -46,7 +48,7 @@ A multiple of 32, so that packed tensors of pieces can be joined.
 """
 
 
-def find_tables(model: Any) -> tuple[LayerSpec, ...]:
+def find_embeddings(model: Any) -> tuple[LayerSpec, ...]:
     """Return the model's embedding and head, once if they are tied.
 
     Nothing for a model whose ends are of another form.
@@ -70,18 +72,22 @@ def find_tables(model: Any) -> tuple[LayerSpec, ...]:
     )
 
 
-def quantize_table(weight: Tensor, moments: Tensor | None, fidelity: Fidelity) -> QuantizedWeight:
+def quantize_embedding(
+    weight: Tensor, moments: Tensor | None, fidelity: Fidelity
+) -> QuantizedWeight:
     """Quantize a table at a fidelity of one code width.
 
     Args:
         weight: [rows, hidden].
         moments: of what the table is multiplied with, [hidden, hidden]; None if its rows are looked
             up only.
-        fidelity: one of `OPTIONS`, or another of one code width, without outliers and adapter.
+        fidelity: one of `EMBEDDING_FIDELITIES`, or another of one code width, without outliers and adapter.
     """
     if moments is None:
         moments = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
-    pieces = [make_form(piece.float(), moments, fidelity) for piece in torch.split(weight, _ROWS)]
+    pieces = [
+        quantize_layer(piece.float(), moments, fidelity) for piece in torch.split(weight, _ROWS)
+    ]
     tensors = {COLUMNS: pieces[0].tensors[COLUMNS]}
     for name, tensor in pieces[0].tensors.items():
         if name != COLUMNS:
@@ -90,7 +96,7 @@ def quantize_table(weight: Tensor, moments: Tensor | None, fidelity: Fidelity) -
     return QuantizedWeight(fidelity, rows, hidden, tensors)
 
 
-def quantize_tables(
+def quantize_embeddings(
     runner: BlockRunner, fidelities: Mapping[str, Fidelity], batches: Sequence[Tensor]
 ) -> dict[str, QuantizedWeight]:
     """Quantize some tables of a model that is otherwise as it was.
@@ -104,7 +110,7 @@ def quantize_tables(
         PlanError: the model has no such table.
     """
     found: dict[str, QuantizedWeight] = {}
-    kinds = {spec.name: spec.kind for spec in find_tables(runner.model)}
+    kinds = {spec.name: spec.kind for spec in find_embeddings(runner.model)}
     moments = None
     for name, fidelity in fidelities.items():
         if name not in kinds:
@@ -112,20 +118,20 @@ def quantize_tables(
         if kinds[name] != EMBEDDING and moments is None:
             moments = head_moments(runner, batches)
         weight: Tensor = runner.model.get_submodule(name).weight.data  # type: ignore[assignment]
-        found[name] = quantize_table(
+        found[name] = quantize_embedding(
             weight, None if kinds[name] == EMBEDDING else moments, fidelity
         )
     return found
 
 
-def install_tables(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
+def set_embedding_weights(model: Any, tables: Mapping[str, QuantizedWeight]) -> None:
     """Overwrite tables of a model by what their stored forms stand for."""
     for name, form in tables.items():
         weight = model.get_submodule(name).weight
         weight.data = form.to(weight.device).dequantize(weight.dtype)
 
 
-def table_losses(
+def embedding_losses(
     model: Any, changed: Sequence[Mapping[str, Tensor]], windows: Tensor, precision: torch.dtype
 ) -> list[float]:
     """Return KL(original || model) with some tables replaced, for each of some replacements, [nats/token].
@@ -144,7 +150,7 @@ def table_losses(
             reference = next_token_logits(model, window)[0]
             for at, weights in enumerate(changed):
                 with _replaced(model, weights):
-                    totals[at] += divergence_of(reference, next_token_logits(model, window)[0])
+                    totals[at] += window_divergence(reference, next_token_logits(model, window)[0])
     return [total / len(windows) for total in totals]
 
 
@@ -160,7 +166,7 @@ def _replaced(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
             model.get_submodule(name).weight.data = weight
 
 
-def pack_tables(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str, str]:
+def pack_embeddings(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str, str]:
     """Replace tables of a model by their packed twins, in place.
 
     Returns:
@@ -170,7 +176,7 @@ def pack_tables(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[str,
     Raises:
         PlanError: the model has no such table.
     """
-    by_name = {spec.name: spec for spec in find_tables(model)}
+    by_name = {spec.name: spec for spec in find_embeddings(model)}
     tied: dict[str, str] = {}
     for name, weight in weights.items():
         if name not in by_name:

@@ -45,7 +45,7 @@ def squared_gradients(
             weight.requires_grad_(True)
         for ids in torch.split(windows, 1):
             with matmul_autocast(precision, ids.device):
-                states = runner.head_input_with_gradient(ids)
+                states = runner.final_states_with_gradient(ids)
                 gradient = cross_entropy_gradient(runner, ids, states.detach())
             each = torch.autograd.grad(
                 states, list(weights.values()), gradient.to(states.dtype), allow_unused=True

@@ -34,7 +34,7 @@ _LARGEST_SHARE = 0.9 * OUTLIER_SHARE_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SelectedWeights:
     """Which weights stay in 16 bits.
 
     Attributes:
@@ -100,7 +100,7 @@ def weight_integrals(
                 weight.data = torch.lerp(originals[name], quantized[name], place)
             total = {name: torch.zeros_like(weight.data) for name, weight in weights.items()}
             for ids, original in zip(torch.split(windows, 1), teacher, strict=True):
-                states = runner.head_input_with_gradient(ids)
+                states = runner.final_states_with_gradient(ids)
                 _, pull = divergence(runner, ids, states.detach(), original)
                 each = torch.autograd.grad(
                     states, list(weights.values()), pull.to(states.dtype), allow_unused=True
@@ -114,7 +114,7 @@ def weight_integrals(
     return {name: mean * (quantized[name] - originals[name]) for name, mean in means.items()}
 
 
-def keep_weights(
+def select_weights(
     runner: BlockRunner,
     originals: Weights,
     quantized: Weights,
@@ -122,7 +122,7 @@ def keep_weights(
     share: float,
     precision: torch.dtype = torch.float32,
     steps: int = STEPS,
-) -> Kept:
+) -> SelectedWeights:
     """Choose the weights that stay in 16 bits.
 
     Half of them outliers, half significant weights found in steps.
@@ -144,7 +144,7 @@ def keep_weights(
         ).items()
     }
     kept = {
-        name: top(originals[name].abs(), count)
+        name: top_mask(originals[name].abs(), count)
         for name, count in outlier_counts(integrals, share / 2).items()
     }
     current = dict(quantized)
@@ -158,7 +158,7 @@ def keep_weights(
         flat = torch.cat(
             [_open_scores(integrals[name], kept[name]).flatten() for name in integrals]
         )
-        chosen = torch.split(top(flat, wanted), [size[name] for name in integrals])
+        chosen = torch.split(top_mask(flat, wanted), [size[name] for name in integrals])
         kept = {
             name: kept[name] | mask.view_as(kept[name])
             for name, mask in zip(integrals, chosen, strict=True)
@@ -168,7 +168,7 @@ def keep_weights(
         name: integrals[name] + (2 * integrals[name].max() + 1) * mask
         for name, mask in kept.items()
     }
-    return Kept(shares, scores)
+    return SelectedWeights(shares, scores)
 
 
 def outlier_counts(integrals: Weights, share: float) -> dict[str, int]:
@@ -197,7 +197,7 @@ def outlier_counts(integrals: Weights, share: float) -> dict[str, int]:
     return counts
 
 
-def top(scores: Tensor, count: int) -> Tensor:
+def top_mask(scores: Tensor, count: int) -> Tensor:
     """Return where the `count` highest scores are; bool, of the same shape."""
     chosen = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     chosen[scores.flatten().topk(min(count, scores.numel())).indices] = True
@@ -208,7 +208,7 @@ def _open_scores(integrals: Tensor, kept: Tensor) -> Tensor:
     """Return the integrals of weights that may still be kept, -1 for those that are and where a layer has enough."""
     left = int(_LARGEST_SHARE * kept.numel()) - int(kept.sum())
     scores = integrals.masked_fill(kept, -1)
-    return scores.masked_fill(~top(scores, left), -1)
+    return scores.masked_fill(~top_mask(scores, left), -1)
 
 
 def _share(count: int, size: int) -> float:

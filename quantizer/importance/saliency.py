@@ -76,7 +76,7 @@ def column_scores(
     """Return the sparsity impact of each layer's columns in the original model, float32 [in] by layer name."""
     batches = calibration.batches()
     members = by_block(layers)
-    hidden = [runner.enter(batch) for batch in batches]
+    hidden = [runner.initial_states(batch) for batch in batches]
     scores = {}
     for index in range(len(runner.blocks)):
         for group in input_groups(runner, members.get(index, ()), batches[0], hidden[0], index):
@@ -89,7 +89,7 @@ def column_scores(
     return scores
 
 
-def salient(
+def find_salient_groups(
     runner: BlockRunner,
     layers: Sequence[LayerSpec],
     stored: Mapping[str, QuantizedWeight],

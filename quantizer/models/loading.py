@@ -18,7 +18,7 @@ from quantizer.errors import ModelError
 from quantizer.models.config import CONFIG, read_config, sanitized
 from quantizer.models.folder import ModelFolder
 from quantizer.models.weight_files import find_weight_files
-from quantizer.running.memory import place
+from quantizer.running.memory import to_device
 
 LOCAL_ONLY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Arguments of every `from_pretrained`: run no code of a model, and download nothing."""
@@ -58,7 +58,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
         )
     check_complete(folder.name, info)
     model.requires_grad_(requires_grad=False)
-    return place(model, device).eval()
+    return to_device(model, device).eval()
 
 
 def meta_model(folder: ModelFolder) -> Any:

@@ -40,7 +40,7 @@ from quantizer.rounding.grids import fit_grid, fit_row_scale
 from quantizer.rounding.inverse import damped_inverse, upper_factor
 
 
-def quantize_layer(
+def gptq_layer(
     weight: Tensor,
     hessian: Tensor,
     fidelity: Fidelity,
@@ -48,12 +48,12 @@ def quantize_layer(
     outlier_scores: Tensor | None = None,
     inverse: Tensor | None = None,
 ) -> QuantizedWeight:
-    """Quantize one layer at one fidelity, see `quantize_forms`."""
-    (stored,) = quantize_forms(weight, hessian, (fidelity,), (impact,), outlier_scores, inverse)
+    """Quantize one layer at one fidelity, see `gptq_candidates`."""
+    (stored,) = gptq_candidates(weight, hessian, (fidelity,), (impact,), outlier_scores, inverse)
     return stored
 
 
-def quantize_forms(
+def gptq_candidates(
     weight: Tensor,
     hessian: Tensor,
     fidelities: Sequence[Fidelity],

@@ -1,6 +1,6 @@
 """How a layer's codes are found.
 
-The light method that rounds, and what the high-impact columns are chosen by.
+The method that rounds, and what the high-impact columns are chosen by.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from quantizer.packed.grid import quantize
 from quantizer.packed.weight import PartCodes, QuantizedWeight
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity
 from quantizer.rounding.columns import column_impact, column_order, random_impact, sparsity_impact
-from quantizer.rounding.gptq import quantize_forms
+from quantizer.rounding.gptq import gptq_candidates
 from quantizer.rounding.grids import fit_grid
 
-LIGHT = ("gptq", "rtn")
+METHODS = ("gptq", "rtn")
 SELECTIONS = ("hessian", "sparsity", "random", "given")
 
 
@@ -26,7 +26,7 @@ class Rounding:
     """How codes are found.
 
     Attributes:
-        light: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`,
+        method: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`,
             rounding that later columns make good, see `quantizer.rounding.gptq`.
         selection: scores of columns, the highest of which make up the high-impact part: `hessian`,
             their output error; `sparsity`, see `quantizer.rounding.columns.sparsity_impact`; `random`, a
@@ -37,27 +37,27 @@ class Rounding:
         RoundingError: a name is not one of these.
     """
 
-    light: str = LIGHT[0]
+    method: str = METHODS[0]
     selection: str = SELECTIONS[0]
 
     def __post_init__(self) -> None:
         """Refuse unknown names."""
-        for value, known in ((self.light, LIGHT), (self.selection, SELECTIONS)):
+        for value, known in ((self.method, METHODS), (self.selection, SELECTIONS)):
             if value not in known:
                 raise RoundingError(f"{value!r} is no way to round; use one of {', '.join(known)}")
 
     @property
     def name(self) -> str:
         """Both names, as in `gptq/hessian`; results are kept under it."""
-        return f"{self.light}/{self.selection}"
+        return f"{self.method}/{self.selection}"
 
 
-USUAL = Rounding()
+DEFAULT_ROUNDING = Rounding()
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Scores of one layer from outside.
+class LayerScores:
+    """LayerScores of one layer from outside.
 
     Attributes:
         columns: what high-impact columns are chosen by where they are given, [in]; see
@@ -69,15 +69,15 @@ class Scores:
     weights: Tensor | None = None
 
 
-NO_SCORES = Scores()
+NO_SCORES = LayerScores()
 
 
-def make_forms(
+def quantize_candidates(
     weight: Tensor,
     hessian: Tensor,
     fidelities: Sequence[Fidelity],
-    rounding: Rounding = USUAL,
-    scores: Scores = NO_SCORES,
+    rounding: Rounding = DEFAULT_ROUNDING,
+    scores: LayerScores = NO_SCORES,
     inverse: Tensor | None = None,
 ) -> list[QuantizedWeight]:
     """Quantize one layer at each of some fidelities.
@@ -89,7 +89,7 @@ def make_forms(
         fidelities: how to store the layer.
         rounding: how to find the codes.
         scores: scores from outside, where there are any.
-        inverse: see `quantizer.rounding.gptq.quantize_forms`.
+        inverse: see `quantizer.rounding.gptq.gptq_candidates`.
 
     Returns:
         stored forms in the order of the fidelities.
@@ -98,12 +98,12 @@ def make_forms(
         RoundingError: scores are to be given, and are not; or a fidelity asks for what only `gptq`
             makes: coded scales, outliers, an adapter.
     """
-    if rounding.light != LIGHT[0]:
+    if rounding.method != METHODS[0]:
         for fidelity in fidelities:
             plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
             if fidelity != plain:
                 raise RoundingError(
-                    f"{rounding.light} cannot store {fidelity.name}: use gptq, or {plain.name}"
+                    f"{rounding.method} cannot store {fidelity.name}: use gptq, or {plain.name}"
                 )
     by_grid: dict[tuple[int, int, bool], Tensor] = {}
     for fidelity in fidelities:
@@ -112,23 +112,23 @@ def make_forms(
                 weight, hessian, fidelity, rounding, scores.columns
             )
     impacts = [by_grid[_grid_of(fidelity)] for fidelity in fidelities]
-    if rounding.light == LIGHT[0]:
-        return quantize_forms(weight, hessian, fidelities, impacts, scores.weights, inverse)
+    if rounding.method == METHODS[0]:
+        return gptq_candidates(weight, hessian, fidelities, impacts, scores.weights, inverse)
     return [
         _rounded(weight, hessian, fidelity, impact)
         for fidelity, impact in zip(fidelities, impacts, strict=True)
     ]
 
 
-def make_form(
+def quantize_layer(
     weight: Tensor,
     hessian: Tensor,
     fidelity: Fidelity,
-    rounding: Rounding = USUAL,
-    scores: Scores = NO_SCORES,
+    rounding: Rounding = DEFAULT_ROUNDING,
+    scores: LayerScores = NO_SCORES,
 ) -> QuantizedWeight:
-    """Quantize one layer at one fidelity, see `make_forms`."""
-    (form,) = make_forms(weight, hessian, (fidelity,), rounding, scores)
+    """Quantize one layer at one fidelity, see `quantize_candidates`."""
+    (form,) = quantize_candidates(weight, hessian, (fidelity,), rounding, scores)
     return form
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from quantizer.durable import PartStore, Progress
 from quantizer.running.logits import token_divergence, token_loss
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 
 METHOD = "evaluate-2"
 """Names what this module and the products of packed layers compute.
@@ -92,11 +92,11 @@ def evaluate_models(
         The quality of each model.
     """
     scores: dict[str, list[list[float]]] = {name: [] for name in models}
-    batches, room = torch.split(windows, batch), Room()
+    batches, micro_batches = torch.split(windows, batch), MicroBatches()
     for index, members in enumerate(batches):
         data = parts.read(f"batch-{index:06d}")
         if data is None:
-            pieces = room.run(partial(_score, models, original, members), len(members))
+            pieces = micro_batches.run(partial(_score, models, original, members), len(members))
             data = json.dumps(
                 {name: [row for piece in pieces for row in piece[name]] for name in models}
             ).encode()
@@ -120,12 +120,16 @@ def _score(
     for name, model in models.items():
         logits = reference if name == original else next_token_logits(model, windows)
         nll = [_mean(token_loss(*each)) for each in zip(logits, targets, strict=True)]
-        kl = [0.0] * len(windows) if name == original else [*map(divergence_of, reference, logits)]
+        kl = (
+            [0.0] * len(windows)
+            if name == original
+            else [*map(window_divergence, reference, logits)]
+        )
         scores[name] = [list(pair) for pair in zip(nll, kl, strict=True)]
     return scores
 
 
-def divergence_of(original: Tensor, logits: Tensor) -> float:
+def window_divergence(original: Tensor, logits: Tensor) -> float:
     """Return the mean over the tokens of a window of KL(original || model).
 
     Logits are [tokens, vocabulary].

@@ -18,7 +18,7 @@ R = TypeVar("R")
 M = TypeVar("M", bound=nn.Module)
 
 
-def place(model: M, device: str) -> M:
+def to_device(model: M, device: str) -> M:
     """Return the model after moving it to a device.
 
     Raises:
@@ -34,7 +34,7 @@ def place(model: M, device: str) -> M:
         ) from error
 
 
-class Room:
+class MicroBatches:
     """Runs work on windows: all of them at once, or as many as it is told, and where memory is short half as many from then on."""
 
     def __init__(self, most: int | None = None) -> None:

@@ -44,7 +44,7 @@ def input_groups(
         for layer in members
     ]
     try:
-        runner.blocks_between(batch, hidden, index, index + 1)
+        runner.run_blocks(batch, hidden, index, index + 1)
     finally:
         for handle in handles:
             handle.remove()
@@ -78,7 +78,7 @@ def input_moments(
         0,
     )
     for batch, states in zip(batches, hidden, strict=True):
-        for inputs in runner.inputs_of(linear, batch, states, index):
+        for inputs in runner.module_inputs(linear, batch, states, index):
             rows = inputs.reshape(-1, layer.in_features).float()
             total.addmm_(rows.t(), rows)
             tokens += len(rows)

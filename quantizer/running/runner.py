@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quantizer.errors import ModelError
 from quantizer.kernels.precision import matmul_autocast
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 from quantizer.running.structure import find_blocks
 
 
@@ -52,16 +52,16 @@ class BlockRunner:
             )
         self.head = head
         self._wraps_output: bool | None = None
-        self._room = Room()
+        self._micro_batches = MicroBatches()
 
-    def enter(self, input_ids: Tensor) -> Tensor:
+    def initial_states(self, input_ids: Tensor) -> Tensor:
         """Return the hidden states that enter the first block, [batch, tokens, hidden]."""
         with torch.no_grad():
-            return self._room.cat(
+            return self._micro_batches.cat(
                 lambda some: self._run(input_ids[some], stop_before=0), len(input_ids)
             )
 
-    def blocks_between(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
+    def run_blocks(self, input_ids: Tensor, hidden: Tensor, first: int, last: int) -> Tensor:
         """Return the hidden states after blocks first .. last-1, when `hidden` enters block `first`; [batch, tokens, hidden].
 
         The `input_ids` [batch, tokens] are those that `hidden` comes from.
@@ -73,7 +73,7 @@ class BlockRunner:
             return self._run(input_ids[some], first=first, hidden=hidden[some], stop_after=last - 1)
 
         with torch.no_grad():
-            return self._room.cat(run, len(input_ids))
+            return self._micro_batches.cat(run, len(input_ids))
 
     def advance(
         self, batches: Sequence[Tensor], hidden: Sequence[Tensor], index: int
@@ -86,11 +86,11 @@ class BlockRunner:
             index: index of the block.
         """
         return [
-            self.blocks_between(batch, states, index, index + 1)
+            self.run_blocks(batch, states, index, index + 1)
             for batch, states in zip(batches, hidden, strict=True)
         ]
 
-    def inputs_of(
+    def module_inputs(
         self, module: nn.Module, input_ids: Tensor, hidden: Tensor, index: int
     ) -> list[Tensor]:
         """Return what enters a module of block `index` when `hidden` enters the block.
@@ -113,9 +113,11 @@ class BlockRunner:
             return found
 
         with torch.no_grad():
-            return [states for found in self._room.run(run, len(input_ids)) for states in found]
+            return [
+                states for found in self._micro_batches.run(run, len(input_ids)) for states in found
+            ]
 
-    def block_with_gradient(self, input_ids: Tensor, hidden: Tensor, index: int) -> Tensor:
+    def run_block_with_gradient(self, input_ids: Tensor, hidden: Tensor, index: int) -> Tensor:
         """Return the hidden states after block `index` when `hidden` enters it, differentiable in all that the block computes."""
         with torch.enable_grad():
             return self._run(input_ids, first=index, hidden=hidden, stop_after=index)
@@ -128,13 +130,13 @@ class BlockRunner:
         With `first` the number of blocks, `hidden` is what leaves the last one.
         """
         with torch.no_grad():
-            return self._room.cat(
+            return self._micro_batches.cat(
                 lambda some: self._head_input(input_ids[some], hidden[some], first), len(input_ids)
             )
 
     def final_states(self, input_ids: Tensor) -> Tensor:
         """Return what enters the output head after all blocks, [batch, tokens, hidden]."""
-        return self.head_input(input_ids, self.enter(input_ids), 0)
+        return self.head_input(input_ids, self.initial_states(input_ids), 0)
 
     def _head_input(self, input_ids: Tensor, hidden: Tensor, first: int) -> Tensor:
         def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -143,9 +145,9 @@ class BlockRunner:
         with _before(self.head, stop):
             return self._run(input_ids, first=first, hidden=hidden)
 
-    def head_input_with_gradient(self, input_ids: Tensor) -> Tensor:
+    def final_states_with_gradient(self, input_ids: Tensor) -> Tensor:
         """Return what enters the output head, [batch, tokens, hidden], differentiable in all that the blocks compute."""
-        hidden = self.enter(input_ids).requires_grad_()
+        hidden = self.initial_states(input_ids).requires_grad_()
         with torch.enable_grad():
             return self._head_input(input_ids, hidden, 0)
 

@@ -26,9 +26,9 @@ from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear, replace_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import LayerSpec, by_block
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 from quantizer.running.runner import BlockRunner
-from quantizer.training.descent import Training, TrainingSpec, window_order
+from quantizer.training.descent import LatentTrainer, TrainingSpec, window_order
 from quantizer.training.latent import LatentLinear
 
 log = logging.getLogger("bitwright")
@@ -108,7 +108,7 @@ def train_blocks(
     for parameter in runner.model.parameters():
         parameter.requires_grad_(False)
     batches = torch.split(windows, spec.batch)
-    inputs = [runner.enter(batch) for batch in batches]
+    inputs = [runner.initial_states(batch) for batch in batches]
     targets, found = list(inputs), []
     members = by_block(layers)
     count = len(runner.blocks)
@@ -155,7 +155,7 @@ def _train_block(
             set_dequantized_weight(runner.model, name, form)
         pairs = zip(torch.split(windows, spec.batch), inputs, targets, strict=True)
         losses = [
-            _loss(runner.blocks_between(ids, states, index, index + 1), target) * len(ids)
+            _loss(runner.run_blocks(ids, states, index, index + 1), target) * len(ids)
             for ids, states, target in pairs
         ]
         for name, weight in originals.items():
@@ -176,12 +176,12 @@ def _train_block(
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer)
     all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
-    training, room = Training(layers, spec), Room()
+    training, micro_batches = LatentTrainer(layers, spec), MicroBatches()
 
     def gather(rows: Tensor, some: slice) -> float:
         here = rows[some]
         with matmul_autocast(spec.precision, windows.device):
-            output = runner.block_with_gradient(windows[here], all_inputs[here], index)
+            output = runner.run_block_with_gradient(windows[here], all_inputs[here], index)
         with torch.enable_grad():
             loss = (
                 _distance(output, all_targets[here])
@@ -194,7 +194,9 @@ def _train_block(
         return float(loss.detach())
 
     for rows in window_order(len(windows), spec).to(windows.device):
-        training.descend(sum(room.run(partial(gather, rows), len(rows), undo=training.forget)))
+        training.descend(
+            sum(micro_batches.run(partial(gather, rows), len(rows), undo=training.forget))
+        )
     trained = {name: layer.stored() for name, layer in layers.items()}
     for name, linear in linears.items():
         replace_linear(runner.model, name, linear)

@@ -98,7 +98,7 @@ def window_order(windows: int, spec: TrainingSpec) -> Tensor:
     return torch.cat(epochs)[:wanted].view(spec.steps, spec.batch)
 
 
-class Training:
+class LatentTrainer:
     """Adam on the codes and scales of some layers (arXiv 1412.6980), with its own state kept for a later run.
 
     Attributes:

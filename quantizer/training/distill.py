@@ -23,9 +23,9 @@ from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear, replace_linear
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.divergence import divergence
-from quantizer.running.memory import Room
+from quantizer.running.memory import MicroBatches
 from quantizer.running.runner import BlockRunner
-from quantizer.training.descent import Training, TrainingSpec, window_order
+from quantizer.training.descent import LatentTrainer, TrainingSpec, window_order
 from quantizer.training.latent import LatentLinear
 
 log = logging.getLogger("bitwright")
@@ -78,10 +78,10 @@ def distill(
         parameter.requires_grad_(False)
     for name, layer in layers.items():
         replace_linear(runner.model, name, layer.to(windows.device))
-    training, order, room = (
-        Training(layers, spec, salient),
+    training, order, micro_batches = (
+        LatentTrainer(layers, spec, salient),
         window_order(len(windows), spec),
-        Room(),
+        MicroBatches(),
     )
     kept = parts.read(_STATE)
     if kept is not None:
@@ -91,7 +91,7 @@ def distill(
         rows = order[training.step]
         seen, wanted = windows[rows.to(windows.device)], teacher[rows].to(windows.device)
         gather = partial(_gather, runner, seen, wanted, spec.precision)
-        training.descend(sum(room.run(gather, len(rows), undo=training.forget)))
+        training.descend(sum(micro_batches.run(gather, len(rows), undo=training.forget)))
         if time.monotonic() - saved >= save_seconds or training.step == spec.steps:
             parts.write(_STATE, training.dumps())
             saved = time.monotonic()
@@ -106,7 +106,7 @@ def _gather(
     """Add the part of some windows to the gradients of the mean loss of all, and return their part of that loss."""
     ids = windows[some]
     with matmul_autocast(precision, ids.device):
-        states = runner.head_input_with_gradient(ids)
+        states = runner.final_states_with_gradient(ids)
         losses, gradient = divergence(runner, ids, states.detach(), teacher[some].to(states.dtype))
     torch.autograd.backward(states, gradient.to(states.dtype) / len(windows))
     return float(losses.sum()) / len(windows)

@@ -12,14 +12,18 @@ from typing import Any
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import quantize_blocks, read_blocks
 from quantizer.conversion.checkpoint import pack_model, save_checkpoint
-from quantizer.conversion.embeddings import find_tables, install_tables, quantize_tables
+from quantizer.conversion.embeddings import (
+    find_embeddings,
+    quantize_embeddings,
+    set_embedding_weights,
+)
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model, meta_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
-from quantizer.rounding.methods import USUAL, Rounding
+from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
 from quantizer.running.moments import Calibration
 from quantizer.running.structure import find_layers
 from service.stages.machine import Machine
@@ -35,7 +39,7 @@ def check_plan(model: ModelFolder, chosen: Plan) -> None:
         PlanError: names the first layer that differs.
     """
     bare = meta_model(model)
-    tables = [table for table in find_tables(bare) if table in chosen.embeddings]
+    tables = [table for table in find_embeddings(bare) if table in chosen.embeddings]
     for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
         if planned != found:
             raise PlanError(
@@ -53,7 +57,7 @@ def checkpoint(
     machine: Machine,
     reporter: Reporter,
     label: str,
-    rounding: Rounding = USUAL,
+    rounding: Rounding = DEFAULT_ROUNDING,
 ) -> Path:
     """Quantize the model as the plan says and return the folder of the checkpoint, complete and loadable."""
     inputs: dict[str, Any] = {
@@ -65,7 +69,7 @@ def checkpoint(
         "machine": machine.inputs(),
         "transformers": version("transformers"),
     }
-    if rounding != USUAL:
+    if rounding != DEFAULT_ROUNDING:
         inputs["rounding"] = rounding.name
 
     def make(folder: Path, parts: PartStore) -> None:
@@ -73,12 +77,12 @@ def checkpoint(
         choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
         calibration = Calibration(windows.tokens.to(machine.device), batch)
         told, runner = reporter.step(label), machine.runner(loaded)
-        tables = quantize_tables(
+        tables = quantize_embeddings(
             runner,
             {each.name: how for each, how in chosen.embeddings.items()},
             calibration.batches(),
         )
-        install_tables(loaded, tables)
+        set_embedding_weights(loaded, tables)
         quantize_blocks(
             runner,
             chosen.without_embeddings.layers,

@@ -10,7 +10,11 @@ import torch
 from allocator.answers.embeddings import TableChoice
 from allocator.demands.menu import uniform_bytes
 from quantizer.conversion import blocks
-from quantizer.conversion.embeddings import OPTIONS, quantize_tables, table_losses
+from quantizer.conversion.embeddings import (
+    EMBEDDING_FIDELITIES,
+    embedding_losses,
+    quantize_embeddings,
+)
 from quantizer.durable import PartStore
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
@@ -55,7 +59,7 @@ class TableTask:
             "probes": self.probes.sha256,
             "used": PROBES,
             "batch": self.batch,
-            "options": [option.name for option in OPTIONS],
+            "options": [option.name for option in EMBEDDING_FIDELITIES],
             "method": blocks.METHOD,
             "machine": self.machine.inputs(),
         }
@@ -65,14 +69,14 @@ class TableTask:
 def ways_of(store: StageStore, task: TableTask, reporter: Reporter) -> list[list[TableChoice]]:
     """Return for each table the ways to store it.
 
-    As it is, and at each of `quantizer.conversion.embeddings.OPTIONS`.
+    As it is, and at each of `quantizer.conversion.embeddings.EMBEDDING_FIDELITIES`.
     """
     losses = _losses(store, task, reporter)
     return [
         [TableChoice(table, None, table.weights * task.item_bytes, 0.0)]
         + [
             TableChoice(table, each, uniform_bytes((table,), each), losses[table.name][each.name])
-            for each in OPTIONS
+            for each in EMBEDDING_FIDELITIES
         ]
         for table in task.tables
     ]
@@ -83,7 +87,9 @@ def likely_bytes(tables: Sequence[LayerSpec]) -> tuple[int, int]:
 
     At the middle one of the ways, and at the smallest.
     """
-    return uniform_bytes(tables, OPTIONS[len(OPTIONS) // 2]), uniform_bytes(tables, OPTIONS[-1])
+    return uniform_bytes(
+        tables, EMBEDDING_FIDELITIES[len(EMBEDDING_FIDELITIES) // 2]
+    ), uniform_bytes(tables, EMBEDDING_FIDELITIES[-1])
 
 
 def _losses(store: StageStore, task: TableTask, reporter: Reporter) -> dict[str, dict[str, float]]:
@@ -102,13 +108,13 @@ def _losses(store: StageStore, task: TableTask, reporter: Reporter) -> dict[str,
         probes, found = task.probes.tokens[:PROBES].to(machine.device), {}
         for at, table in enumerate(task.tables):
             forms = [
-                quantize_tables(runner, {table.name: option}, batches)[table.name]
-                for option in OPTIONS
+                quantize_embeddings(runner, {table.name: option}, batches)[table.name]
+                for option in EMBEDDING_FIDELITIES
             ]
             changed = [{table.name: form.dequantize(machine.dtype)} for form in forms]
-            losses = table_losses(loaded, changed, probes, machine.precision)
+            losses = embedding_losses(loaded, changed, probes, machine.precision)
             found[table.name] = {
-                option.name: loss for option, loss in zip(OPTIONS, losses, strict=True)
+                option.name: loss for option, loss in zip(EMBEDDING_FIDELITIES, losses, strict=True)
             }
             told(at + 1, len(task.tables))
         (folder / "tables.json").write_text(json.dumps(found), encoding="utf-8")

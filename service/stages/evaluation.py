@@ -14,7 +14,7 @@ from quantizer.models.loading import load_model
 from quantizer.models.source import check_checkpoint
 from quantizer.running import evaluate
 from quantizer.running.evaluate import Quality, evaluate_models
-from quantizer.running.memory import place
+from quantizer.running.memory import to_device
 from service.stages.checkpoint import checkpoint_digest
 from service.stages.machine import Machine
 from service.stages.progress import Reporter
@@ -86,4 +86,4 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
         use_safetensors=True,
         local_files_only=True,
     )
-    return place(loaded, machine.device).eval()
+    return to_device(loaded, machine.device).eval()

@@ -9,7 +9,7 @@ from allocator.demands.menu import Menu, check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile
 from allocator.signals import find_signal
-from quantizer.conversion.embeddings import find_tables
+from quantizer.conversion.embeddings import find_embeddings
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import meta_model
 from quantizer.models.source import find_model
@@ -83,7 +83,7 @@ def prepare(
         raise ProfileError(
             f"the given profile was measured on another model than {model.name!r}; measure this one"
         )
-    tables = find_tables(skeleton) if request.whole_file and request.embeddings != KEEP else ()
+    tables = find_embeddings(skeleton) if request.whole_file and request.embeddings != KEEP else ()
     attempts: list[tuple[tuple[LayerSpec, ...], int]] = (
         [((), 0)] if not tables or request.embeddings == AUTO else []
     )

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from quantizer.rounding.methods import USUAL as USUAL_ROUNDING
-from quantizer.rounding.methods import Rounding
+from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
 from service.errors import RequestError
 from service.request.effort import Effort
 
@@ -38,7 +37,7 @@ class Recipe:
     """
 
     name: str
-    rounding: Rounding = USUAL_ROUNDING
+    rounding: Rounding = DEFAULT_ROUNDING
     requantized: bool = False
     kind: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)

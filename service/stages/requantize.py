@@ -9,16 +9,16 @@ from pathlib import Path
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import quantize_blocks
 from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
-from quantizer.conversion.embeddings import install_tables
+from quantizer.conversion.embeddings import set_embedding_weights
 from quantizer.durable import PartStore
 from quantizer.errors import PlanError
 from quantizer.importance import integrals
-from quantizer.importance.integrals import Kept, keep_weights
+from quantizer.importance.integrals import SelectedWeights, select_weights
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import Plan
-from quantizer.rounding.methods import Scores
+from quantizer.rounding.methods import LayerScores
 from quantizer.running.moments import Calibration
 from service.stages import checkpoint as checkpoint_stage
 from service.stages.checkpoint import checkpoint_digest, stored_weights
@@ -151,9 +151,9 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
         )
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
-        scores = {name: Scores(weights=each) for name, each in kept.scores.items()}
+        scores = {name: LayerScores(weights=each) for name, each in kept.scores.items()}
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
-        install_tables(loaded, forms)
+        set_embedding_weights(loaded, forms)
         quantize_blocks(
             task.machine.runner(loaded),
             spread.layers,
@@ -169,7 +169,7 @@ def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path
     return store.get(task.key, make) / "model"
 
 
-def _rank(task: RequantTask, reporter: Reporter) -> Kept:
+def _rank(task: RequantTask, reporter: Reporter) -> SelectedWeights:
     device, told = task.machine.device, reporter.step("rank weights")
     loaded = load_model(task.model, task.machine.dtype, device)
     originals = {
@@ -181,7 +181,7 @@ def _rank(task: RequantTask, reporter: Reporter) -> Kept:
         name: forms[name].to(device).dequantize(weight.dtype) for name, weight in originals.items()
     }
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
-    kept = keep_weights(
+    kept = select_weights(
         task.machine.runner(loaded),
         originals,
         quantized,

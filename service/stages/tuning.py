@@ -12,7 +12,7 @@ import torch
 from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
 from quantizer.durable import PartStore
 from quantizer.importance.fisher import squared_gradients
-from quantizer.importance.saliency import salient
+from quantizer.importance.saliency import find_salient_groups
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.packed.weight import QuantizedWeight
@@ -254,7 +254,7 @@ def _train(
     told = reporter.step(f"tune: {phase.kind}")
     if phase.kind == MODEL:
         calibration = Calibration(windows[:SALIENCY_WINDOWS], phase.spec.batch)
-        chosen = salient(
+        chosen = find_salient_groups(
             runner, find_layers(loaded), forms, calibration, phase.spec.salient, phase.spec.seed
         )
         return distill.distill(runner, forms, windows, phase.spec, parts, told, salient=chosen)

@@ -57,7 +57,7 @@ KEPT = 1.0
 """Seconds below which a stage was not made but found."""
 
 T = TypeVar("T")
-Scores = dict[str, dict[str, Any]]
+LayerScores = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ def score(
     text: TextSpec,
     *,
     fast: bool,
-) -> Scores:
+) -> LayerScores:
     """Return the scores of the original and of checkpoints on one text."""
     store, machine = StageStore(arguments.cache), machine_stage.Machine.choose(arguments.device)
     windows = windows_stage.windows_of(store, made.model, text)

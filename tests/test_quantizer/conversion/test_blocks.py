@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import (
-    FormError,
+    Distortion,
     QuantizedBlock,
+    distortion,
     find_block,
-    form_error,
     quantize_blocks,
     read_block,
     read_blocks,
@@ -30,7 +30,7 @@ from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import column_impact
-from quantizer.rounding.gptq import quantize_layer
+from quantizer.rounding.gptq import gptq_layer
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
@@ -185,7 +185,7 @@ def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
             impact = column_impact(
                 originals[layer.name], moments, choice.bits_lo, choice.group_size
             )
-            expected = quantize_layer(originals[layer.name], moments, choice, impact).dequantize()
+            expected = gptq_layer(originals[layer.name], moments, choice, impact).dequantize()
             equal_rows = int(((stored - expected).abs().amax(1) < 1e-5).sum())
             assert equal_rows >= 0.9 * layer.out_features
 
@@ -278,7 +278,7 @@ def test_form_error_is_the_mean_squared_error_of_the_outputs_and_the_relative_on
 ) -> None:
     inputs, weight = correlated_inputs(200, 96), normal(24, 96, seed=1)
     form = random_weight(fidelity, 24, 96, seed=2)
-    found = form_error(form, weight, inputs.t() @ inputs / len(inputs))
+    found = distortion(form, weight, inputs.t() @ inputs / len(inputs))
     dense = form.dequantize()
     outputs = [
         float((dense.double() @ x - weight.double() @ x).square().sum()) for x in inputs.double()
@@ -308,9 +308,9 @@ def test_errors_are_those_on_the_inputs_that_quantized_layers_give(
 
 def test_an_exact_form_and_a_layer_of_zeros_have_no_error() -> None:
     form = random_weight(Fidelity.uniform(4, 32), 8, 64)
-    assert form_error(form, form.dequantize(), torch.eye(64)) == FormError(0.0, 0.0)
+    assert distortion(form, form.dequantize(), torch.eye(64)) == Distortion(0.0, 0.0)
     assert (
-        form_error(form, torch.zeros(8, 64), torch.eye(64)).weight == 0
+        distortion(form, torch.zeros(8, 64), torch.eye(64)).weight == 0
     )  # there is nothing to be relative to
 
 
@@ -369,7 +369,7 @@ def test_layers_that_share_their_input_are_grouped_in_call_order(
     runner = BlockRunner(tiny_model(family))
     members = [layer for layer in find_layers(runner.model) if layer.block == 1]
     batch = CALIBRATION.batches()[0]
-    hidden = runner.blocks_between(batch, runner.enter(batch), 0, 1)
+    hidden = runner.run_blocks(batch, runner.initial_states(batch), 0, 1)
     found = input_groups(runner, members, batch, hidden, 1)
     assert [sorted(layer.kind.rpartition(".")[2] for layer in group) for group in found] == [
         sorted(group) for group in groups
@@ -382,7 +382,7 @@ def test_input_moments_are_the_mean_of_the_outer_products(
 ) -> None:
     runner = BlockRunner(tiny_model(family))
     batches = CALIBRATION.batches()
-    hidden = [runner.blocks_between(batch, runner.enter(batch), 0, 1) for batch in batches]
+    hidden = [runner.run_blocks(batch, runner.initial_states(batch), 0, 1) for batch in batches]
     for layer in (layer for layer in find_layers(runner.model) if layer.block == 1):
         moments = input_moments(runner, layer, batches, hidden, 1)
         expected = _moments_by_hook(runner.model, layer)
@@ -402,13 +402,11 @@ def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(
     originals = _weights(model)
     runner, batch = BlockRunner(model), CALIBRATION.batches()[0]
     members = [layer for layer in find_layers(model) if layer.block == 0]
-    groups = input_groups(runner, members, batch, runner.enter(batch), 0)
+    groups = input_groups(runner, members, batch, runner.initial_states(batch), 0)
     assert [layer.kind for layer in groups[-1]] == ["idle"]
     _quantize(model, tmp_path)
     name = "model.layers.2.idle"
-    expected = quantize_layer(
-        originals[name], torch.eye(64), CHOICES[1], torch.ones(64)
-    ).dequantize()
+    expected = gptq_layer(originals[name], torch.eye(64), CHOICES[1], torch.ones(64)).dequantize()
     block = _blocks(model, tmp_path)[2]
     assert torch.equal(block.weights[name][CHOICES[1].name].dequantize(), expected)
     assert block.errors[name][CHOICES[1].name].output == 0

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_checkpoint
 from quantizer.conversion.embeddings import (
     EMBEDDING,
+    EMBEDDING_FIDELITIES,
     HEAD,
-    OPTIONS,
     TIED,
-    find_tables,
-    quantize_table,
-    table_losses,
+    embedding_losses,
+    find_embeddings,
+    quantize_embedding,
 )
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
@@ -28,7 +28,7 @@ from quantizer.packed.packing import pack, unpack, unpack_positions
 from quantizer.packed.weight import dequantize_rows
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import OUTSIDE_BLOCKS, Plan
-from quantizer.rounding.methods import make_form
+from quantizer.rounding.methods import quantize_layer
 from quantizer.running.moments import head_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
@@ -52,7 +52,7 @@ def test_single_codes_are_read_where_they_are(bits: int) -> None:
 )
 def test_some_rows_are_those_of_the_whole_weight(name: str) -> None:
     weight, rows = normal(70, 100), torch.tensor([69, 0, 33, 33, 1])
-    form = make_form(weight, torch.eye(100), Fidelity.parse(name))
+    form = quantize_layer(weight, torch.eye(100), Fidelity.parse(name))
     assert torch.equal(
         dequantize_rows(form.tensors, form.fidelity, 100, rows), form.dequantize()[rows]
     )
@@ -63,7 +63,7 @@ def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(
     family: str, tiny_model: TinyModel
 ) -> None:
     model = tiny_model(family)
-    found = find_tables(model)
+    found = find_embeddings(model)
     assert all((table.block, table.out_features) == (OUTSIDE_BLOCKS, VOCABULARY) for table in found)
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     if ends[0].weight is ends[1].weight:
@@ -73,21 +73,22 @@ def test_tables_are_the_two_ends_of_a_model_and_one_if_they_are_tied(
     assert not {table.name for table in found} & {layer.name for layer in find_layers(model)}
 
 
-@pytest.mark.parametrize("fidelity", OPTIONS, ids=lambda fidelity: fidelity.name)
+@pytest.mark.parametrize("fidelity", EMBEDDING_FIDELITIES, ids=lambda fidelity: fidelity.name)
 @pytest.mark.parametrize("moments", [None, "some"])
 def test_tables_are_quantized_some_rows_at_a_time(
     fidelity: Fidelity, moments: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, inputs = normal(150, 96), correlated_inputs(400, 96, 0)
     hessian = inputs.t() @ inputs / 400 if moments else None
-    whole = quantize_table(weight, hessian, fidelity)
+    whole = quantize_embedding(weight, hessian, fidelity)
     monkeypatch.setattr("quantizer.conversion.embeddings._ROWS", 64)
-    pieces = quantize_table(weight, hessian, fidelity)
+    pieces = quantize_embedding(weight, hessian, fidelity)
     assert torch.allclose(pieces.dequantize(), whole.dequantize(), atol=1e-6)
     assert pieces.weight_bytes == fidelity.weight_bytes(150, 96)
     if hessian is not None:
         error, rounded = (
-            form.dequantize() - weight for form in (whole, quantize_table(weight, None, fidelity))
+            form.dequantize() - weight
+            for form in (whole, quantize_embedding(weight, None, fidelity))
         )
         assert float((error @ hessian * error).sum()) < 0.9 * float(
             (rounded @ hessian * rounded).sum()
@@ -114,12 +115,13 @@ def test_losses_of_tables_are_divergences_of_models_with_them(
     family: str, tiny_model: TinyModel
 ) -> None:
     model = tiny_model(family)
-    table = find_tables(model)[-1]
+    table = find_embeddings(model)[-1]
     weight = model.get_submodule(table.name).weight.data
     changed = [
-        {table.name: quantize_table(weight, None, option).dequantize()} for option in OPTIONS
+        {table.name: quantize_embedding(weight, None, option).dequantize()}
+        for option in EMBEDDING_FIDELITIES
     ]
-    found = table_losses(model, changed, WINDOWS, torch.float32)
+    found = embedding_losses(model, changed, WINDOWS, torch.float32)
 
     reference = logits_of(model, WINDOWS)[:, :-1].log_softmax(-1)
     for loss, weights in zip(found, changed, strict=True):
@@ -140,12 +142,12 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
     family: str, tiny_model: TinyModel, tiny_folder: TinyFolder, tmp_path: Path
 ) -> None:
     model, source, expanded = tiny_model(family), tiny_folder(family), tiny_model(family)
-    layers, tables = find_layers(model), find_tables(model)
+    layers, tables = find_layers(model), find_embeddings(model)
     plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_embeddings(
         dict.fromkeys(tables, FIDELITY)
     )
     weights = {
-        layer.name: make_form(
+        layer.name: quantize_layer(
             model.get_submodule(layer.name).weight.data,
             torch.zeros(layer.in_features, layer.in_features),
             plan.by_name[layer.name],
@@ -153,7 +155,7 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
         for layer in layers
     }
     weights |= {
-        table.name: quantize_table(model.get_submodule(table.name).weight.data, None, FIDELITY)
+        table.name: quantize_embedding(model.get_submodule(table.name).weight.data, None, FIDELITY)
         for table in tables
     }
     for name, form in weights.items():

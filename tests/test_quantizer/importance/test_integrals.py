@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from quantizer.importance.integrals import (
-    keep_weights,
     outlier_counts,
     path_mean,
-    top,
+    select_weights,
+    top_mask,
     weight_integrals,
 )
 from quantizer.running.runner import BlockRunner
@@ -105,11 +105,11 @@ def test_kept_weights_are_the_largest_and_those_that_matter_most(tiny_model: Tin
     model = tiny_model("llama")
     originals, quantized = _rounded(model)
     share, size = 0.02, sum(weight.numel() for weight in originals.values())
-    kept = keep_weights(BlockRunner(model), originals, quantized, WINDOWS, share)
+    kept = select_weights(BlockRunner(model), originals, quantized, WINDOWS, share)
 
     counts = {name: round(kept.shares[name] * weight.numel()) for name, weight in originals.items()}
     assert sum(counts.values()) == pytest.approx(share * size, rel=0.02)
-    chosen = {name: top(kept.scores[name], count) for name, count in counts.items()}
+    chosen = {name: top_mask(kept.scores[name], count) for name, count in counts.items()}
     first = {
         name: each.abs()
         for name, each in weight_integrals(
@@ -117,7 +117,7 @@ def test_kept_weights_are_the_largest_and_those_that_matter_most(tiny_model: Tin
         ).items()
     }
     for name, count in outlier_counts(first, share / 2).items():
-        assert (chosen[name] | ~top(originals[name].abs(), count)).all(), (
+        assert (chosen[name] | ~top_mask(originals[name].abs(), count)).all(), (
             "the largest weights of a layer are among its outliers"
         )
     inside = sum(float(first[name][mask].sum()) for name, mask in chosen.items())

@@ -10,7 +10,7 @@ import torch
 
 from quantizer.durable import PartStore
 from quantizer.errors import TrainingError
-from quantizer.importance.saliency import column_scores, salient, salient_groups
+from quantizer.importance.saliency import column_scores, find_salient_groups, salient_groups
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import sparsity_impact
 from quantizer.running.moments import Calibration, input_moments
@@ -56,7 +56,7 @@ def test_column_scores_are_those_of_the_original_models_inputs(tiny_model: TinyM
     assert scores.keys() == {layer.name for layer in layers}
     last = layers[-1]
     hidden = [
-        runner.blocks_between(batch, runner.enter(batch), 0, last.block)
+        runner.run_blocks(batch, runner.initial_states(batch), 0, last.block)
         for batch in calibration.batches()
     ]
     moments = input_moments(runner, last, calibration.batches(), hidden, last.block)
@@ -66,7 +66,7 @@ def test_column_scores_are_those_of_the_original_models_inputs(tiny_model: TinyM
 
 def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_path: Path) -> None:
     layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
-    chosen = salient(
+    chosen = find_salient_groups(
         BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "top40", 0
     )
     assert chosen is not None
@@ -90,6 +90,8 @@ def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_pa
             changed += int((after.scale[groups] != before.scale[groups]).sum())
     assert changed > 100
     assert (
-        salient(BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "all", 0)
+        find_salient_groups(
+            BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "all", 0
+        )
         is None
     )

@@ -20,7 +20,7 @@ from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.rounding.columns import column_impact
-from quantizer.rounding.gptq import quantize_layer
+from quantizer.rounding.gptq import gptq_layer
 from quantizer.running.structure import find_layers
 from tests.support.edited_models import tensors
 from tests.support.quantized import (
@@ -51,7 +51,7 @@ def _hessian(features: int) -> Tensor:
 def _quantize(weight: Tensor, fidelity: Fidelity, scores: Tensor | None = None) -> QuantizedWeight:
     hessian = _hessian(weight.shape[1])
     impact = column_impact(weight, hessian, fidelity.bits_lo, fidelity.group_size)
-    return quantize_layer(weight, hessian, fidelity, impact, scores)
+    return gptq_layer(weight, hessian, fidelity, impact, scores)
 
 
 def _loss(weight: Tensor, stored: QuantizedWeight) -> float:
@@ -168,10 +168,10 @@ def test_arguments_are_left_alone(fidelity: Fidelity) -> None:
 
 @options
 def test_a_layer_that_saw_no_input_and_one_of_zeros_are_stored(fidelity: Fidelity) -> None:
-    stored = quantize_layer(normal(9, 100), torch.zeros(100, 100), fidelity, torch.zeros(100))
+    stored = gptq_layer(normal(9, 100), torch.zeros(100, 100), fidelity, torch.zeros(100))
     assert float((stored.dequantize() - normal(9, 100)).abs().mean()) < 0.5
     assert (
-        not quantize_layer(torch.zeros(9, 100), torch.eye(100), fidelity, torch.zeros(100))
+        not gptq_layer(torch.zeros(9, 100), torch.eye(100), fidelity, torch.zeros(100))
         .dequantize()
         .any()
     )

@@ -18,7 +18,7 @@ from quantizer.packed.scales import quantize_scale, scale_unit
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import column_impact, column_order
-from quantizer.rounding.gptq import quantize_forms, quantize_layer
+from quantizer.rounding.gptq import gptq_candidates, gptq_layer
 from quantizer.rounding.grids import fit_grid, round_to_nearest
 from quantizer.rounding.inverse import DAMPING, damped_inverse, upper_factor
 from tests.support.quantized import correlated_inputs, normal, outliers_slowly, scales_slowly
@@ -49,7 +49,7 @@ def _hessian(features: int, seed: int = 0) -> Tensor:
 
 
 def _quantize(weight: Tensor, hessian: Tensor, fidelity: Fidelity) -> QuantizedWeight:
-    return quantize_layer(
+    return gptq_layer(
         weight,
         hessian,
         fidelity,
@@ -139,7 +139,7 @@ def test_several_fidelities_of_many_outputs_are_what_each_is_alone() -> None:
     fidelities = [Fidelity.parse(name) for name in ("int2g32", "int2+4r0.25g32s6", "int8g64")]
     impacts = [column_impact(weight, hessian, each.bits_lo, each.group_size) for each in fidelities]
     for fidelity, together in zip(
-        fidelities, quantize_forms(weight, hessian, fidelities, impacts), strict=True
+        fidelities, gptq_candidates(weight, hessian, fidelities, impacts), strict=True
     ):
         error = torch.stack(
             [together.dequantize(), _quantize(weight, hessian, fidelity).dequantize()]
@@ -182,7 +182,7 @@ def test_a_diagonal_hessian_is_plain_rounding_in_the_order_of_the_moments() -> N
 def test_a_layer_that_saw_no_input_is_plainly_rounded(fidelity: Fidelity) -> None:
     weight = normal(9, 100)
     impact = column_impact(weight, torch.zeros(100, 100), fidelity.bits_lo, fidelity.group_size)
-    stored = quantize_layer(weight, torch.zeros(100, 100), fidelity, impact)
+    stored = gptq_layer(weight, torch.zeros(100, 100), fidelity, impact)
     start = 0
     for columns, bits in fidelity.parts(100):
         part = slice(start, start + columns)
@@ -236,7 +236,7 @@ def test_moments_that_are_not_finite_are_refused(value: float) -> None:
     hessian[3, 5] = hessian[5, 3] = value
     for name in ("int3g32", "int3g32s6o0.01a4"):
         with pytest.raises(ValueError, match="not finite"):
-            quantize_layer(normal(9, 64), hessian, Fidelity.parse(name), torch.ones(64))
+            gptq_layer(normal(9, 64), hessian, Fidelity.parse(name), torch.ones(64))
 
 
 @pytest.mark.parametrize("features", [1, 2, 33, 100])
@@ -281,7 +281,7 @@ def test_an_inverse_that_float32_cannot_factorise_is_factorised_in_float64() -> 
 def test_the_stored_order_is_the_column_order() -> None:
     weight, hessian, fidelity = normal(9, 100), _hessian(100), Fidelity(2, 4, 0.25, 32)
     impact = column_impact(weight, hessian, 2, 32)
-    stored = quantize_layer(weight, hessian, fidelity, impact)
+    stored = gptq_layer(weight, hessian, fidelity, impact)
     assert torch.equal(
         stored.tensors["columns"].long(), column_order(impact, hessian.diagonal(), fidelity)
     )

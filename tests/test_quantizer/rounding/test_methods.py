@@ -1,6 +1,6 @@
 """Promises of quantizer.rounding.methods.
 
-The light methods differ as documented, and ways that do not exist are refused.
+The methods differ as documented, and ways that do not exist are refused.
 """
 
 import pytest
@@ -10,9 +10,9 @@ from torch import Tensor
 from quantizer.errors import RoundingError
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import column_impact, sparsity_impact
-from quantizer.rounding.gptq import quantize_layer
+from quantizer.rounding.gptq import gptq_layer
 from quantizer.rounding.grids import round_to_nearest
-from quantizer.rounding.methods import LIGHT, SELECTIONS, Rounding, Scores, make_form
+from quantizer.rounding.methods import METHODS, SELECTIONS, LayerScores, Rounding, quantize_layer
 from tests.support.quantized import correlated_inputs, normal
 
 SPLIT = Fidelity(2, 4, 0.4, 32)
@@ -31,8 +31,8 @@ def _output_error(weight: Tensor, hessian: Tensor, found: Tensor) -> float:
 def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_error() -> None:
     weight, hessian = _problem()
     impact = column_impact(weight, hessian, 2, 32)
-    expected = quantize_layer(weight, hessian, SPLIT, impact)
-    found = make_form(weight, hessian, SPLIT)
+    expected = gptq_layer(weight, hessian, SPLIT, impact)
+    found = quantize_layer(weight, hessian, SPLIT)
     assert all(tensor.equal(expected.tensors[name]) for name, tensor in found.tensors.items())
     assert Rounding().name == "gptq/hessian"
 
@@ -40,13 +40,15 @@ def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_er
 def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
     weight, hessian = _problem()
     found = {
-        light: make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding(light)).dequantize()
-        for light in LIGHT
+        method: quantize_layer(
+            weight, hessian, Fidelity.uniform(3, 32), Rounding(method)
+        ).dequantize()
+        for method in METHODS
     }
-    errors = {light: _output_error(weight, hessian, each) for light, each in found.items()}
+    errors = {method: _output_error(weight, hessian, each) for method, each in found.items()}
     assert errors["gptq"] < 0.8 * errors["rtn"]
     columns = (
-        make_form(weight, hessian, Fidelity.uniform(3, 32), Rounding("rtn"))
+        quantize_layer(weight, hessian, Fidelity.uniform(3, 32), Rounding("rtn"))
         .tensors["columns"]
         .long()
     )
@@ -57,22 +59,22 @@ def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
 def test_where_inputs_do_not_depend_on_each_other_compensation_is_rounding() -> None:
     weight, hessian = normal(24, 96, seed=1), torch.eye(96)
     plain, compensated = (
-        make_form(weight, hessian, SPLIT, Rounding(light)) for light in ("rtn", "gptq")
+        quantize_layer(weight, hessian, SPLIT, Rounding(method)) for method in ("rtn", "gptq")
     )
     assert plain.dequantize().equal(compensated.dequantize())
 
 
-@pytest.mark.parametrize("light", LIGHT)
-def test_a_layer_that_saw_no_input_is_rounded(light: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_that_saw_no_input_is_rounded(method: str) -> None:
     weight = normal(24, 96, seed=1)
-    found = make_form(
-        weight, torch.zeros(96, 96), Fidelity.uniform(4, 32), Rounding(light)
+    found = quantize_layer(
+        weight, torch.zeros(96, 96), Fidelity.uniform(4, 32), Rounding(method)
     ).dequantize()
     assert (found - weight).square().mean() < 0.02
 
 
-@pytest.mark.parametrize("light", LIGHT)
-def test_high_columns_are_those_of_the_selection(light: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_high_columns_are_those_of_the_selection(method: str) -> None:
     weight, hessian = _problem()
     given = normal(96, seed=9)
     scores = {
@@ -82,13 +84,17 @@ def test_high_columns_are_those_of_the_selection(light: str) -> None:
     }
     high = {}
     for selection in SELECTIONS:
-        form = make_form(weight, hessian, SPLIT, Rounding(light, selection), Scores(given))
+        form = quantize_layer(
+            weight, hessian, SPLIT, Rounding(method, selection), LayerScores(given)
+        )
         high[selection] = set(form.tensors["columns"].long()[: SPLIT.high_columns(96)].tolist())
         if selection in scores:
             assert high[selection] == set(
                 scores[selection].argsort(descending=True)[: SPLIT.high_columns(96)].tolist()
             )
-    again = make_form(weight, hessian, SPLIT, Rounding(light, "random")).tensors["columns"].long()
+    again = (
+        quantize_layer(weight, hessian, SPLIT, Rounding(method, "random")).tensors["columns"].long()
+    )
     assert high["random"] == set(again[: SPLIT.high_columns(96)].tolist())
     assert len({frozenset(each) for each in high.values()}) == len(SELECTIONS)
 
@@ -100,8 +106,10 @@ def test_what_does_not_exist_is_refused() -> None:
     with pytest.raises(RoundingError, match="'luck'"):
         Rounding("rtn", "luck")
     with pytest.raises(RoundingError, match="give one for each of 96 columns"):
-        make_form(weight, hessian, SPLIT, Rounding(selection="given"))
+        quantize_layer(weight, hessian, SPLIT, Rounding(selection="given"))
     with pytest.raises(RoundingError, match="give one for each of 96 columns"):
-        make_form(weight, hessian, SPLIT, Rounding(selection="given"), Scores(torch.ones(95)))
+        quantize_layer(
+            weight, hessian, SPLIT, Rounding(selection="given"), LayerScores(torch.ones(95))
+        )
     with pytest.raises(RoundingError, match="rtn cannot store int2g32s8: use gptq, or int2g32"):
-        make_form(weight, hessian, Fidelity.parse("int2g32s8"), Rounding("rtn"))
+        quantize_layer(weight, hessian, Fidelity.parse("int2g32s8"), Rounding("rtn"))

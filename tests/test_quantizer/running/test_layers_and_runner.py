@@ -118,9 +118,9 @@ def test_parts_add_up_to_the_model_bit_for_bit(family: str, tiny_model: TinyMode
     expected = _logits(model)
     runner = BlockRunner(model)
     for cuts in ([0, 3], [0, 1, 3], [0, 2, 3], [0, 1, 2, 3], [0, 0, 3, 3]):
-        hidden = runner.enter(TOKENS)
+        hidden = runner.initial_states(TOKENS)
         for first, last in pairwise(cuts):
-            hidden = runner.blocks_between(TOKENS, hidden, first, last)
+            hidden = runner.run_blocks(TOKENS, hidden, first, last)
         with torch.no_grad():
             assert torch.equal(
                 runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 3)), expected
@@ -133,7 +133,7 @@ def test_head_input_runs_the_blocks_that_are_left(
     family: str, first: int, tiny_model: TinyModel
 ) -> None:
     runner = BlockRunner(tiny_model(family))
-    hidden = runner.blocks_between(TOKENS, runner.enter(TOKENS), 0, first)
+    hidden = runner.run_blocks(TOKENS, runner.initial_states(TOKENS), 0, first)
     head_input = runner.head_input(TOKENS, hidden, first)
     with torch.no_grad():
         assert torch.equal(runner.head(head_input), _logits(runner.model))
@@ -142,9 +142,9 @@ def test_head_input_runs_the_blocks_that_are_left(
 @families
 def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyModel) -> None:
     runner = BlockRunner(tiny_model(family))
-    states = runner.head_input_with_gradient(TOKENS)
+    states = runner.final_states_with_gradient(TOKENS)
     assert torch.equal(states, runner.final_states(TOKENS))
-    assert torch.equal(states, runner.head_input(TOKENS, runner.enter(TOKENS), 0))
+    assert torch.equal(states, runner.head_input(TOKENS, runner.initial_states(TOKENS), 0))
     assert not runner.final_states(TOKENS).requires_grad
 
 
@@ -152,11 +152,11 @@ def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyMod
 def test_advance_takes_each_batch_through_one_block(family: str, tiny_model: TinyModel) -> None:
     runner = BlockRunner(tiny_model(family))
     batches = torch.split(TOKENS, 1)
-    hidden = [runner.enter(batch) for batch in batches]
+    hidden = [runner.initial_states(batch) for batch in batches]
     moved = runner.advance(batches, hidden, 0)
     assert len(moved) == len(batches)
     for batch, before, after in zip(batches, hidden, moved, strict=True):
-        assert torch.equal(after, runner.blocks_between(batch, before, 0, 1))
+        assert torch.equal(after, runner.run_blocks(batch, before, 0, 1))
 
 
 @families
@@ -176,7 +176,7 @@ def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(
         model.get_submodule(layer.name).register_forward_hook(partial(watch, name=layer.name))
         for layer in layers
     ]
-    (BlockRunner(model).head_input_with_gradient(TOKENS) * cotangent).sum().backward()
+    (BlockRunner(model).final_states_with_gradient(TOKENS) * cotangent).sum().backward()
     for handle in handles:
         handle.remove()
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -205,10 +205,10 @@ def test_hidden_states_are_those_that_the_model_itself_passes_on(
     with torch.no_grad():
         states = model(input_ids=TOKENS, use_cache=False, output_hidden_states=True).hidden_states
     runner = BlockRunner(model)
-    hidden = runner.enter(TOKENS)
+    hidden = runner.initial_states(TOKENS)
     assert torch.equal(hidden, states[0])
     for index in range(2):  # what leaves the last block is normed before it is reported
-        hidden = runner.blocks_between(TOKENS, hidden, index, index + 1)
+        hidden = runner.run_blocks(TOKENS, hidden, index, index + 1)
         assert torch.equal(hidden, states[index + 1])
 
 
@@ -216,10 +216,10 @@ def test_hidden_states_are_those_that_the_model_itself_passes_on(
 def test_given_hidden_states_are_used(family: str, tiny_model: TinyModel) -> None:
     runner = BlockRunner(tiny_model(family))
     given = normal(2, 48, 64)
-    changed = runner.blocks_between(TOKENS, given, 1, 2)
-    assert not torch.equal(changed, runner.blocks_between(TOKENS, 2 * given, 1, 2))
-    assert torch.equal(changed, runner.blocks_between(TOKENS.flip(0), given, 1, 2))
-    assert runner.blocks_between(TOKENS, given, 1, 1) is given
+    changed = runner.run_blocks(TOKENS, given, 1, 2)
+    assert not torch.equal(changed, runner.run_blocks(TOKENS, 2 * given, 1, 2))
+    assert torch.equal(changed, runner.run_blocks(TOKENS.flip(0), given, 1, 2))
+    assert runner.run_blocks(TOKENS, given, 1, 1) is given
 
 
 @families
@@ -247,9 +247,9 @@ def test_parts_add_up_to_the_model_where_blocks_return_tuples(config: PreTrained
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     runner = BlockRunner(model)
-    hidden = runner.enter(TOKENS)
+    hidden = runner.initial_states(TOKENS)
     for index in range(2):
-        hidden = runner.blocks_between(TOKENS, hidden, index, index + 1)
+        hidden = runner.run_blocks(TOKENS, hidden, index, index + 1)
     with torch.no_grad():
         assert torch.equal(
             runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 2)), _logits(model)
@@ -274,9 +274,9 @@ def test_the_model_is_unchanged_afterwards(family: str, tiny_model: TinyModel) -
     )
     attributes = [set(vars(module)) for module in model.modules()]
     runner = BlockRunner(model)
-    hidden = runner.blocks_between(TOKENS, runner.enter(TOKENS), 0, 2)
+    hidden = runner.run_blocks(TOKENS, runner.initial_states(TOKENS), 0, 2)
     runner.logits(TOKENS, runner.head_input(TOKENS, hidden, 2))
-    runner.head_input_with_gradient(TOKENS)
+    runner.final_states_with_gradient(TOKENS)
     _assert_untouched(model, runner, attributes)
     assert torch.equal(_logits(model), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
@@ -287,7 +287,7 @@ def test_the_model_is_unchanged_after_an_error(tiny_model: TinyModel) -> None:
     attributes = [set(vars(module)) for module in model.modules()]
     runner, wrong = BlockRunner(model), torch.zeros(1, 48, 7)
     for call in (
-        lambda: runner.blocks_between(TOKENS, wrong, 1, 2),
+        lambda: runner.run_blocks(TOKENS, wrong, 1, 2),
         lambda: runner.logits(TOKENS, wrong),
     ):
         with pytest.raises(RuntimeError):

@@ -18,7 +18,7 @@ from quantizer.errors import MemoryShort
 from quantizer.importance.fisher import squared_gradients
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.evaluate import evaluate_models
-from quantizer.running.memory import Room, place
+from quantizer.running.memory import MicroBatches, to_device
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
@@ -65,7 +65,7 @@ def _limited(most: int, tried: list[slice]) -> Any:
     def work(some: slice) -> list[int]:
         tried.append(some)
         if some.stop - some.start > most:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no micro_batches")
         return list(range(some.start, some.stop))
 
     return work
@@ -77,26 +77,26 @@ CASES = [(8, 8, [8]), (8, 3, [2, 2, 2, 2]), (7, 4, [4, 3]), (5, 1, [1] * 5), (1,
 @pytest.mark.parametrize(("windows", "most", "sizes"), CASES)
 def test_pieces_cover_all_windows_in_order(windows: int, most: int, sizes: list[int]) -> None:
     tried: list[slice] = []
-    pieces = Room().run(_limited(most, tried), windows)
+    pieces = MicroBatches().run(_limited(most, tried), windows)
     assert [len(piece) for piece in pieces] == sizes
     assert [window for piece in pieces for window in piece] == list(range(windows))
 
 
 def test_what_was_done_before_it_failed_is_kept_and_the_limit_remembered() -> None:
-    room, tried = Room(), []
-    room.run(_limited(4, tried), 8)
+    micro_batches, tried = MicroBatches(), []
+    micro_batches.run(_limited(4, tried), 8)
     assert tried == [slice(0, 8), slice(0, 4), slice(4, 8)]
     tried.clear()
-    room.run(_limited(2, tried), 8)
+    micro_batches.run(_limited(2, tried), 8)
     assert tried == [slice(0, 4), slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 8)]
     tried.clear()
-    room.run(_limited(4, tried), 3)
+    micro_batches.run(_limited(4, tried), 3)
     assert tried == [slice(0, 2), slice(2, 3)]
 
 
 def test_it_begins_with_as_many_as_it_is_told() -> None:
     tried: list[slice] = []
-    Room(3).run(_limited(2, tried), 4)
+    MicroBatches(3).run(_limited(2, tried), 4)
     assert tried == [slice(0, 3), slice(0, 2), slice(2, 4)]
 
 
@@ -106,16 +106,16 @@ def test_work_that_leaves_something_behind_begins_anew() -> None:
     def add(some: slice) -> int:
         total.extend(range(some.start, some.stop))
         if len(total) > 3 and some.stop - some.start > 1:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("no micro_batches")
         return 1
 
-    assert Room().run(add, 4, undo=total.clear) == [1] * 4
+    assert MicroBatches().run(add, 4, undo=total.clear) == [1] * 4
     assert total == [0, 1, 2, 3]
 
 
 def test_where_not_one_window_fits_it_says_what_to_do() -> None:
     with pytest.raises(MemoryShort, match=r"one window \(CUDA out of memory\)\): use fewer tokens"):
-        Room().run(
+        MicroBatches().run(
             lambda _: (_ for _ in ()).throw(
                 torch.OutOfMemoryError("CUDA out of memory)\nTraceback")
             ),
@@ -135,24 +135,24 @@ def test_a_model_that_does_not_fit_on_the_device_says_so(
         MemoryShort,
         match=r"\d+ bytes do not fit on device 'cpu' \(CUDA out of memory.\): use a larger",
     ):
-        place(model, "cpu")
+        to_device(model, "cpu")
 
 
 def test_other_errors_are_not_caught() -> None:
     with pytest.raises(ValueError, match="mine"):
-        Room().run(lambda _: (_ for _ in ()).throw(ValueError("mine")), 2)
+        MicroBatches().run(lambda _: (_ for _ in ()).throw(ValueError("mine")), 2)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_runner_gives_the_same_states_in_pieces(tiny_model: TinyModel, family: str) -> None:
     model = tiny_model(family)
     runner, layer = BlockRunner(model), find_layers(model)[-1]
-    states = runner.enter(WINDOWS)
-    before = runner.blocks_between(WINDOWS, states, 0, 2)
+    states = runner.initial_states(WINDOWS)
+    before = runner.run_blocks(WINDOWS, states, 0, 2)
     moments = input_moments(runner, layer, [WINDOWS], [before], 2)
     whole = [
         runner.head_input(WINDOWS, states, 0),
-        runner.blocks_between(WINDOWS, before, 2, 3),
+        runner.run_blocks(WINDOWS, before, 2, 3),
         moments,
     ]
     with small_card(model, 3) as card:
@@ -160,7 +160,7 @@ def test_a_runner_gives_the_same_states_in_pieces(tiny_model: TinyModel, family:
         moments = input_moments(runner, layer, [WINDOWS], [before], 2)
         pieces = [
             runner.head_input(WINDOWS, states, 0),
-            runner.blocks_between(WINDOWS, before, 2, 3),
+            runner.run_blocks(WINDOWS, before, 2, 3),
             moments,
         ]
     assert card.refused == 2, "8 windows, 4 windows, and then never again"

@@ -35,14 +35,14 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
     )
 
     original, check = BlockRunner(tiny_model(family)), BlockRunner(tiny_model(family))
-    target = states = original.enter(WINDOWS)
+    target = states = original.initial_states(WINDOWS)
     for index, block in enumerate(blocks):
-        target = original.blocks_between(WINDOWS, target, index, index + 1)
+        target = original.run_blocks(WINDOWS, target, index, index + 1)
         losses = []
         for weights in ({name: forms[name] for name in block.weights}, block.weights):
             for name, form in weights.items():
                 set_dequantized_weight(check.model, name, form)
-            output = check.blocks_between(WINDOWS, states, index, index + 1)
+            output = check.run_blocks(WINDOWS, states, index, index + 1)
             halves = zip(torch.split(output, 4), torch.split(target, 4), strict=True)
             losses.append(
                 sum(float((o - t).square().mean() / t.square().mean()) for o, t in halves) / 2

@@ -14,7 +14,7 @@ from quantizer.training.descent import (
     BETAS,
     LAST_RATE,
     WARMUP_STEPS,
-    Training,
+    LatentTrainer,
     TrainingSpec,
     window_order,
 )
@@ -35,7 +35,7 @@ def _layers() -> dict[str, LatentLinear]:
     return {f"layer {seed}": _layer(FIDELITY, 8, 64, seed) for seed in (0, 1)}
 
 
-def _pull(layers: dict[str, LatentLinear], training: Training) -> float:
+def _pull(layers: dict[str, LatentLinear], training: LatentTrainer) -> float:
     """Gather gradients that differ from step to step; return the loss."""
     loss = sum(
         (
@@ -56,14 +56,14 @@ def _distance(weight: Tensor, seed: int) -> Tensor:
 def test_training_taken_up_again_is_training_that_never_stopped(trained: str) -> None:
     spec = TrainingSpec(8, trained=trained, code_rate=0.05, scale_rate=0.01)
     straight, broken = _layers(), _layers()
-    training = Training(straight, spec)
+    training = LatentTrainer(straight, spec)
     for _ in range(8):
         training.descend(_pull(straight, training))
-    first = Training(broken, spec)
+    first = LatentTrainer(broken, spec)
     for _ in range(5):
         first.descend(_pull(broken, first))
     fresh = _layers()
-    second = Training(fresh, spec)
+    second = LatentTrainer(fresh, spec)
     second.loads(first.dumps())
     assert second.step == 5
     for _ in range(3):
@@ -80,7 +80,7 @@ def test_training_taken_up_again_is_training_that_never_stopped(trained: str) ->
 def test_scales_alone_leave_every_code() -> None:
     layers = _layers()
     before = {name: layer.stored().tensors for name, layer in layers.items()}
-    training = Training(layers, TrainingSpec(30, trained="scales", scale_rate=0.01))
+    training = LatentTrainer(layers, TrainingSpec(30, trained="scales", scale_rate=0.01))
     for _ in range(30):
         training.descend(_pull(layers, training))
     for name, layer in layers.items():
@@ -93,7 +93,7 @@ def test_a_step_is_adams() -> None:
     """One scale of four-bit codes, by the formulas of Adam."""
     layers = {"one": _layer(Fidelity.uniform(4, 32), 1, 32, 0)}
     spec = TrainingSpec(3, code_rate=0.02, scale_rate=0.005)
-    training, factor = Training(layers, spec), layers["one"].parts[0].factor
+    training, factor = LatentTrainer(layers, spec), layers["one"].parts[0].factor
     value, mean, square = 1.0, 0.0, 0.0
     for step in range(3):
         _pull(layers, training)
@@ -117,7 +117,7 @@ def test_a_step_is_adams() -> None:
 
 def test_the_first_step_moves_each_code_by_the_rate_of_its_bits() -> None:
     layers = {"one": _layer(Fidelity(2, 4, 0.5, 32), 4, 64, 0)}
-    training = Training(layers, spec := TrainingSpec(3, code_rate=0.02))
+    training = LatentTrainer(layers, spec := TrainingSpec(3, code_rate=0.02))
     parts = layers["one"].parts
     before = [part.latent.detach().clone() for part in parts]
     _pull(layers, training)

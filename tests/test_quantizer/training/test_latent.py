@@ -12,7 +12,7 @@ from torch import nn
 
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.rounding.gptq import quantize_layer
+from quantizer.rounding.gptq import gptq_layer
 from quantizer.training.latent import CELL, LatentLinear
 from tests.support.quantized import correlated_inputs, few, fidelities, normal, random_weight
 
@@ -26,7 +26,7 @@ def _layer(
     linear.weight.data = normal(out, features, seed=1)
     inputs = correlated_inputs(200, features)
     moments = inputs.t() @ inputs / 200
-    return linear, quantize_layer(linear.weight.data, moments, fidelity, moments.diagonal())
+    return linear, gptq_layer(linear.weight.data, moments, fidelity, moments.diagonal())
 
 
 @few

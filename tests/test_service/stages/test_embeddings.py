@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quantizer.conversion.checkpoint import checkpoint_bytes, quantized_bytes
-from quantizer.conversion.embeddings import OPTIONS
+from quantizer.conversion.embeddings import EMBEDDING_FIDELITIES
 from quantizer.modules.embedding import QuantizedEmbedding
 from quantizer.plans.plan import Plan
 from tests.support.commands import SMALL, bitwright, bitwright_json, run_options
@@ -45,7 +45,7 @@ def test_embeddings_join_where_the_file_would_not_fit_otherwise(
     report = _run(tiny_llama, tmp_path, TIGHT)
     (table,) = report["tables"].values()
     assert table["kind"] == "embedding and head"
-    assert table["fidelity"] in {option.name for option in OPTIONS}
+    assert table["fidelity"] in {option.name for option in EMBEDDING_FIDELITIES}
     plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
     assert (
         plan.weight_bytes
