@@ -20,7 +20,7 @@ NEW = {"model.safetensors": b"weights", "report/index.html": b"<html>", "plan.js
 
 PUT = """
 import sys, json
-from service.artifacts import ArtifactStore
+from service.storage.artifacts import ArtifactStore
 from service.errors import StorageError
 store, place, rounds, many = ArtifactStore(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 for number in range(rounds):

@@ -8,7 +8,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import torch
-from service.settings import keep_freed_memory
+from service.process import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def work():

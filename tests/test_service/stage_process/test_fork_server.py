@@ -153,8 +153,8 @@ def test_a_stage_whose_server_ends_as_it_is_asked_is_forked_by_another(
 def test_a_server_and_its_stages_end_with_the_worker(tmp_path: Path) -> None:
     worker = f"""
 import time
-from service.fork_client import ForkClient
-from service.settings import stage_environment
+from service.worker.fork_client import ForkClient
+from service.process import stage_environment
 print(ForkClient().start({endless(tmp_path)!r}, stage_environment()).pid, flush=True)
 time.sleep(600)
 """

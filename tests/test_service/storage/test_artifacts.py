@@ -32,7 +32,7 @@ BIG_BYTES = 200 * 10**6
 MEASURE = """
 import sys
 from pathlib import Path
-from service.artifacts import ArtifactStore
+from service.storage.artifacts import ArtifactStore
 
 def peak_kib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

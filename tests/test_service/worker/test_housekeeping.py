@@ -103,8 +103,8 @@ def test_a_job_that_the_engine_lost_is_ended(keeper: Housekeeper) -> None:
 
 HOLD = """
 import sys, time
-from service.database import connect
-from service.presence import Presence
+from service.records.database import connect
+from service.worker.liveness import Presence
 presence = Presence(connect(sys.argv[1]))
 presence.hold('one')
 print('held', flush=True)

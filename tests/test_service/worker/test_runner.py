@@ -20,7 +20,7 @@ from service.stage_process.command import as_called, finite
 from service.worker.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
 from tests.support.served import is_gone
 
-TIE = "from service.settings import live_and_die_with_parent as tie; tie(); "
+TIE = "from service.process import live_and_die_with_parent as tie; tie(); "
 
 
 def call(code: str, seconds: float = 30) -> StageCall:
@@ -125,7 +125,7 @@ def test_a_stage_dies_with_its_worker(tmp_path: Path) -> None:
     )
     worker = f"""
 import os, sys
-from service.runner import LocalRunner, StageCall
+from service.worker.runner import LocalRunner, StageCall
 call = StageCall([sys.executable, '-c', {stage!r}], dict(os.environ), 60)
 LocalRunner().run(call, print, print, lambda: False)
 """
