@@ -1,13 +1,15 @@
-"""The `gradient` signal: inner products of the loss gradient with weight changes, sample by sample.
+"""The `gradient` signal: inner products of the loss gradient with weight changes, by probe window.
 
 With g_n the gradient of the mean negative log-likelihood of probe window n in the context, and D
-the change of layer l from the context to an end of the menu,
+the change of layer l's weights from the context to an end of the menu,
 
-    s_n[l, end] = <g_n, D>,    first-order term = mean over n,    second-order terms = T * mean over n of s_n s_n'
+    s_n[l, end] = <g_n, D>
+    first-order term   = mean over n of s_n
+    second-order terms = T * mean over n of s_n s_n'
 
-T being the tokens of a window: for tokens that know nothing of each other, the empirical Fisher
-matrix of a token. Diagonal terms are those of MPQCO (ICCV 2021); the Gram matrix couples all pairs
-of layers and is positive semidefinite by construction.
+where T is the number of tokens of a window. If tokens are independent, T times the mean of s_n s_n'
+is the empirical Fisher matrix of one token. Its diagonal terms are those of MPQCO (ICCV 2021). The
+Gram matrix couples all pairs of layers and is positive semidefinite by construction.
 
 Cost: one forward and one backward pass over the probes, and two products for each layer.
 """
@@ -18,60 +20,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from allocator.profiling.backward import inner_products
-from allocator.profiling.effects import Effects, assemble, interpolation
-from allocator.profiling.signal import LossModel, Scene, context_loss, kept
+from allocator.profile import Array
+from allocator.profiling.context import ProfilingContext
+from allocator.profiling.end_effects import EndEffects, interpolation, menu_effects
+from allocator.profiling.gradient_products import inner_products
+from allocator.profiling.loss_model import LossModel
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import cross_entropy_gradient
+from quantizer.running.memoized import memoized
 from quantizer.running.memory import MicroBatches
 
+Changes = Callable[[str], tuple[Tensor, ...]]
 
-def gradient(scene: Scene) -> LossModel:
+
+def measure_gradient(context: ProfilingContext) -> LossModel:
     """Return the coupled loss model of the module's formula."""
-    effects = sample_effects(scene)
-    linear, factor, truncation = assemble(
-        effects, interpolation(scene.output_error, scene.menu.context)
-    )
-    return LossModel(effects.context_loss, linear, factor, truncation, scene.spec.probes.numel())
+    effects = window_effects(context)
+    shares = interpolation(context.output_error, context.menu.context)
+    linear, factor, truncation = menu_effects(effects, shares)
+    tokens = context.spec.probes.numel()
+    return LossModel(effects.context_loss, linear, factor, truncation, tokens)
 
 
-def sample_effects(scene: Scene) -> Effects:
-    """Return the inner products of all probe windows as effects, one sample a window."""
-    batches = torch.split(scene.spec.probes, scene.spec.batch)
-    originals = torch.split(scene.original_states, scene.spec.batch)
-    blocks = {index: scene.block(index).weights for index in range(len(scene.runner.blocks))}
-    forms = {name: weights for block in blocks.values() for name, weights in block.items()}
-    ends = scene.menu.fidelities[0], scene.menu.fidelities[-1]
+def window_effects(context: ProfilingContext) -> EndEffects:
+    """Return the inner products of all probe windows as effects, one sample for each window."""
+    changes = _changes(context)
+    micro_batches = MicroBatches()
+    products: list[Tensor] = []
+    losses: list[Array] = []
+    batches = context.batches
+    for index, (windows, _) in enumerate(batches):
+
+        def compute(windows: Tensor = windows) -> dict[str, Tensor]:
+            def products_of(some: slice) -> Tensor:
+                return _products(context, windows[some], changes)
+
+            return {"products": micro_batches.cat(products_of, len(windows))}
+
+        stored = memoized(context.parts, f"products-{index:04d}", compute)["products"]
+        products.append(stored.flatten(1))  # [windows, 2 L]
+        losses.append(context.batch_loss(index))
+        context.on_progress(index + 1, len(batches))
+    samples = torch.cat(products).t()  # [2 L, N]
+    sketch = (samples * context.spec.probes.shape[1] ** 0.5).float()
+    return EndEffects(samples.numpy(), sketch, float(np.concatenate(losses).mean()))
+
+
+def _changes(context: ProfilingContext) -> Changes:
+    """Return a function from a layer's name to the changes of its weight to the menu's ends."""
+    candidates = {
+        name: weights
+        for block in context.candidates.blocks(context.candidates.kept_choices)
+        for name, weights in block.weights.items()
+    }
 
     def changes(name: str) -> tuple[Tensor, ...]:
-        weight = get_linear(scene.runner.model, name).weight.data
+        weight = get_linear(context.runner.model, name).weight.data
         return tuple(
-            forms[name][end.name].to(weight.device).dequantize(weight.dtype) - weight
-            for end in ends
+            candidates[name][end.name].to(weight.device).dequantize(weight.dtype) - weight
+            for end in context.candidates.ends
         )
 
-    products, losses, micro_batches = [], [], MicroBatches()
-    for index, (batch, original) in enumerate(zip(batches, originals, strict=True)):
-
-        def measure(batch: Tensor = batch) -> dict[str, Tensor]:
-            return {
-                "products": micro_batches.cat(
-                    lambda some: _products(scene, batch[some], changes, len(ends)), len(batch)
-                )
-            }
-
-        products.append(
-            kept(scene.parts, f"products-{index:04d}", measure)["products"].flatten(1)
-        )  # [windows, 2 L]
-        losses.append(context_loss(scene, f"loss-{index:04d}", batch, original))
-        scene.on_progress(index + 1, len(batches))
-    samples = torch.cat(products).t()  # [2 L, N]
-    sketch = (samples * scene.spec.probes.shape[1] ** 0.5).float()
-    return Effects(samples.numpy(), sketch, float(np.concatenate(losses).mean()))
+    return changes
 
 
-def _products(
-    scene: Scene, ids: Tensor, changes: Callable[[str], tuple[Tensor, ...]], count: int
-) -> Tensor:
-    head = lambda states: cross_entropy_gradient(scene.runner, ids, states)  # noqa: E731
-    return inner_products(scene.runner, ids, head, scene.layers, count, changes)
+def _products(context: ProfilingContext, windows: Tensor, changes: Changes) -> Tensor:
+    """Return the inner products of each window, [windows, L, 2]."""
+    runner = context.runner
+
+    def head_gradient(states: Tensor) -> Tensor:
+        return cross_entropy_gradient(runner, windows, states)
+
+    count = len(context.candidates.ends)
+    return inner_products(runner, windows, head_gradient, context.layers, count, changes)

@@ -1,17 +1,17 @@
-"""The `integral` signal.
+"""The `integral` signal: each layer's share of the damage, by integrating the gradient.
 
-Each layer's share of the damage, by integrating the gradient from the original to the quantized
-weights.
-
-With W the original weights, E = context - W, and KL the divergence from the original,
+The path leads from the original to the quantized weights. With W the original weights, E = context
+- W the errors of the context, and KL the divergence from the original model,
 
     share_l = integral over t in [0, 1] of <dKL/dW_l (W + t E), E_l> dt
 
-is layer l's part of the damage that all layers do together: the shares add up to the context's KL
-exactly, so what layers do to each other is in them (this is the attribution of Aumann and Shapley;
-for single weights, the post-quantization integral of arXiv 2503.01901, section 3). The integral is
-taken at a few Gauss-Legendre nodes. As the errors of different fidelities point in directions that
-know nothing of each other, a share goes with the squared size of its error: at fidelity k
+is layer l's part of the damage that all layers cause together. The shares add up to the KL
+divergence of the context, so interactions between layers are included. This is the attribution of
+Aumann and Shapley; for single weights, it is the post-quantization integral of arXiv 2503.01901,
+section 3. The integral is computed by Gauss-Legendre quadrature with a few nodes.
+
+The errors of different fidelities have unrelated directions, so a share is proportional to the
+squared size of the layer's error. At fidelity k,
 
     damage[l, k] = share_l * (output_error[l, k] / output_error[l, context] - 1).
 
@@ -24,119 +24,118 @@ import torch
 from torch import Tensor
 
 from allocator.profile import Array
-from allocator.profiling.backward import inner_products
-from allocator.profiling.signal import LossModel, Scene, additive, context_loss, kept
+from allocator.profiling.context import ProfilingContext
+from allocator.profiling.gradient_products import inner_products
+from allocator.profiling.loss_model import LossModel, additive
 from allocator.signals import INTEGRAL_NODES
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import divergence
+from quantizer.running.memoized import memoized
 from quantizer.running.memory import MicroBatches
 
-STABLE = 0.98
-"""Probing ends early once the shares of the odd and of the even batches correlate this much."""
+STABLE_CORRELATION = 0.98
+"""Measuring ends early once the shares of odd and of even batches correlate this much."""
 _FEWEST_BATCHES = 4
 
 
-def integral(scene: Scene, nodes: int = INTEGRAL_NODES) -> LossModel:
+def measure_integral(context: ProfilingContext, nodes: int = INTEGRAL_NODES) -> LossModel:
     """Return the additive loss model of the module's formula."""
-    shares, loss = layer_shares(scene, nodes)
-    return additive(
-        loss.mean(), damages(shares.mean(0), scene), shares.shape[0] * scene.spec.probes.shape[1]
-    )
+    shares, losses = layer_shares(context, nodes)
+    linear = damages(shares.mean(0), context)
+    return additive(losses.mean(), linear, shares.shape[0] * context.spec.probes.shape[1])
 
 
-def damages(share: Array, scene: Scene) -> Array:
-    """Return damage [L, K] of shares [L].
+def damages(share: Array, context: ProfilingContext) -> Array:
+    """Return the damage [L, K] that follows from the shares [L].
 
-    A layer whose context has no error is taken to have none at any fidelity.
+    A layer without an error in the context is assumed to cause no damage at any fidelity.
     """
-    here = scene.output_error[:, [scene.menu.context]]
-    ratio = np.divide(
-        scene.output_error, here, out=np.ones_like(scene.output_error), where=here > 0
-    )
+    error = context.output_error
+    here = error[:, [context.menu.context]]
+    ratio = np.divide(error, here, out=np.ones_like(error), where=here > 0)
     return np.asarray(share[:, None] * (ratio - 1), dtype=np.float64)
 
 
-def layer_shares(scene: Scene, nodes: int = INTEGRAL_NODES) -> tuple[Array, Array]:
-    """Return (shares [windows, L], KL of the context [windows]) in [nats/token], of the probe windows that were used.
+def layer_shares(context: ProfilingContext, nodes: int = INTEGRAL_NODES) -> tuple[Array, Array]:
+    """Return (shares [windows, L], KL of the context [windows]) in [nats/token].
 
-    Batches are taken in order. At the node nearest to the context, probing ends when all are used
-    or, tested after every second one, the mean shares of every second batch agree with those of the
-    others, see `STABLE`; other nodes use the same batches.
+    Both are of the probe windows that were used. Batches are taken in order, first at the node that
+    is nearest to the context. There, measuring ends when all batches are used, or when the mean
+    shares of the odd and of the even batches agree (`STABLE_CORRELATION`), tested after every
+    second batch. The other nodes use the same batches.
+
+    Args:
+        context: the model in the context.
+        nodes: number of Gauss-Legendre nodes.
     """
-    batches = torch.split(scene.spec.probes, scene.spec.batch)
-    originals = torch.split(scene.original_states, scene.spec.batch)
-    points, weights = np.polynomial.legendre.leggauss(nodes)
-    total, steps, used, micro_batches = (
-        np.zeros(()),
-        len(batches) * nodes,
-        len(batches),
-        MicroBatches(),
-    )
+    points, weights = np.polynomial.legendre.leggauss(nodes)  # on [-1, 1]
+    total = np.zeros(())
+    used = len(context.batches)
+    steps = used * nodes
+    micro_batches = MicroBatches()
     for turn, node in enumerate(np.argsort(-points)):
         point = float(points[node] + 1) / 2
-        _go_along_path(scene, point)
+        _interpolate_weights(context, point)
         shares: list[Array] = []
         for index in range(used):
-            shares.append(
-                _batch_shares(
-                    scene,
-                    f"shares-{node}-{index:04d}",
-                    batches[index],
-                    originals[index],
-                    point,
-                    micro_batches,
-                )
-            )
-            scene.on_progress(turn * len(batches) + index + 1, steps)
-            if turn == 0 and _agree(shares):
+            part = f"shares-{node}-{index:04d}"
+            shares.append(_batch_shares(context, part, index, point, micro_batches))
+            context.on_progress(turn * len(context.batches) + index + 1, steps)
+            if turn == 0 and _halves_agree(shares):
                 used = index + 1
                 break
         total = total + float(weights[node]) / 2 * np.concatenate(shares)
-    scene.put_all(scene.menu.fidelities[scene.menu.context])
-    losses = [
-        context_loss(scene, f"loss-{index:04d}", batches[index], originals[index])
-        for index in range(used)
-    ]
-    scene.on_progress(steps, steps)
+    context.set_uniform()
+    losses = [context.batch_loss(index) for index in range(used)]
+    context.on_progress(steps, steps)
     return np.asarray(total, dtype=np.float64), np.concatenate(losses)
 
 
-def _agree(shares: list[Array]) -> bool:
+def _halves_agree(shares: list[Array]) -> bool:
+    """Return whether the odd and the even batches give nearly the same mean shares."""
     if len(shares) < _FEWEST_BATCHES or len(shares) % 2:
         return False
     halves = [np.concatenate(shares[start::2]).mean(0) for start in (0, 1)]
     if any(half.std() == 0 for half in halves):
         return False
-    return bool(np.corrcoef(halves)[0, 1] >= STABLE)
+    return bool(np.corrcoef(halves)[0, 1] >= STABLE_CORRELATION)
 
 
-def _go_along_path(scene: Scene, point: float) -> None:
-    """Put the weights at `point` of the way from the original to the context."""
-    scene.put_all(scene.menu.fidelities[scene.menu.context])
-    for layer in scene.layers:
-        linear, original = get_linear(scene.runner.model, layer.name), scene.originals[layer.name]
-        linear.weight.data = torch.lerp(original, linear.weight.data, point)
+def _interpolate_weights(context: ProfilingContext, point: float) -> None:
+    """Set the weights to W + point * E: on the path from the original (0) to the context (1)."""
+    context.set_uniform()
+    for layer in context.layers:
+        linear = get_linear(context.runner.model, layer.name)
+        linear.weight.data = torch.lerp(context.originals[layer.name], linear.weight.data, point)
 
 
 def _batch_shares(
-    scene: Scene,
-    part: str,
-    batch: Tensor,
-    original: Tensor,
-    point: float,
-    micro_batches: MicroBatches,
+    context: ProfilingContext, part: str, index: int, point: float, micro_batches: MicroBatches
 ) -> Array:
-    """Return <dKL/dW, E> of each window and layer at a point of the path, [windows, L]."""
-    runner = scene.runner
+    """Return <dKL/dW, E> of each window of a batch and each layer, [windows, L].
+
+    Args:
+        context: the model, with its weights at `point` of the path.
+        part: the name under which the result is stored.
+        index: which batch of the probes.
+        point: 0 < point <= 1.
+        micro_batches: how many windows fit into memory at once.
+    """
+    runner = context.runner
+    windows, original = context.batches[index]
 
     def error(name: str) -> tuple[Tensor]:
-        return ((get_linear(runner.model, name).weight.data - scene.originals[name]) / point,)
+        weight = get_linear(runner.model, name).weight.data
+        return ((weight - context.originals[name]) / point,)
 
     def products(some: slice) -> Tensor:
-        gradient = lambda states: divergence(runner, batch[some], states, original[some])[1]  # noqa: E731
-        return inner_products(runner, batch[some], gradient, scene.layers, 1, error)
+        def head_gradient(states: Tensor) -> Tensor:
+            return divergence(runner, windows[some], states, original[some])[1]
 
-    found = kept(scene.parts, part, lambda: {"products": micro_batches.cat(products, len(batch))})[
-        "products"
-    ]
-    return np.asarray(found[:, :, 0].numpy(), dtype=np.float64)
+        return inner_products(runner, windows[some], head_gradient, context.layers, 1, error)
+
+    def compute() -> dict[str, Tensor]:
+        return {"products": micro_batches.cat(products, len(windows))}
+
+    stored = memoized(context.parts, part, compute)["products"]
+    return np.asarray(stored[:, :, 0].numpy(), dtype=np.float64)

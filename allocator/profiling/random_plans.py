@@ -1,62 +1,66 @@
-"""Plans drawn at random around a budget, to check a profile's predictions on what it never saw."""
+"""Random plans around a budget, to check the predictions of a profile."""
 
 import numpy as np
 
 from allocator.profile import Array, Profile
 from allocator.solver.program import Choice
 
-SPREAD = (0.92, 1.0, 1.2)
-"""Sizes of the drawn plans, as shares of the budget, by turns."""
+BUDGET_SHARES = (0.92, 1.0, 1.2)
+"""Sizes of the plans as shares of the budget, in turns."""
 
-_LARGEST_PRICE, _BISECTIONS = 1e4, 80
-"""Prices in units of the score's range for the bytes of the smallest layer."""
+_LARGEST_PRICE = 1e4
+"""In units of the score's range per bytes of the smallest layer."""
+_BISECTIONS = 80
 
 
 def random_plans(profile: Profile, budget_bytes: int, count: int, seed: int) -> list[Choice]:
     """Return menu indices [L] of `count` plans, each as large as its share of the budget allows.
 
-    By turns, plans are drawn layer by layer, which mixes good and bad choices evenly, and with
-    preferences for kinds of layers and for ranges of blocks, as real plans have them.
+    Every second plan draws each layer independently, which mixes good and bad choices evenly. The
+    others prefer some kinds of layers and some ranges of blocks, as real plans do.
 
     Args:
-        profile: layers and menu; what it measured is not used.
-        budget_bytes: around which plans are drawn.
-        count: how many.
-        seed: of the draws.
+        profile: gives layers and menu; its measurements are not used.
+        budget_bytes: the plans have about this size.
+        count: number of plans.
+        seed: seed of the random numbers.
     """
     rng = np.random.default_rng(seed)
-    return [
-        _fitted(
-            profile,
-            _scores(profile, rng, structured=bool(turn % 2)),
-            int(SPREAD[turn // 2 % len(SPREAD)] * budget_bytes),
-        )
-        for turn in range(count)
-    ]
+    plans: list[Choice] = []
+    for turn in range(count):
+        score = _scores(profile, rng, structured=bool(turn % 2))
+        share = BUDGET_SHARES[turn // 2 % len(BUDGET_SHARES)]
+        plans.append(_fitted(profile, score, int(share * budget_bytes)))
+    return plans
 
 
 def _scores(profile: Profile, rng: np.random.Generator, *, structured: bool) -> Array:
-    """Return made-up damages [L, K]."""
+    """Return random damages [L, K]."""
     if not structured:
         return rng.standard_normal(profile.linear.shape)
     kinds = sorted({layer.kind for layer in profile.layers})
-    taste = dict(zip(kinds, rng.standard_normal(len(kinds)), strict=True))
+    preference = dict(zip(kinds, rng.standard_normal(len(kinds)), strict=True))
     blocks = max(layer.block for layer in profile.layers) + 1
-    phase, waves = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 2)
+    phase = rng.uniform(0, 2 * np.pi)
+    waves = rng.uniform(0.5, 2)
     weights = np.array([layer.weights for layer in profile.layers])[:, None]
-    liking = np.array(
+    exponent = np.array(
         [
-            taste[layer.kind]
+            preference[layer.kind]
             + np.sin(phase + 2 * np.pi * waves * layer.block / blocks)
             + rng.standard_normal() / 2
             for layer in profile.layers
         ]
     )[:, None]
-    return np.asarray(weights * np.exp(liking / 2) * 4.0 ** (-8 * profile.weight_bytes / weights))
+    bits = 8 * profile.weight_bytes / weights
+    return np.asarray(weights * np.exp(exponent / 2) * 4.0 ** (-bits))
 
 
 def _fitted(profile: Profile, score: Array, budget_bytes: int) -> Choice:
-    """Return the choice of least score + price x bytes, at the lowest price at which it fits the budget; prices may be negative."""
+    """Return the choice of least score + price * bytes, at the lowest price that fits the budget.
+
+    Prices may be negative.
+    """
     sizes = profile.weight_bytes
     rows = np.arange(len(sizes))
     unit = float(np.ptp(score)) / float(sizes.min())

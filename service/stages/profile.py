@@ -7,9 +7,14 @@ from pathlib import Path
 from allocator.demands.menu import Menu
 from allocator.profile import Profile
 from allocator.profiling import profiler
-from allocator.profiling.check import Check, check_plans
-from allocator.profiling.profiler import ProfileProgress
-from allocator.profiling.signal import ProfileSpec
+from allocator.profiling.candidates import Candidates, quantize_candidates
+from allocator.profiling.context import ProfileSpec
+from allocator.profiling.prediction_check import (
+    PredictionCheck,
+    PredictionCheckSpec,
+    check_predictions,
+)
+from allocator.profiling.profiler import ProfileProgress, ProfilingInputs
 from allocator.signals import find_signal
 from quantizer.conversion import blocks
 from quantizer.durable import PartStore
@@ -45,7 +50,7 @@ class ProfileTask:
         probes: windows that effects are measured on.
         signal: how they are measured.
         in_original: whether they are measured in the original model, see
-            `allocator.profiling.signal.ProfileSpec`.
+            `allocator.profiling.context.ProfileSpec`.
         keep_all: whether all quantized forms are kept, so that any plan can be assembled from them.
         batch: windows that are run at once.
         seed: of everything random.
@@ -102,12 +107,10 @@ def forms(store: StageStore, task: ProfileTask, reporter: Reporter) -> Path:
         loaded = load_model(task.model, task.machine.dtype, task.machine.device)
         calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
         told = reporter.step("profile: quantize")
-        profiler.make_forms(
+        quantize_candidates(
             task.machine.runner(loaded),
-            find_layers(loaded),
-            task.menu,
+            Candidates(find_layers(loaded), task.menu, parts),
             calibration,
-            parts,
             told,
             keep_all=task.keep_all,
         )
@@ -124,11 +127,15 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
     def make(folder: Path, parts: PartStore) -> None:
         made = PartStore(forms(store, task, reporter))
         loaded = load_model(task.model, machine.dtype, machine.device)
-        measured = profiler.profile_model(
+        inputs = ProfilingInputs(
             machine.runner(loaded),
-            find_layers(loaded),
-            task.menu,
+            Candidates(find_layers(loaded), task.menu, made),
             Calibration(task.calibration.tokens.to(machine.device), task.batch),
+            model_sha256=task.model.sha256,
+            calibration_sha256=task.calibration.sha256,
+        )
+        measured = profiler.profile_model(
+            inputs,
             ProfileSpec(
                 find_signal(task.signal),
                 task.probes.tokens.to(machine.device),
@@ -140,9 +147,6 @@ def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile
             ProfileProgress(
                 reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")
             ),
-            model_sha256=task.model.sha256,
-            calibration_sha256=task.calibration.sha256,
-            forms=made,
         )
         head, arrays = measured.dumps()
         (folder / "profile.json").write_bytes(head)
@@ -159,7 +163,7 @@ def checks(
     count: int,
     windows: Windows,
     reporter: Reporter,
-) -> list[Check]:
+) -> list[PredictionCheck]:
     """Measure random plans that the profile never saw; `task` must keep all forms."""
     inputs = {
         "profile": task.key.digest,
@@ -175,14 +179,20 @@ def checks(
             PartStore(forms(store, task, reporter)),
         )
         told = reporter.step("check")
-        found = check_plans(
-            task.machine.runner(loaded), measured, budget_bytes, count, tokens, made, parts, told
+        found = check_predictions(
+            task.machine.runner(loaded),
+            measured,
+            Candidates(measured.layers, task.menu, made),
+            PredictionCheckSpec(budget_bytes, count, tokens),
+            parts,
+            told,
         )
         _write(folder / "checks.json", json.dumps([asdict(check) for check in found]))
 
     folder = store.get(StageKey("checks", inputs), make)
     return [
-        Check(**row) for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))
+        PredictionCheck(**row)
+        for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))
     ]
 
 
@@ -211,7 +221,7 @@ def checks_of(
     windows: Windows,
     store: StageStore,
     reporter: Reporter,
-) -> list[Check]:
+) -> list[PredictionCheck]:
     """Return the random plans that were measured, as many as the request wants."""
     count = request.amounts.check_plans
     return (

@@ -11,7 +11,7 @@ from typing import Any
 from allocator.answers.allocation import Allocation
 from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile, shares_of
-from allocator.profiling.check import Check, summary
+from allocator.profiling.prediction_check import PredictionCheck, summary
 from quantizer.conversion.checkpoint import checkpoint_bytes
 from quantizer.models.folder import ModelFolder
 from quantizer.plans.fidelity import Fidelity
@@ -50,7 +50,7 @@ class Comparison:
     guard: Guard
     tuning: TuneTask
     quality: dict[str, Quality]
-    checks: list[Check]
+    checks: list[PredictionCheck]
 
 
 def build_report(

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from allocator.demands.menu import choose_menu
-from allocator.profiling.profiler import make_forms
+from allocator.profiling.candidates import Candidates, quantize_candidates
 from quantizer.conversion.blocks import find_block, quantize_blocks
 from quantizer.durable import Progress
 from quantizer.plans.fidelity import Fidelity
@@ -187,7 +187,7 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         found.append(
             measure(
                 f"profile, {len(menu.fidelities)} fidelities", blocks,
-                lambda told: make_forms(runner, layers, menu, few, PartStore(Path(folder) / "profile"), told),
+                lambda told: quantize_candidates(runner, Candidates(tuple(layers), menu, PartStore(Path(folder) / "profile")), few, told),
                 quantizing_floor(one, len(menu.fidelities), rates), kept,
             )
         )  # fmt: skip

@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from allocator.demands.menu import Menu
 from allocator.profile import Profile
-from allocator.profiling.profiler import ProfileProgress, make_forms, profile_model
-from allocator.profiling.signal import ProfileSpec, Scene
+from allocator.profiling.candidates import Candidates, quantize_candidates
+from allocator.profiling.context import ProfileSpec, ProfilingContext
+from allocator.profiling.profiler import ProfileProgress, ProfilingInputs, profile_model
 from allocator.signals import find_signal
-from quantizer.conversion.blocks import read_block, read_blocks
 from quantizer.durable import PartStore, Progress
 from quantizer.models.loading import load_model
 from quantizer.models.source import find_model
@@ -78,35 +77,52 @@ def run(
     parts: PartStore,
     spec: ProfileSpec,
     menu: Menu = MENU,
-    forms: PartStore | None = None,
+    candidates: PartStore | None = None,
     quantize: Progress = no_progress,
     measure: Progress = no_progress,
 ) -> Profile:
-    """Return the profile of an unquantized model."""
-    progress = ProfileProgress(quantize, measure)
-    shas = {"model_sha256": "a" * 64, "calibration_sha256": "b" * 64}
-    runner, layers = BlockRunner(model), find_layers(model)
-    return profile_model(
-        runner, layers, menu, CALIBRATION, spec, parts, progress, **shas, forms=forms
+    """Return the profile of a model that is not quantized.
+
+    Args:
+        model: the model.
+        parts: where measurements are stored.
+        spec: how to measure.
+        menu: fidelities and context.
+        candidates: where quantized candidates are stored; among the measurements if None.
+        quantize: called as layers are quantized.
+        measure: called as the signal is measured.
+    """
+    inputs = ProfilingInputs(
+        BlockRunner(model),
+        Candidates(find_layers(model), menu, candidates or parts),
+        CALIBRATION,
+        model_sha256="a" * 64,
+        calibration_sha256="b" * 64,
     )
+    return profile_model(inputs, spec, parts, ProfileProgress(quantize, measure))
 
 
-def make_scene(
-    model: Any, forms: PartStore, parts: PartStore, spec: ProfileSpec, menu: Menu = MENU
-) -> Scene:
-    """Quantize a model in the menu's context, and return it as a signal gets it."""
-    runner, layers, originals = BlockRunner(model), find_layers(model), weights_of(model)
+def make_context(
+    model: Any, store: PartStore, parts: PartStore, spec: ProfileSpec, menu: Menu = MENU
+) -> ProfilingContext:
+    """Quantize a model in the menu's context, and return it ready to be measured."""
+    runner = BlockRunner(model)
+    candidates = Candidates(find_layers(model), menu, store)
+    originals = weights_of(model)
     states = runner.final_states(spec.probes)
-    make_forms(runner, layers, menu, CALIBRATION, forms, no_progress)
-    found = {}
-    for block in read_blocks(forms, layers, {layer.name: () for layer in layers}):
-        found |= block.errors
-    rows = [[found[layer.name][fidelity.name] for fidelity in menu.fidelities] for layer in layers]
-    errors = (
-        np.array([[getattr(error, kind) for error in row] for row in rows])
-        for kind in ("output", "weight")
+    quantize_candidates(runner, candidates, CALIBRATION, no_progress)
+    output_error, weight_error = candidates.errors()
+    return ProfilingContext(
+        runner,
+        candidates,
+        spec,
+        output_error,
+        weight_error,
+        originals,
+        states,
+        parts,
+        no_progress,
     )
-    return Scene(runner, layers, menu, spec, *errors, originals, states, forms, parts, no_progress)
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
@@ -161,35 +177,33 @@ def weight_gradients(model: Any, losses_of: Callable[[], Tensor]) -> list[dict[s
 
 @dataclass(frozen=True)
 class Measured:
-    """A profile with the model that was left in its context, and the original's log probabilities on the probes."""
+    """A profile, the model in its context, and the original's log probabilities on the probes."""
 
     profile: Profile
-    scene: Scene
+    context: ProfilingContext
     original: Tensor
 
     @property
     def model(self) -> Any:
-        return self.scene.runner.model
+        return self.context.runner.model
 
     def set_ends(self, changes: Mapping[int, int]) -> None:
         """Give each layer named by its place the low end, 0, or the high end, 1, of the menu.
 
         2 is back to the context.
         """
-        menu = self.scene.menu
-        forms = (menu.fidelities[0], menu.fidelities[-1], menu.fidelities[menu.context])
+        candidates = self.context.candidates
+        fidelities = (*candidates.ends, self.context.uniform)
         for at, end in changes.items():
-            layer = self.scene.layers[at]
-            stored = read_block(self.scene.stored, [layer], {layer.name: forms}, layer.block)
-            set_dequantized_weight(
-                self.model, layer.name, stored.weights[layer.name][forms[end].name]
-            )
+            layer = self.context.layers[at]
+            weights = candidates.block(layer.block).weights[layer.name]
+            set_dequantized_weight(self.model, layer.name, weights[fidelities[end].name])
 
     def outputs(self, changes: Mapping[int, int]) -> Tensor:
         """Return the log probabilities of the model with these changes, float64 [N, vocabulary]."""
         self.set_ends(changes)
         with torch.no_grad():
-            found = log_probs(self.model, self.scene.spec.probes)
+            found = log_probs(self.model, self.context.spec.probes)
         self.set_ends(dict.fromkeys(changes, 2))
         return found.flatten(0, 1)
 

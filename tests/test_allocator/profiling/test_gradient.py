@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from allocator.profile import Array
-from allocator.profiling.gradient import gradient, sample_effects
-from allocator.profiling.signal import LossModel, Scene
+from allocator.profiling.context import ProfilingContext
+from allocator.profiling.gradient import measure_gradient, window_effects
+from allocator.profiling.loss_model import LossModel
 from quantizer.durable import PartStore
 from tests.support.profiled_models import (
     MENU,
     divergences,
     log_probs,
+    make_context,
     make_loader,
-    make_scene,
     make_spec,
     weight_gradients,
     windows,
@@ -26,55 +27,59 @@ PROBES = windows(5, 32, 1)
 
 
 @pytest.fixture(scope="module", params=["llama", "opt"])
-def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def context(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> ProfilingContext:
     folder = tmp_path_factory.mktemp("gradient")
     model = make_loader(folder, request.param)()
-    return make_scene(
+    return make_context(
         model,
-        PartStore(folder / "forms"),
+        PartStore(folder / "candidates"),
         PartStore(folder / "parts"),
         make_spec("gradient", PROBES, batch=2),
     )
 
 
 @pytest.fixture(scope="module")
-def found(scene: Scene) -> LossModel:
-    return gradient(scene)
+def found(context: ProfilingContext) -> LossModel:
+    return measure_gradient(context)
 
 
 @pytest.fixture(scope="module")
-def exact(scene: Scene) -> Array:
+def exact(context: ProfilingContext) -> Array:
     """Return <gradient of a window's mean negative log-likelihood, end - context> of explicit gradients, [2 L, windows]."""
-    model = scene.runner.model
+    model = context.runner.model
 
     def losses() -> torch.Tensor:
         log_p = model(input_ids=PROBES, use_cache=False).logits[:, :-1].log_softmax(-1)
         return -log_p.gather(-1, PROBES[:, 1:, None]).mean((1, 2))
 
     gradients, rows = weight_gradients(model, losses), []
-    for layer in scene.layers:
-        forms = scene.block(layer.block).weights[layer.name]
-        here = forms[MENU.fidelities[MENU.context].name].dequantize()
+    for layer in context.layers:
+        weights = context.candidates.block(layer.block).weights[layer.name]
+        here = weights[MENU.fidelities[MENU.context].name].dequantize()
         for end in (MENU.fidelities[0], MENU.fidelities[-1]):
-            change = forms[end.name].dequantize() - here
+            change = weights[end.name].dequantize() - here
             rows.append([float((row[layer.name] * change).sum()) for row in gradients])
     return np.array(rows)
 
 
-def test_samples_are_the_products_of_explicit_gradients(scene: Scene, exact: Array) -> None:
-    samples = sample_effects(scene).first
+def test_samples_are_the_products_of_explicit_gradients(
+    context: ProfilingContext, exact: Array
+) -> None:
+    samples = window_effects(context).first
     assert samples.shape == exact.shape
     assert np.linalg.norm(samples - exact) < 1e-3 * np.linalg.norm(exact)
 
 
 def test_damage_is_the_mean_product_and_half_the_fisher_term(
-    found: LossModel, exact: Array, scene: Scene
+    found: LossModel, exact: Array, context: ProfilingContext
 ) -> None:
     own = np.square(found.factor).sum(axis=0).reshape(found.linear.shape)
     damage = (found.linear + own / 2)[:, [0, -1]].ravel()
     expected = exact.mean(axis=1) + 32 * np.square(exact).mean(axis=1) / 2
     assert np.linalg.norm(damage - expected) < 1e-3 * np.linalg.norm(expected)
-    assert found.linear.shape == (len(scene.layers), len(MENU.fidelities))
+    assert found.linear.shape == (len(context.layers), len(MENU.fidelities))
 
 
 def test_the_coupling_is_the_gram_matrix_of_the_samples(found: LossModel, exact: Array) -> None:
@@ -106,15 +111,17 @@ def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_chan
         )
 
 
-def test_the_context_has_no_effect_and_its_own_loss(found: LossModel, scene: Scene) -> None:
+def test_the_context_has_no_effect_and_its_own_loss(
+    found: LossModel, context: ProfilingContext
+) -> None:
     assert not found.linear[:, MENU.context].any()
     assert not found.factor.reshape(len(found.factor), *found.linear.shape)[
         :, :, MENU.context
     ].any()
-    model = scene.runner.model
-    scene.put_all(None)
+    model = context.runner.model
+    context.set_original()
     original = log_probs(model, PROBES)
-    scene.put_all(MENU.fidelities[MENU.context])
+    context.set_uniform()
     assert found.context_loss == pytest.approx(
         float(divergences(original, model, PROBES).mean()), rel=1e-4
     )
@@ -122,13 +129,12 @@ def test_the_context_has_no_effect_and_its_own_loss(found: LossModel, scene: Sce
 
 
 def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) -> None:
-    load, forms, spec = (
-        make_loader(tmp_path),
-        PartStore(tmp_path / "forms"),
-        make_spec("gradient", PROBES, batch=4),
-    )
-    whole = sample_effects(make_scene(load(), forms, PartStore(tmp_path / "a"), spec)).first
-    scene, refused = make_scene(load(), forms, PartStore(tmp_path / "b"), spec), []
+    load = make_loader(tmp_path)
+    candidates = PartStore(tmp_path / "candidates")
+    spec = make_spec("gradient", PROBES, batch=4)
+    whole = window_effects(make_context(load(), candidates, PartStore(tmp_path / "a"), spec)).first
+    context = make_context(load(), candidates, PartStore(tmp_path / "b"), spec)
+    refused: list[int] = []
 
     def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Stand for a card that holds one window of a backward pass."""
@@ -137,6 +143,6 @@ def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) 
             refused.append(len(states))
             raise torch.OutOfMemoryError("no room")
 
-    scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
-    assert np.linalg.norm(sample_effects(scene).first - whole) < 1e-3 * np.linalg.norm(whole)
+    context.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    assert np.linalg.norm(window_effects(context).first - whole) < 1e-3 * np.linalg.norm(whole)
     assert refused == [4, 2], "halved twice, and then never again"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from allocator.profile import Array, Profile
-from allocator.profiling.integral import STABLE, damages, integral, layer_shares
-from allocator.profiling.signal import Scene
+from allocator.profiling.context import ProfilingContext
+from allocator.profiling.integral import STABLE_CORRELATION, damages, layer_shares, measure_integral
 from allocator.signals import INTEGRAL_NODES
 from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
@@ -24,9 +24,9 @@ from tests.support.profiled_models import (
     Loader,
     divergences,
     log_probs,
+    make_context,
     make_loader,
     make_menu,
-    make_scene,
     make_spec,
     no_progress,
     run,
@@ -35,7 +35,7 @@ from tests.support.profiled_models import (
     windows,
 )
 
-MakeScene = Callable[..., Scene]
+MakeContext = Callable[..., ProfilingContext]
 BATCH = 2
 
 
@@ -45,18 +45,18 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> PartStore:
-    """Return where the quantized forms of `MENU` are kept; they do not depend on the probes."""
-    return PartStore(tmp_path_factory.mktemp("forms"))
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> PartStore:
+    """Return where the quantized candidates of `MENU` are; they do not depend on the probes."""
+    return PartStore(tmp_path_factory.mktemp("candidates"))
 
 
 @pytest.fixture
-def fresh(load: Loader, forms: PartStore, tmp_path: Path) -> MakeScene:
-    """Return what makes a scene on probes, with nothing measured yet."""
+def fresh(load: Loader, candidates: PartStore, tmp_path: Path) -> MakeContext:
+    """Return what makes a context on probes, with nothing measured yet."""
 
-    def make(probes: torch.Tensor = PROBES, batch: int = BATCH) -> Scene:
+    def make(probes: torch.Tensor = PROBES, batch: int = BATCH) -> ProfilingContext:
         parts = PartStore(tmp_path / str(len(list(tmp_path.iterdir()))))
-        return make_scene(load(), forms, parts, make_spec("integral", probes, batch=batch))
+        return make_context(load(), candidates, parts, make_spec("integral", probes, batch=batch))
 
     return make
 
@@ -68,63 +68,74 @@ def original(load: Loader) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def profile(load: Loader, forms: PartStore, tmp_path_factory: pytest.TempPathFactory) -> Profile:
+def profile(
+    load: Loader, candidates: PartStore, tmp_path_factory: pytest.TempPathFactory
+) -> Profile:
     return run(
-        load(), PartStore(tmp_path_factory.mktemp("profile")), make_spec("integral"), MENU, forms
+        load(),
+        PartStore(tmp_path_factory.mktemp("profile")),
+        make_spec("integral"),
+        MENU,
+        candidates,
     )
 
 
-def slow_shares(scene: Scene, original: torch.Tensor, points: Array, weights: Array) -> Array:
+def slow_shares(
+    context: ProfilingContext, original: torch.Tensor, points: Array, weights: Array
+) -> Array:
     """Return the shares by full logits and gradients of all weights at each point of the path, [windows, L]."""
-    model, context = scene.runner.model, weights_of(scene.runner.model)
-    total = np.zeros((len(PROBES), len(scene.layers)))
+    model = context.runner.model
+    quantized = weights_of(model)
+    total = np.zeros((len(PROBES), len(context.layers)))
     for point, weight in zip(points, weights, strict=True):
-        for name, before in scene.originals.items():
-            model.get_submodule(name).weight.data = before + point * (context[name] - before)
+        for name, before in context.originals.items():
+            model.get_submodule(name).weight.data = before + point * (quantized[name] - before)
         rows = weight_gradients(model, lambda: divergences(original, model))
         errors = {
-            name: (context[name] - before).double() for name, before in scene.originals.items()
+            name: (quantized[name] - before).double() for name, before in context.originals.items()
         }
         total += weight * np.array(
             [[float((row[name] * errors[name]).sum()) for name in errors] for row in rows]
         )
-    for name, weight in context.items():
+    for name, weight in quantized.items():
         model.get_submodule(name).weight.data = weight
     return total
 
 
 def test_shares_are_those_of_explicit_gradients_at_the_nodes(
-    fresh: MakeScene, original: torch.Tensor
+    fresh: MakeContext, original: torch.Tensor
 ) -> None:
-    scene = fresh()
+    context = fresh()
     spread = 0.5 / 3**0.5  # two Gauss-Legendre nodes: 1/2 -+ 1/sqrt(12), of equal weight
     exact = slow_shares(
-        scene, original, np.array([0.5 - spread, 0.5 + spread]), np.array([0.5, 0.5])
+        context, original, np.array([0.5 - spread, 0.5 + spread]), np.array([0.5, 0.5])
     )
-    shares, _ = layer_shares(scene, 2)
+    shares, _ = layer_shares(context, 2)
     assert shares.shape == (len(PROBES), 21)
     assert np.linalg.norm(shares - exact) < 1e-3 * np.linalg.norm(exact)
 
 
-def test_two_nodes_give_nearly_the_shares_of_many(fresh: MakeScene, original: torch.Tensor) -> None:
-    scene = fresh()
+def test_two_nodes_give_nearly_the_shares_of_many(
+    fresh: MakeContext, original: torch.Tensor
+) -> None:
+    context = fresh()
     points = (np.arange(64) + 0.5) / 64
-    exact = slow_shares(scene, original, points, np.full(64, 1 / 64)).mean(0)
-    shares = layer_shares(scene)[0].mean(0)
+    exact = slow_shares(context, original, points, np.full(64, 1 / 64)).mean(0)
+    shares = layer_shares(context)[0].mean(0)
     assert INTEGRAL_NODES == 2
     assert np.linalg.norm(shares - exact) < 0.02 * np.linalg.norm(exact)
 
 
 def test_shares_add_up_to_the_divergence_of_the_context_the_closer_the_more_nodes(
-    fresh: MakeScene, original: torch.Tensor
+    fresh: MakeContext, original: torch.Tensor
 ) -> None:
     off = []
     for nodes in (1, 2, 8):
-        scene = fresh()
-        shares, losses = layer_shares(scene, nodes)
+        context = fresh()
+        shares, losses = layer_shares(context, nodes)
         with torch.no_grad():
             exact = divergences(
-                original, scene.runner.model
+                original, context.runner.model
             ).numpy()  # the model is back in the context
         assert losses == pytest.approx(exact, rel=1e-3)
         off.append(float(np.abs(shares.sum(1) - exact).max() / exact.mean()))
@@ -133,33 +144,33 @@ def test_shares_add_up_to_the_divergence_of_the_context_the_closer_the_more_node
     assert off[2] < 1e-4
 
 
-def test_damage_grows_with_the_output_error_from_the_context_s(fresh: MakeScene) -> None:
-    scene, share = fresh(), np.linspace(-0.1, 1, 21)
-    found = damages(share, scene)
+def test_damage_grows_with_the_output_error_from_the_context_s(fresh: MakeContext) -> None:
+    context, share = fresh(), np.linspace(-0.1, 1, 21)
+    found = damages(share, context)
     for layer in range(21):
-        here = scene.output_error[layer, MENU.context]
+        here = context.output_error[layer, MENU.context]
         for k in range(len(MENU.fidelities)):
-            exact = share[layer] * scene.output_error[layer, k] / here - share[layer]
+            exact = share[layer] * context.output_error[layer, k] / here - share[layer]
             assert found[layer, k] == pytest.approx(exact, rel=1e-9, abs=1e-15)
     assert not found[:, MENU.context].any()
 
 
-def test_a_layer_without_an_error_in_the_context_has_no_damage(fresh: MakeScene) -> None:
-    scene = fresh()
-    error = scene.output_error.copy()
+def test_a_layer_without_an_error_in_the_context_has_no_damage(fresh: MakeContext) -> None:
+    context = fresh()
+    error = context.output_error.copy()
     error[3] = 0, 0, 0, 0
     error[4] = 1, 0, 0, 0
-    found = damages(np.ones(21), replace(scene, output_error=error))
+    found = damages(np.ones(21), replace(context, output_error=error))
     assert not found[3:5].any()
     assert found[5, 0] > 0
 
 
-def test_the_profile_is_additive_and_of_these_shares(profile: Profile, fresh: MakeScene) -> None:
-    scene = fresh()
-    shares, losses = layer_shares(scene)
+def test_the_profile_is_additive_and_of_these_shares(profile: Profile, fresh: MakeContext) -> None:
+    context = fresh()
+    shares, losses = layer_shares(context)
     assert profile.factor.shape == (0, 21 * len(MENU.fidelities))
     assert profile.truncation == 0
-    assert np.array_equal(profile.linear, damages(shares.mean(0), scene))
+    assert np.array_equal(profile.linear, damages(shares.mean(0), context))
     assert profile.context_loss == losses.mean()
     assert profile.tokens == PROBES.numel()
 
@@ -200,13 +211,15 @@ def test_uniform_plans_are_ranked_as_they_measure_when_installed(
 
 
 def test_probing_stops_once_further_windows_say_the_same(
-    load: Loader, forms: PartStore, tmp_path: Path
+    load: Loader, candidates: PartStore, tmp_path: Path
 ) -> None:
     told: list[tuple[int, int]] = []
 
     def profile_of(times: int, measure: Any = no_progress) -> Profile:
         spec = make_spec("integral", windows(BATCH, 32, 3).repeat(times, 1))
-        return run(load(), PartStore(tmp_path / str(times)), spec, MENU, forms, measure=measure)
+        return run(
+            load(), PartStore(tmp_path / str(times)), spec, MENU, candidates, measure=measure
+        )
 
     short, long = profile_of(4), profile_of(12, lambda *state: told.append(state))
     assert short.tokens == long.tokens == 4 * BATCH * 32
@@ -216,38 +229,42 @@ def test_probing_stops_once_further_windows_say_the_same(
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
-def test_three_batches_are_too_few_to_tell(load: Loader, forms: PartStore, tmp_path: Path) -> None:
+def test_three_batches_are_too_few_to_tell(
+    load: Loader, candidates: PartStore, tmp_path: Path
+) -> None:
     spec = make_spec("integral", windows(BATCH, 32, 3).repeat(3, 1))
-    assert run(load(), PartStore(tmp_path), spec, MENU, forms).tokens == spec.probes.numel()
+    assert run(load(), PartStore(tmp_path), spec, MENU, candidates).tokens == spec.probes.numel()
 
 
-@pytest.mark.parametrize(("tokens", "least", "most"), [(8, 0.5, 0.9), (48, 0.9, STABLE)])
+@pytest.mark.parametrize(
+    ("tokens", "least", "most"), [(8, 0.5, 0.9), (48, 0.9, STABLE_CORRELATION)]
+)
 def test_probing_goes_on_while_windows_disagree(
-    tokens: int, least: float, most: float, fresh: MakeScene
+    tokens: int, least: float, most: float, fresh: MakeContext
 ) -> None:
     """Batches take turns between two windows.
 
     The shorter these are, the less they have in common.
     """
-    scene = fresh(windows(2, tokens, 4).repeat(4, 1), batch=1)
-    shares, losses = layer_shares(scene)
+    context = fresh(windows(2, tokens, 4).repeat(4, 1), batch=1)
+    shares, losses = layer_shares(context)
     assert least < np.corrcoef(shares[:2])[0, 1] < most
     assert len(shares) == len(losses) == 8
     assert np.allclose(shares[::2], shares[0])
     assert np.allclose(shares[1::2], shares[1])
-    assert integral(scene).tokens == scene.spec.probes.numel()
+    assert measure_integral(context).tokens == context.spec.probes.numel()
 
 
-def test_probing_stops_as_soon_as_windows_agree(fresh: MakeScene) -> None:
+def test_probing_stops_as_soon_as_windows_agree(fresh: MakeContext) -> None:
     shares, _ = layer_shares(fresh(windows(8, 200, 4), batch=1))
     halves = [shares[start:4:2].mean(0) for start in (0, 1)]
-    assert np.corrcoef(halves)[0, 1] >= STABLE
+    assert np.corrcoef(halves)[0, 1] >= STABLE_CORRELATION
     assert len(shares) == 4
 
 
-def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeScene) -> None:
+def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeContext) -> None:
     whole, _ = layer_shares(fresh(), INTEGRAL_NODES)
-    scene, refused = fresh(), []
+    context, refused = fresh(), []
 
     def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Stand for a card that holds one window of a backward pass."""
@@ -256,7 +273,7 @@ def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeScene
             refused.append(len(states))
             raise torch.OutOfMemoryError("no room")
 
-    scene.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
-    pieces, _ = layer_shares(scene, INTEGRAL_NODES)
+    context.runner.blocks[1].register_forward_pre_hook(refuse, with_kwargs=True)
+    pieces, _ = layer_shares(context, INTEGRAL_NODES)
     assert refused == [2], "once, and then never again"
     np.testing.assert_allclose(pieces, whole, rtol=1e-3, atol=1e-7)

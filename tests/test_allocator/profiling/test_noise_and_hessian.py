@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from allocator.profile import Array
-from allocator.profiling.hessian import hessian
-from allocator.profiling.noise import layer_alphas, noise
-from allocator.profiling.signal import LossModel, Scene
+from allocator.profiling.context import ProfilingContext
+from allocator.profiling.hessian import measure_hessian
+from allocator.profiling.loss_model import LossModel
+from allocator.profiling.noise import layer_alphas, measure_noise
 from allocator.signals import NOISE_LEVELS
 from quantizer.durable import PartStore
 from tests.support.profiled_models import (
@@ -20,8 +21,8 @@ from tests.support.profiled_models import (
     Loader,
     divergences,
     log_probs,
+    make_context,
     make_loader,
-    make_scene,
     make_spec,
     run,
     windows,
@@ -37,30 +38,32 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 
 
 @pytest.fixture(scope="module")
-def forms(tmp_path_factory: pytest.TempPathFactory) -> PartStore:
-    return PartStore(tmp_path_factory.mktemp("forms"))
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> PartStore:
+    return PartStore(tmp_path_factory.mktemp("candidates"))
 
 
-def scene_of(signal: str, load: Loader, forms: PartStore, folder: Path) -> Scene:
-    return make_scene(load(), forms, PartStore(folder), make_spec(signal, PROBES, batch=4))
-
-
-@pytest.fixture(scope="module")
-def scene(load: Loader, forms: PartStore, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return scene_of("noise", load, forms, tmp_path_factory.mktemp("noise"))
+def context_of(signal: str, load: Loader, candidates: PartStore, folder: Path) -> ProfilingContext:
+    return make_context(load(), candidates, PartStore(folder), make_spec(signal, PROBES, batch=4))
 
 
 @pytest.fixture(scope="module")
-def alphas(scene: Scene) -> Array:
-    return layer_alphas(scene)
+def context(
+    load: Loader, candidates: PartStore, tmp_path_factory: pytest.TempPathFactory
+) -> ProfilingContext:
+    return context_of("noise", load, candidates, tmp_path_factory.mktemp("noise"))
+
+
+@pytest.fixture(scope="module")
+def alphas(context: ProfilingContext) -> Array:
+    return layer_alphas(context)
 
 
 @pytest.fixture(scope="module")
 def layerwise(
-    load: Loader, forms: PartStore, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Scene, LossModel]:
-    scene = scene_of("hessian", load, forms, tmp_path_factory.mktemp("hessian"))
-    return scene, hessian(scene)
+    load: Loader, candidates: PartStore, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ProfilingContext, LossModel]:
+    context = context_of("hessian", load, candidates, tmp_path_factory.mktemp("hessian"))
+    return context, measure_hessian(context)
 
 
 def divergence_of_noise(load: Loader, level: float) -> Array:
@@ -94,19 +97,19 @@ def test_alpha_is_the_divergence_of_a_layer_s_noise_over_its_squared_size(
 
 
 def test_damage_by_noise_is_alpha_times_the_weight_error_around_the_original(
-    scene: Scene, alphas: Array
+    context: ProfilingContext, alphas: Array
 ) -> None:
-    model = noise(scene)
+    model = measure_noise(context)
     exact = np.zeros(model.linear.shape)
-    for at, layer in enumerate(scene.layers):
+    for at, layer in enumerate(context.layers):
         for k, fidelity in enumerate(MENU.fidelities):
-            if fidelity in scene.forms:
-                before = scene.originals[layer.name]
-                form = scene.block(layer.block).weights[layer.name][fidelity.name].dequantize()
-                exact[at, k] = alphas[at] * float(
-                    (form - before).square().sum() / before.square().sum()
-                )
-    kept = [k for k, fidelity in enumerate(MENU.fidelities) if fidelity in scene.forms]
+            if fidelity in context.candidates.kept_fidelities:
+                before = context.originals[layer.name]
+                weights = context.candidates.block(layer.block).weights[layer.name]
+                error = weights[fidelity.name].dequantize() - before
+                exact[at, k] = alphas[at] * float(error.square().sum() / before.square().sum())
+    stored = context.candidates.kept_fidelities
+    kept = [k for k, fidelity in enumerate(MENU.fidelities) if fidelity in stored]
     assert len(kept) == 3
     assert np.allclose(model.linear[:, kept], exact[:, kept], rtol=1e-3)
     assert (model.linear > 0).all()
@@ -115,9 +118,9 @@ def test_damage_by_noise_is_alpha_times_the_weight_error_around_the_original(
 
 
 def test_a_profile_by_noise_has_the_original_for_its_context(
-    load: Loader, forms: PartStore, tmp_path: Path
+    load: Loader, candidates: PartStore, tmp_path: Path
 ) -> None:
-    profile = run(load(), PartStore(tmp_path), make_spec("noise", PROBES), MENU, forms)
+    profile = run(load(), PartStore(tmp_path), make_spec("noise", PROBES), MENU, candidates)
     assert profile.context is None
     assert profile.context_loss == 0
     least = profile.loss([len(MENU.fidelities) - 1] * 21)
@@ -125,13 +128,13 @@ def test_a_profile_by_noise_has_the_original_for_its_context(
 
 
 def test_the_seed_decides_the_noise(
-    load: Loader, forms: PartStore, tmp_path: Path, alphas: Array
+    load: Loader, candidates: PartStore, tmp_path: Path, alphas: Array
 ) -> None:
     def alphas_at(seed: int, folder: str) -> Array:
         return layer_alphas(
-            make_scene(
+            make_context(
                 load(),
-                forms,
+                candidates,
                 PartStore(tmp_path / folder),
                 make_spec("noise", PROBES, batch=4, seed=seed),
             )
@@ -143,27 +146,27 @@ def test_the_seed_decides_the_noise(
 
 
 def test_output_errors_of_the_context_add_up_to_its_divergence(
-    layerwise: tuple[Scene, LossModel], load: Loader
+    layerwise: tuple[ProfilingContext, LossModel], load: Loader
 ) -> None:
-    scene, found = layerwise
+    context, found = layerwise
     original = log_probs(load(), PROBES)
     with torch.no_grad():
-        exact = float(divergences(original, scene.runner.model, PROBES).mean())
+        exact = float(divergences(original, context.runner.model, PROBES).mean())
     assert found.context_loss == pytest.approx(exact, rel=1e-4)
-    unit = found.linear[:, 0] / (scene.output_error[:, 0] - scene.output_error[:, MENU.context])
+    unit = found.linear[:, 0] / (context.output_error[:, 0] - context.output_error[:, MENU.context])
     assert unit == pytest.approx(unit[0], rel=1e-6)  # one for all layers
-    assert float((unit * scene.output_error[:, MENU.context]).sum()) == pytest.approx(
+    assert float((unit * context.output_error[:, MENU.context]).sum()) == pytest.approx(
         exact, rel=1e-4
     )
 
 
 def test_damage_by_output_errors_is_what_they_exceed_the_context_s_by(
-    layerwise: tuple[Scene, LossModel],
+    layerwise: tuple[ProfilingContext, LossModel],
 ) -> None:
-    scene, found = layerwise
-    unit = found.context_loss / sum(scene.output_error[at, MENU.context] for at in range(21))
+    context, found = layerwise
+    unit = found.context_loss / sum(context.output_error[at, MENU.context] for at in range(21))
     for at in range(21):
         for k in range(len(MENU.fidelities)):
-            exact = unit * (scene.output_error[at, k] - scene.output_error[at, MENU.context])
+            exact = unit * (context.output_error[at, k] - context.output_error[at, MENU.context])
             assert found.linear[at, k] == pytest.approx(exact, rel=1e-9, abs=1e-15)
     assert found.factor.shape == (0, found.linear.size)

@@ -9,17 +9,17 @@ import torch
 
 from allocator.demands.menu import Menu
 from allocator.profile import Array, Profile
-from allocator.profiling.effects import assemble, interpolation
-from allocator.profiling.output import end_effects
+from allocator.profiling.end_effects import interpolation, menu_effects
+from allocator.profiling.output import output_effects
 from quantizer.durable import PartStore
 from quantizer.plans.fidelity import Fidelity
 from tests.support.profiled_models import (
     Loader,
     Measured,
     log_probs,
+    make_context,
     make_loader,
     make_menu,
-    make_scene,
     make_spec,
     run,
     windows,
@@ -47,19 +47,17 @@ def measure(load: Loader, folder: Path, menu: Menu, *, in_original: bool = False
 
     Shrinking gives up some of that for layers that other probes would show otherwise.
     """
-    forms, parts, spec = (
-        PartStore(folder / "forms"),
-        PartStore(folder / "parts"),
-        replace(SPEC, in_original=in_original),
-    )
-    profile = run(load(), parts, spec, menu, forms)
+    candidates = PartStore(folder / "candidates")
+    parts = PartStore(folder / "parts")
+    spec = replace(SPEC, in_original=in_original)
+    profile = run(load(), parts, spec, menu, candidates)
     model = load()
     original = log_probs(model, PROBES)
-    scene = make_scene(model, forms, parts, spec, menu)
-    linear, factor, _ = assemble(
-        end_effects(scene), interpolation(scene.output_error, profile.context)
+    context = make_context(model, candidates, parts, spec, menu)
+    linear, factor, _ = menu_effects(
+        output_effects(context), interpolation(context.output_error, profile.context)
     )
-    return Measured(replace(profile, linear=linear, factor=factor), scene, original)
+    return Measured(replace(profile, linear=linear, factor=factor), context, original)
 
 
 @pytest.fixture(scope="module", params=list(ACCURACY), ids=str)
@@ -76,7 +74,7 @@ def whole(load: Loader, tmp_path_factory: pytest.TempPathFactory) -> Profile:
 
 
 def accuracy(measured: Measured) -> float:
-    menu = measured.scene.menu
+    menu = measured.context.menu
     return ACCURACY[menu.fidelities[0].bits_lo, menu.fidelities[-1].bits_hi]
 
 
@@ -87,7 +85,7 @@ def factor_of_ends(profile: Profile) -> Array:
     )
 
 
-def test_the_model_is_left_in_the_context_whose_loss_is_told(measured: Measured) -> None:
+def test_the_model_is_left_in_the_context_whose_loss_is_stored(measured: Measured) -> None:
     assert measured.divergence({}) == pytest.approx(measured.profile.context_loss, rel=1e-4)
 
 
@@ -112,7 +110,7 @@ def test_loss_is_the_divergence_of_a_few_changes_taken_together(measured: Measur
     exact, found = [], []
     for _ in range(12):
         changes = {int(at): int(rng.integers(2)) for at in rng.choice(21, 3, replace=False)}
-        choice = np.full(21, measured.scene.menu.context)
+        choice = np.full(21, measured.context.menu.context)
         choice[list(changes)] = [
             len(profile.fidelities) - 1 if end else 0 for end in changes.values()
         ]
@@ -161,11 +159,11 @@ def test_another_seed_measures_nearly_the_same(
 
 def divergence_in_original(measured: Measured, changes: dict[int, int]) -> float:
     """Return the exact KL of the original with only these layers at an end of the menu."""
-    scene = measured.scene
-    scene.put_all(None)
+    context = measured.context
+    context.set_original()
     measured.set_ends(changes)
     found = measured.divergence({})
-    scene.put_all(scene.menu.fidelities[scene.menu.context])
+    context.set_uniform()
     return found
 
 
@@ -192,13 +190,11 @@ def test_in_the_original_damage_is_the_divergence_of_one_layer_quantized(
 def test_in_the_original_the_model_is_left_in_the_context_all_the_same(
     in_original: Measured,
 ) -> None:
-    model, here = (
-        in_original.model,
-        in_original.scene.menu.fidelities[in_original.scene.menu.context],
-    )
+    context = in_original.context
     for index in range(3):
-        for name, forms in in_original.scene.block(index).weights.items():
-            assert torch.equal(model.get_submodule(name).weight, forms[here.name].dequantize())
+        for name, weights in context.candidates.block(index).weights.items():
+            found = in_original.model.get_submodule(name).weight
+            assert torch.equal(found, weights[context.uniform.name].dequantize())
 
 
 def test_small_changes_do_not_just_add_up_and_the_coupling_says_how(

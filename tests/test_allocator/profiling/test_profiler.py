@@ -12,11 +12,9 @@ import torch
 
 from allocator.errors import SignalUnknown
 from allocator.profile import Profile
-from allocator.profiling.profiler import make_forms
+from allocator.profiling.candidates import Candidates, quantize_candidates
 from allocator.signals import SIGNALS
-from quantizer.conversion.blocks import read_block
 from quantizer.durable import PartStore, Progress
-from quantizer.plans.plan import by_block
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
 from tests.support.profiled_models import (
@@ -53,11 +51,11 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 
 @pytest.fixture(scope="module")
 def quantized(load: Loader, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """Return the folder of the stored forms, and the model in its context."""
-    folder, model = tmp_path_factory.mktemp("forms"), load()
-    make_forms(
-        BlockRunner(model), find_layers(model), MENU, CALIBRATION, PartStore(folder), no_progress
-    )
+    """Return the folder of the quantized candidates, and the model in its context."""
+    folder = tmp_path_factory.mktemp("candidates")
+    model = load()
+    candidates = Candidates(find_layers(model), MENU, PartStore(folder))
+    quantize_candidates(BlockRunner(model), candidates, CALIBRATION, no_progress)
     return folder, model
 
 
@@ -65,7 +63,7 @@ def quantized(load: Loader, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def whole(
     load: Loader, quantized: tuple[Path, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Profile, Any]]:
-    """Return a profile by each signal, measured without an interruption, and the model that it leaves."""
+    """Return a profile by each signal, measured in one go, and the model that it leaves."""
     found = {}
     for signal in SIGNALS:
         model = load()
@@ -120,54 +118,68 @@ def test_the_context_has_no_effect_and_the_low_end_harms(
 def test_the_model_is_left_in_the_context_exactly(
     signal: str, whole: dict[str, tuple[Profile, Any]], quantized: tuple[Path, Any]
 ) -> None:
-    expected, found = weights_of(quantized[1]), weights_of(whole[signal][1])
+    expected = weights_of(quantized[1])
+    found = weights_of(whole[signal][1])
     assert [name for name, weight in found.items() if not torch.equal(weight, expected[name])] == []
     assert not any(
         module._forward_hooks or module._forward_pre_hooks for module in whole[signal][1].modules()
     )
 
 
-def test_forms_of_the_context_and_the_ends_are_kept_and_errors_of_all(
+def test_weights_of_the_context_and_the_ends_are_stored_and_errors_of_all_candidates(
     quantized: tuple[Path, Any],
 ) -> None:
     folder, model = quantized
-    layers = [layer for layer in find_layers(model) if layer.block == 1]
-    ends = (MENU.fidelities[MENU.context], MENU.fidelities[0], MENU.fidelities[-1])
-    block = read_block(PartStore(folder), layers, {layer.name: ends for layer in layers}, 1)
-    for layer in layers:
+    candidates = Candidates(find_layers(model), MENU, PartStore(folder))
+    kept = (MENU.fidelities[MENU.context], MENU.fidelities[0], MENU.fidelities[-1])
+    assert candidates.kept_fidelities == kept
+    block = candidates.block(1)
+    for layer in candidates.layers_of(1):
+        weights = block.weights[layer.name]
         assert torch.equal(
-            model.get_submodule(layer.name).weight,
-            block.weights[layer.name][ends[0].name].dequantize(),
+            model.get_submodule(layer.name).weight, weights[kept[0].name].dequantize()
         )
+        assert set(weights) == {fidelity.name for fidelity in kept}
         assert set(block.errors[layer.name]) == {fidelity.name for fidelity in MENU.fidelities}
 
 
-def test_all_forms_are_kept_on_request_and_no_other_is_made(
+def test_errors_are_in_the_order_of_the_layers_and_of_the_menu(
+    quantized: tuple[Path, Any],
+) -> None:
+    folder, model = quantized
+    candidates = Candidates(find_layers(model), MENU, PartStore(folder))
+    output, weight = candidates.errors()
+    for at, layer in enumerate(candidates.layers):
+        errors = candidates.block(layer.block).errors[layer.name]
+        for k, fidelity in enumerate(MENU.fidelities):
+            error = errors[fidelity.name]
+            assert (output[at, k], weight[at, k]) == (error.output, error.weight)
+
+
+def test_all_weights_are_stored_on_request_and_candidates_are_the_same(
     load: Loader, quantized: tuple[Path, Any], tmp_path: Path
 ) -> None:
-    folder, model, parts = quantized[0], load(), PartStore(tmp_path)
-    layers = find_layers(model)
-    make_forms(BlockRunner(model), layers, MENU, CALIBRATION, parts, no_progress, keep_all=True)
+    model = load()
+    every = Candidates(find_layers(model), MENU, PartStore(tmp_path))
+    few = replace(every, store=PartStore(quantized[0]))
+    quantize_candidates(BlockRunner(model), every, CALIBRATION, no_progress, keep_all=True)
     expected = weights_of(quantized[1])
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(model).items())
-    for index, members in by_block(layers).items():
-        every, few = (
-            read_block(store, members, {layer.name: fidelities for layer in members}, index)
-            for store, fidelities in (
-                (parts, MENU.fidelities),
-                (PartStore(folder), MENU.fidelities[:2]),
-            )
-        )
-        assert every.errors == few.errors
-        for name, forms in few.weights.items():
-            assert set(every.weights[name]) == {fidelity.name for fidelity in MENU.fidelities}
+    everything = {layer.name: MENU.fidelities for layer in every.layers}
+    blocks = list(zip(every.blocks(everything), few.blocks(few.kept_choices), strict=True))
+    assert len(blocks) == 3
+    for all_of_block, few_of_block in blocks:
+        assert all_of_block.errors == few_of_block.errors
+        for name, weights in few_of_block.weights.items():
+            found = all_of_block.weights[name]
+            assert set(found) == {fidelity.name for fidelity in MENU.fidelities}
             assert all(
-                torch.equal(every.weights[name][kept].dequantize(), form.dequantize())
-                for kept, form in forms.items()
+                torch.equal(found[kept].dequantize(), weight.dequantize())
+                for kept, weight in weights.items()
             )
 
 
-def test_forms_may_lie_among_the_other_parts(
+def test_candidates_may_be_stored_beside_the_measurements(
     load: Loader, whole: dict[str, tuple[Profile, Any]], tmp_path: Path
 ) -> None:
     assert_same(run(load(), PartStore(tmp_path), make_spec("hessian")), whole["hessian"][0])

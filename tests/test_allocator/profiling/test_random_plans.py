@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from allocator.profiling.random_plans import SPREAD, random_plans
+from allocator.profiling.random_plans import BUDGET_SHARES, random_plans
 from tests.support.synthetic_profiles import PROPERTY, budget_at, make_profile
 
 
@@ -16,7 +16,7 @@ def test_plans_fit_and_use_their_share_of_the_budget(seed: int, share: float) ->
     plans = random_plans(profile, budget, 12, seed)
 
     sizes = [profile.plan(choice).weight_bytes / budget for choice in plans]
-    wanted = [SPREAD[turn // 2 % len(SPREAD)] for turn in range(12)]
+    wanted = [BUDGET_SHARES[turn // 2 % len(BUDGET_SHARES)] for turn in range(12)]
     assert all(0.9 * limit < size <= limit for size, limit in zip(sizes, wanted, strict=True))
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from allocator.profiling.effects import Effects, shrink_noise
+from allocator.profiling.end_effects import EndEffects, shrink_noise
 
 LAYERS, TOKENS, WIDTH = 200, 64, 8
 
 
-def effects(signal: float, noise: float) -> tuple[Effects, np.ndarray]:
+def effects(signal: float, noise: float) -> tuple[EndEffects, np.ndarray]:
     """Return effects whose first-order terms are -2 x squared effect + signal + noise per token, and the true means."""
     rng = np.random.default_rng(3)
     scale = rng.uniform(0.5, 1.5, 2 * LAYERS)
@@ -19,7 +19,7 @@ def effects(signal: float, noise: float) -> tuple[Effects, np.ndarray]:
     own = sketch.square().sum(1).double().numpy() / TOKENS
     truth = -2 * own + signal * rng.normal(size=2 * LAYERS)
     first = truth[:, None] + noise * rng.normal(size=(2 * LAYERS, TOKENS))
-    return Effects(first, sketch, 1.0), truth
+    return EndEffects(first, sketch, 1.0), truth
 
 
 def test_pure_noise_is_removed() -> None:
@@ -43,13 +43,13 @@ def test_error_falls_when_signal_and_noise_are_mixed() -> None:
 
 def test_few_layers_are_left_alone() -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
-    few = Effects(noisy.first[:8], noisy.sketch[:8], 1.0)
+    few = EndEffects(noisy.first[:8], noisy.sketch[:8], 1.0)
     assert (shrink_noise(few).first == few.first).all()
 
 
 def test_one_sample_has_no_halves_and_is_left_alone() -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
-    single = Effects(noisy.first[:, :1], noisy.sketch[:, :WIDTH], 1.0)
+    single = EndEffects(noisy.first[:, :1], noisy.sketch[:, :WIDTH], 1.0)
     assert (shrink_noise(single).first == single.first).all()
 
 
@@ -58,7 +58,7 @@ def test_an_end_that_changes_nothing_is_left_alone(end: int) -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
     sketch = noisy.sketch.clone()
     sketch[end::2] = 0
-    shrunk = shrink_noise(Effects(noisy.first, sketch, 1.0)).first
+    shrunk = shrink_noise(EndEffects(noisy.first, sketch, 1.0)).first
     assert (shrunk[end::2] == noisy.first[end::2]).all()
     assert (shrunk[1 - end :: 2] == shrink_noise(noisy).first[1 - end :: 2]).all()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from allocator.profiling.sketch import OutputMetric, output_metric
+from allocator.profiling.output_metric import OutputMetric, output_metric
 from quantizer.models.loading import load_model
 from quantizer.models.source import find_model
 from quantizer.running.runner import BlockRunner

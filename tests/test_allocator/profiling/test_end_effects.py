@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from allocator.profile import Array, Profile
 from allocator.profiling.coupling import between_layers
-from allocator.profiling.effects import Effects, assemble, interpolation
+from allocator.profiling.end_effects import EndEffects, interpolation, menu_effects
 from tests.support.synthetic_profiles import PROPERTY, make_fidelities, make_layers
 
 TOKENS, WIDTH = 10, 8
@@ -32,21 +32,21 @@ def falling_errors(seed: int, layers: int = len(LAYERS)) -> Array:
 SHARES = interpolation(falling_errors(0), CONTEXT)
 
 
-def make_effects(decay: float) -> Effects:
+def make_effects(decay: float) -> EndEffects:
     rng = np.random.default_rng(5)
     directions = np.linalg.qr(rng.normal(size=(TOKENS * WIDTH, ROWS)))[0]
     sizes = 10.0 ** (-decay * np.arange(ROWS))
     sketch = rng.normal(size=(ROWS, ROWS)) @ (sizes[:, None] * directions.T)
-    return Effects(rng.normal(size=(ROWS, TOKENS)), torch.from_numpy(sketch).float(), 0.5)
+    return EndEffects(rng.normal(size=(ROWS, TOKENS)), torch.from_numpy(sketch).float(), 0.5)
 
 
-def exact_gram(effects: Effects) -> Array:
+def exact_gram(effects: EndEffects) -> Array:
     sketch = effects.sketch.double().numpy()
     return np.asarray(sketch @ sketch.T / TOKENS, dtype=np.float64)
 
 
-def make_profile(effects: Effects) -> Profile:
-    linear, factor, truncation = assemble(effects, SHARES)
+def make_profile(effects: EndEffects) -> Profile:
+    linear, factor, truncation = menu_effects(effects, SHARES)
     fidelities = make_fidelities(MENU)
     return Profile(
         "output",
@@ -209,7 +209,7 @@ def test_the_context_has_no_effect() -> None:
 
 def test_changes_without_effect_are_no_division_by_zero() -> None:
     profile = make_profile(
-        Effects(np.zeros((ROWS, TOKENS)), torch.zeros(ROWS, TOKENS * WIDTH), 0.5)
+        EndEffects(np.zeros((ROWS, TOKENS)), torch.zeros(ROWS, TOKENS * WIDTH), 0.5)
     )
     assert not profile.linear.any()
     assert not profile.factor.any()

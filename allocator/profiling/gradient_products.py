@@ -1,4 +1,4 @@
-"""Inner products of a loss gradient with weight changes, without holding a gradient of the weights."""
+"""Inner products of a loss gradient with weight changes, without storing weight gradients."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,12 +10,16 @@ from quantizer.plans.plan import LayerSpec
 from quantizer.running.runner import BlockRunner
 
 HeadGradient = Callable[[Tensor], Tensor]
-"""From what enters the head, [windows, tokens, hidden], to the gradient of the loss there, of the same shape."""
+"""Maps the input of the output head to the gradient of the loss there.
+
+Both have the shape [windows, tokens, hidden].
+"""
 
 Changes = Callable[[str], Sequence[Tensor]]
-"""From a layer's name to changes of its weight, [out, in] each.
+"""Maps a layer's name to changes of its weight, [out, in] each.
 
-Called when the layer's turn comes, so that none need be kept.
+It is called during the backward pass when the layer's turn comes, so that changes of other layers
+need not be in memory.
 """
 
 
@@ -30,20 +34,20 @@ def inner_products(
     """Return <gradient of the loss, change> for each window and each change of a layer's weight.
 
     With x_t the inputs of a linear layer and d_t the gradient at its outputs, the product is sum_t
-    d_t . (change x_t). So one forward and one backward pass serve all layers, and a layer's
-    products cost one multiplication by each change.
+    d_t . (change x_t). One forward and one backward pass therefore serve all layers, and each
+    change of a layer costs one matrix product.
 
     Args:
-        runner: the model; no weight needs a gradient.
+        runner: the model; its weights need no gradients.
         input_ids: int64 [windows, tokens].
         head_gradient: the loss, given by its gradient at the head's input.
         layers: the L layers.
-        count: how many changes each layer has.
+        count: number of changes of each layer.
         changes: the changes.
 
     Returns:
-        float64 [windows, L, count]; zeros for a layer that is not called. Experts, which see the
-        tokens of all windows in one heap, have the mean over windows in each row.
+        float64 [windows, L, count]; zeros for a layer that is not called. An expert gets the tokens
+        of all windows in one tensor, so its rows all hold the mean over windows.
     """
     windows = len(input_ids)
     products = torch.zeros(windows, len(layers), count, dtype=torch.float64)
@@ -58,11 +62,10 @@ def inner_products(
     def add(row: int, name: str, states: Tensor, gradient: Tensor) -> None:
         for at, change in enumerate(changes(name)):
             each = nn.functional.linear(states, change.to(states.dtype)).float() * gradient.float()
-            if (
-                each.shape[:-1].numel() == input_ids.numel()
-            ):  # some models flatten windows and tokens into one dimension
+            # Some models flatten windows and tokens into one dimension.
+            if each.shape[:-1].numel() == input_ids.numel():
                 products[:, row, at] += each.reshape(windows, -1).sum(1).double().cpu()
-            else:  # an expert sees tokens of all windows in one heap
+            else:  # an expert, which sees some of the tokens of all windows
                 products[:, row, at] += float(each.sum()) / windows
 
     handles = [
