@@ -28,6 +28,7 @@ from allocator.profiling.context import ProfilingContext
 from allocator.profiling.gradient_products import inner_products
 from allocator.profiling.loss_model import LossModel, additive
 from allocator.signals import INTEGRAL_NODES
+from quantizer.importance.path import move_along_path, path_nodes
 from quantizer.modules.linear import get_linear
 from quantizer.running.divergence import divergence
 from quantizer.running.memoized import memoized
@@ -68,23 +69,22 @@ def layer_shares(context: ProfilingContext, nodes: int = INTEGRAL_NODES) -> tupl
         context: the model in the context.
         nodes: number of Gauss-Legendre nodes.
     """
-    points, weights = np.polynomial.legendre.leggauss(nodes)  # on [-1, 1]
     total = np.zeros(())
     used = len(context.batches)
     steps = used * nodes
     micro_batches = MicroBatches()
-    for turn, node in enumerate(np.argsort(-points)):
-        point = float(points[node] + 1) / 2
-        _interpolate_weights(context, point)
+    from_context_to_original = reversed(list(enumerate(path_nodes(nodes))))
+    for turn, (number, node) in enumerate(from_context_to_original):
+        _interpolate_weights(context, node.point)
         shares: list[Array] = []
         for index in range(used):
-            part = f"shares-{node}-{index:04d}"
-            shares.append(_batch_shares(context, part, index, point, micro_batches))
+            part = f"shares-{number}-{index:04d}"
+            shares.append(_batch_shares(context, part, index, node.point, micro_batches))
             context.on_progress(turn * len(context.batches) + index + 1, steps)
             if turn == 0 and _halves_agree(shares):
                 used = index + 1
                 break
-        total = total + float(weights[node]) / 2 * np.concatenate(shares)
+        total = total + node.weight * np.concatenate(shares)
     context.set_uniform()
     losses = [context.batch_loss(index) for index in range(used)]
     context.on_progress(steps, steps)
@@ -104,9 +104,9 @@ def _halves_agree(shares: list[Array]) -> bool:
 def _interpolate_weights(context: ProfilingContext, point: float) -> None:
     """Set the weights to W + point * E: on the path from the original (0) to the context (1)."""
     context.set_uniform()
-    for layer in context.layers:
-        linear = get_linear(context.runner.model, layer.name)
-        linear.weight.data = torch.lerp(context.originals[layer.name], linear.weight.data, point)
+    model = context.runner.model
+    quantized = {name: get_linear(model, name).weight.data for name in context.originals}
+    move_along_path(model, context.originals, quantized, point)
 
 
 def _batch_shares(

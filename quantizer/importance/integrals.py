@@ -9,14 +9,14 @@ Departures: F is KL(original || model), which has no noise of labels, and the wa
 Gauss-Legendre nodes instead of 32 equal steps.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from quantizer.importance.path import move_along_path, path_mean, path_nodes
 from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import OUTLIER_SHARE_LIMIT, RATIO_DIGITS, Fidelity
@@ -51,23 +51,6 @@ class SelectedWeights:
         return replace(base, outlier_share=self.shares[name])
 
 
-def path_mean(
-    gradient: Callable[[float], dict[str, Tensor]], nodes: int = NODES
-) -> dict[str, Tensor]:
-    """Return the mean of `gradient(t)` over 0 <= t <= 1 by Gauss-Legendre nodes.
-
-    Exact for polynomials of degree 2 nodes - 1.
-    """
-    places, shares = np.polynomial.legendre.leggauss(nodes)
-    total: dict[str, Tensor] = {}
-    for place, share in zip((places + 1) / 2, shares / 2, strict=True):
-        for name, each in gradient(float(place)).items():
-            total[name] = (
-                total[name].add_(each, alpha=float(share)) if name in total else each * float(share)
-            )
-    return total
-
-
 def weight_integrals(
     runner: BlockRunner,
     originals: Weights,
@@ -95,9 +78,8 @@ def weight_integrals(
     with _only(runner, weights), matmul_autocast(precision, windows.device):
         teacher = [runner.final_states(ids) for ids in torch.split(windows, 1)]
 
-        def gradient(place: float) -> dict[str, Tensor]:
-            for name, weight in weights.items():
-                weight.data = torch.lerp(originals[name], quantized[name], place)
+        def gradient(point: float) -> dict[str, Tensor]:
+            move_along_path(runner.model, originals, quantized, point)
             total = {name: torch.zeros_like(weight.data) for name, weight in weights.items()}
             for ids, original in zip(torch.split(windows, 1), teacher, strict=True):
                 states = runner.final_states_with_gradient(ids)
@@ -110,7 +92,7 @@ def weight_integrals(
                         total[name].add_(own, alpha=1 / len(windows))
             return total
 
-        means = path_mean(gradient, nodes)
+        means = path_mean(gradient, path_nodes(nodes))
     return {name: mean * (quantized[name] - originals[name]) for name, mean in means.items()}
 
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from quantizer.importance.integrals import (
     outlier_counts,
-    path_mean,
     select_weights,
     top_mask,
     weight_integrals,
 )
 from quantizer.running.runner import BlockRunner
-from tests.support.quantized import TinyModel, logits_of, normal
+from tests.support.quantized import TinyModel, logits_of
 from tests.support.trained import WINDOWS
 
 
@@ -27,26 +26,6 @@ def _rounded(model: object) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     ]
     originals = {name: model.get_submodule(name).weight.data.clone() for name in names}  # type: ignore[attr-defined]
     return originals, {name: (weight / 0.1).round() * 0.1 for name, weight in originals.items()}
-
-
-@pytest.mark.parametrize("nodes", [2, 3])
-def test_the_mean_of_a_gradient_is_exact_for_polynomials(nodes: int) -> None:
-    """A quadratic loss has a linear gradient, of which one node would be enough.
-
-    Two are exact up to a quartic loss.
-    """
-    start, end = normal(6, seed=1).double(), normal(6, seed=2).double()
-    matrix = normal(6, 6, seed=3).double()
-
-    def gradient(place: float) -> dict[str, Tensor]:
-        at = start + place * (end - start)
-        return {"w": (matrix + matrix.t()) @ at + 4 * at**3}
-
-    def loss(at: Tensor) -> Tensor:
-        return at @ matrix @ at + at.pow(4).sum()
-
-    integral = path_mean(gradient, nodes)["w"] * (end - start)
-    assert float(integral.sum()) == pytest.approx(float(loss(end) - loss(start)), rel=1e-12)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
