@@ -1,9 +1,9 @@
-"""Which groups of columns are salient, for training the scales of those alone.
+"""Which groups of columns are salient, for training the scales of these groups alone.
 
 A reconstruction of SGR-Q, whose text is not public: coarse quantization, then column scores by the
-sparsity Hessian, then training of the salient columns' scales with all else frozen. Here a scale
-belongs to a group of columns, so a group's score is the sum of its columns' scores
-(`quantizer.rounding.columns.sparsity_impact`), and groups are what is chosen.
+"sparsity Hessian", then training of the salient columns' scales with everything else frozen. Here a
+scale belongs to a group of columns. So groups are chosen, and the score of a group is the sum of
+its columns' scores (`quantizer.rounding.columns.sparsity_impact`).
 """
 
 import math
@@ -22,58 +22,68 @@ from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
 
 RULES = ("all", "knee", "top40", "random40")
-"""All groups; those before the knee of the layer's cumulative scores.
+"""Rules by which the salient groups of a layer are chosen.
 
-Two fifths of the highest scores; two fifths at random.
+All groups; those before the knee of the layer's cumulative scores; the two fifths of the highest
+scores; two fifths at random.
 """
 
 _SHARE = 0.4
 
 
 def salient_groups(
-    scores: Tensor, stored: QuantizedWeight, rule: str, seed: int = 0
+    scores: Tensor, quantized: QuantizedWeight, rule: str, seed: int = 0
 ) -> list[Tensor]:
     """Return which groups of a layer are salient.
 
     Args:
-        scores: of input columns, in the layer's own order, [in].
-        stored: the layer's stored form.
+        scores: score of each input column, in the order of the original weight, [in].
+        quantized: the quantized layer.
         rule: one of `RULES`.
-        seed: of what is random.
+        seed: seed of the random choice.
 
     Returns:
-        bool [groups] of each part, in stored order.
+        bool [groups] for each part of the layer, in stored order.
 
     Raises:
-        TrainingError: there is no such rule.
+        TrainingError: the rule does not exist.
     """
     if rule not in RULES:
         raise TrainingError(f"salient groups by {rule!r}: use one of {', '.join(RULES)}")
-    ordered, size = (
-        scores[stored.tensors[COLUMNS].to(torch.int64).to(scores.device)],
-        stored.fidelity.group_size,
-    )
-    sums, counts, start = [], [], 0
-    for _, columns, _ in named_parts(stored.fidelity, stored.in_features):
-        groups = torch.split(ordered[start : start + columns], size)
-        sums += [group.sum() for group in groups]
-        counts.append(len(groups))
-        start += columns
-    totals = torch.stack(sums)
+    group_scores = _group_scores(scores, quantized)
+    counts = [len(part) for part in group_scores]
+    totals = torch.cat(group_scores)
     if rule == "random40":
-        totals = torch.rand(len(totals), generator=torch.Generator().manual_seed(seed)).to(
-            totals.device
-        )
+        generator = torch.Generator().manual_seed(seed)
+        totals = torch.rand(len(totals), generator=generator).to(totals.device)
     wanted = {"all": len(totals), "knee": knee(totals)}.get(rule, math.ceil(_SHARE * len(totals)))
-    chosen = torch.zeros(len(totals), dtype=torch.bool, device=totals.device)
-    chosen[totals.argsort(descending=True, stable=True)[:wanted]] = True
-    return list(torch.split(chosen, counts))
+    salient = torch.zeros(len(totals), dtype=torch.bool, device=totals.device)
+    salient[totals.argsort(descending=True, stable=True)[:wanted]] = True
+    return list(torch.split(salient, counts))
+
+
+def _group_scores(scores: Tensor, quantized: QuantizedWeight) -> list[Tensor]:
+    """Return the sum of the column scores of each group, [groups] for each part in stored order."""
+    order = quantized.tensors[COLUMNS].to(torch.int64).to(scores.device)
+    ordered = scores[order]
+    sums = []
+    start = 0
+    for _, columns, _ in named_parts(quantized.fidelity, quantized.in_features):
+        part = ordered[start : start + columns]
+        groups = torch.split(part, quantized.fidelity.group_size)
+        sums.append(torch.stack([group.sum() for group in groups]))
+        start += columns
+    return sums
 
 
 def column_scores(
     runner: BlockRunner, layers: Sequence[LayerSpec], calibration: Calibration
 ) -> dict[str, Tensor]:
-    """Return the sparsity impact of each layer's columns in the original model, float32 [in] by layer name."""
+    """Return the sparsity impact of each layer's columns in the original model.
+
+    Returns:
+        float32 [in] by layer name.
+    """
     batches = calibration.batches()
     members = by_block(layers)
     hidden = [runner.initial_states(batch) for batch in batches]
@@ -82,9 +92,8 @@ def column_scores(
         for group in input_groups(runner, members.get(index, ()), batches[0], hidden[0], index):
             moments = input_moments(runner, group[0], batches, hidden, index)
             for layer in group:
-                scores[layer.name] = sparsity_impact(
-                    get_linear(runner.model, layer.name).weight.data.float(), moments
-                )
+                weight = get_linear(runner.model, layer.name).weight.data.float()
+                scores[layer.name] = sparsity_impact(weight, moments)
         hidden = runner.advance(batches, hidden, index)
     return scores
 
@@ -92,16 +101,20 @@ def column_scores(
 def find_salient_groups(
     runner: BlockRunner,
     layers: Sequence[LayerSpec],
-    stored: Mapping[str, QuantizedWeight],
+    quantized: Mapping[str, QuantizedWeight],
     calibration: Calibration,
     rule: str,
     seed: int,
 ) -> dict[str, list[Tensor]] | None:
-    """Return the salient groups of all layers by name, or None where they are all of them, which takes no work to find."""
+    """Return the salient groups of all layers by name, see `salient_groups`.
+
+    Returns:
+        None under the rule `all`, which needs no scores.
+    """
     if rule == "all":
         return None
     scores = column_scores(runner, layers, calibration)
     return {
-        layer.name: salient_groups(scores[layer.name], stored[layer.name], rule, seed + at)
+        layer.name: salient_groups(scores[layer.name], quantized[layer.name], rule, seed + at)
         for at, layer in enumerate(layers)
     }

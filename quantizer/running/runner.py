@@ -43,7 +43,8 @@ class BlockRunner:
         Raises:
             ModelError: the model has no blocks or no head.
         """
-        self.model, self._precision = model, precision
+        self.model = model
+        self.precision = precision
         self.blocks = find_blocks(model)[1]
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if not isinstance(head, nn.Module):
@@ -165,7 +166,7 @@ class BlockRunner:
         with (
             _before(self.head, replace),
             transparent,
-            matmul_autocast(self._precision, input_ids.device),
+            matmul_autocast(self.precision, input_ids.device),
         ):
             output: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
             return output
@@ -184,7 +185,7 @@ class BlockRunner:
         try:
             with (
                 self._blocks_replaced(first, hidden, stop_before, stop_after),
-                matmul_autocast(self._precision, input_ids.device),
+                matmul_autocast(self.precision, input_ids.device),
             ):
                 self.model(input_ids=input_ids, use_cache=False)
         except _Stop as stop:

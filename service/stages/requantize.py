@@ -12,8 +12,8 @@ from quantizer.conversion.checkpoint import pack_model, read_weights, save_check
 from quantizer.conversion.embeddings import set_embedding_weights
 from quantizer.durable import PartStore
 from quantizer.errors import PlanError
-from quantizer.importance import integrals
-from quantizer.importance.integrals import SelectedWeights, select_weights
+from quantizer.importance import selection
+from quantizer.importance.selection import SelectedWeights, select_weights
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.modules.linear import get_linear
@@ -85,7 +85,7 @@ class RequantTask:
             "calibration": self.calibration.sha256,
             "ranking": RANKING_WINDOWS,
             "batch": self.batch,
-            "method": [blocks.METHOD, integrals.METHOD],
+            "method": [blocks.METHOD, selection.METHOD],
             "machine": self.machine.inputs(),
         }
         return StageKey("requantized", inputs)
@@ -187,7 +187,6 @@ def _rank(task: RequantTask, reporter: Reporter) -> SelectedWeights:
         quantized,
         windows,
         task.share,
-        task.machine.precision,
     )
     told(1, 1)
     return kept

@@ -260,7 +260,7 @@ def _train(
         return distill.distill(runner, forms, windows, phase.spec, parts, told, salient=chosen)
     layers, price = find_layers(loaded), None
     if phase.spec.penalty:
-        squared = squared_gradients(runner, layers, windows[:FISHER_WINDOWS], phase.spec.precision)
+        squared = squared_gradients(runner, layers, windows[:FISHER_WINDOWS])
         price = blockwise.Penalty(phase.spec.penalty, squared)
     blocks = blockwise.train_blocks(runner, layers, forms, windows, phase.spec, parts, told, price)
     return {name: form for block in blocks for name, form in block.weights.items()}

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from quantizer.conversion.blocks import quantize_blocks, read_blocks
 from quantizer.durable import PartStore
 from quantizer.packed.weight import QuantizedWeight
@@ -56,3 +58,14 @@ def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) ->
         for name, form in left.items()
         for key, tensor in form.tensors.items()
     )
+
+
+def rounded_to_tenths(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of four layers of a model, and the same rounded to multiples of 0.1."""
+    names = [
+        f"model.layers.{block}.{kind}"
+        for block in (0, 2)
+        for kind in ("mlp.down_proj", "self_attn.v_proj")
+    ]
+    originals = {name: model.get_submodule(name).weight.data.clone() for name in names}
+    return originals, {name: (weight / 0.1).round() * 0.1 for name, weight in originals.items()}

@@ -1,4 +1,4 @@
-"""Promises of quantizer.importance.fisher: squared gradients are those of each window's own loss."""
+"""Promises of quantizer.importance.fisher: gradients are those of each window's own loss."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Promises of quantizer.importance.path: means are exact for polynomials, and the ends are the weights."""
+"""Promises of quantizer.importance.path: exact means for polynomials, weights at both ends."""
 
 import pytest
 import torch

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quantizer.conversion.checkpoint import quantized_bytes, read_weights
-from quantizer.importance.integrals import select_weights
+from quantizer.importance.selection import select_weights
 from quantizer.models.loading import load_model, meta_model
 from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
@@ -150,9 +150,7 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
     )
     weights = sum(layer.weights for layer in plan.layers)
     quantized = {name: form.dequantize() for name, form in forms.items()}
-    return select_weights(
-        machine.runner(loaded), originals, quantized, windows, share / weights, machine.precision
-    )
+    return select_weights(machine.runner(loaded), originals, quantized, windows, share / weights)
 
 
 @pytest.mark.parametrize(
