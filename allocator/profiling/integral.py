@@ -20,7 +20,6 @@ and fidelities.
 """
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from allocator.profile import Array
