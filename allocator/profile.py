@@ -1,18 +1,18 @@
-"""What was measured of a model.
+"""The profile of a model: a measured model of the loss of every plan.
 
-The effect of every layer at every fidelity, how effects add up, and exact bytes.
-
-The loss of a plan is modelled around a context: a uniform plan, or the original. With x[l, k] = 1
-where layer l has fidelity k,
+The loss is the KL divergence from the original model on probe text. It is modelled around a
+context, which is a uniform plan or the original model. With x[l, k] = 1 if layer l has fidelity k,
+and 0 otherwise,
 
     loss(x) = context_loss + linear . x + 1/2 |factor x|^2      [nats/token]
 
-where the loss is the KL divergence from the original model on probe text. Column (l, k) of `factor`
-is the effect that this one change has on the model's output, so the Gram matrix factor' factor is
-the coupling of all pairs of layers, positive semidefinite by construction; a signal in which
-damages just add up leaves it empty. The context's own columns are zero.
+Column (l, k) of `factor` is the effect of this one change on the model's output. The Gram matrix
+factor' factor is therefore the coupling of all pairs of layers, and positive semidefinite by
+construction. It is empty for a signal that assumes that damages add up. The columns of the
+context's own fidelity are zero.
 """
 
+import hashlib
 import io
 import json
 import zipfile
@@ -32,45 +32,51 @@ from quantizer.plans.plan import LayerSpec, Plan
 
 SCHEMA = "bitwright.profile/2"
 COUPLINGS = ("none", "block", "full")
+"""Which pairs of layers a plan couples: no pair, pairs within a block, all pairs."""
 
 _UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, QuantizerError),
-    *(
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-        RuntimeError,
-        OverflowError,
-        SyntaxError,
-    ),
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    QuantizerError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    OverflowError,
+    SyntaxError,
 )
-"""What reading damaged documents can raise, the zip archive of the arrays included."""
+"""What reading damaged documents can raise, including the zip archive of the arrays."""
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Measured effects of L layers at K fidelities.
+    """A model of the loss of all plans of L layers with K fidelities; see the module.
 
     Attributes:
-        signal: how effects were measured, a name in `allocator.signals.SIGNALS`.
+        signal: name of the signal that was measured, one of `allocator.signals.SIGNALS` or of
+            another version of this program.
         layers: the layers, in order.
         fidelities: the menu, in order.
-        context: index in the menu of the uniform plan that effects were measured in; None for the
-            original model.
-        context_loss: KL of that plan, [nats/token].
+        context: index in the menu of the context's fidelity; None if the context is the original
+            model.
+        context_loss: KL divergence of the context, [nats/token].
         linear: float64 [L, K], [nats/token].
         factor: float64 [rank, L * K], layer-major, [sqrt(nats/token)].
         truncation: share of the products between layers that the rank leaves out, see
             `allocator.profiling.coupling`.
-        tokens: calibration tokens that effects were measured on.
+        tokens: number of probe tokens that the signal was measured on.
         model_sha256: digest of the model.
-        calibration_sha256: digest of the calibration windows.
+        calibration_sha256: digest of the windows that layers were quantized on.
 
     Raises:
-        ProfileError: shapes disagree, a value is not finite, or a layer holds no bytes; names the
-            layer.
+        ProfileError: shapes disagree, a value is not finite, or a layer has no bytes; the message
+            names the layer.
     """
 
     signal: str
@@ -86,34 +92,35 @@ class Profile:
     calibration_sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse numbers that no program could be built from."""
+        """Refuse values that the allocation program cannot be built from."""
         shape = (len(self.layers), len(self.fidelities))
         columns = shape[0] * shape[1]
         if self.linear.shape != shape or self.factor.ndim != 2 or self.factor.shape[1] != columns:  # noqa: PLR2004
             raise ProfileError(
-                f"effects of shape {self.linear.shape}, {self.factor.shape} for {shape[0]} "
-                f"layers, {shape[1]} fidelities"
+                f"effects have the shapes {self.linear.shape} and {self.factor.shape}, which do "
+                f"not fit {shape[0]} layers and {shape[1]} fidelities; profile the model again"
             )
         finite = np.isfinite(self.linear) & np.isfinite(self.factor).all(axis=0).reshape(shape)
         if not finite.all():
             layer = self.layers[int(np.argwhere(~finite)[0, 0])]
             raise ProfileError(
-                f"effects of layer {layer.name!r} are not finite; profile the model anew"
+                f"effects of layer {layer.name!r} are not finite; profile the model again"
             )
         for layer in self.layers:
             if layer.out_features < 1 or layer.in_features < 1:
                 raise ProfileError(
                     f"layer {layer.name!r} has the shape {layer.out_features} x "
-                    f"{layer.in_features}, which holds no bytes"
+                    f"{layer.in_features}, which has no bytes"
                 )
         if not isinstance(self.context_loss, float) or not np.isfinite(self.context_loss):
             raise ProfileError(
-                f"context loss {self.context_loss!r} is not a finite number; profile the model anew"
+                f"context loss {self.context_loss!r} is not a finite number; profile the model "
+                "again"
             )
         if not isinstance(self.signal, str) or not isinstance(self.context, int | None):
             raise ProfileError(
-                f"signal {self.signal!r} in context {self.context!r}: a name and an index, or no "
-                "index, are needed"
+                f"signal {self.signal!r} with context {self.context!r}: the signal must be a "
+                "name, the context an index or null"
             )
         if self.context is not None and not 0 <= self.context < shape[1]:
             raise ProfileError(
@@ -135,10 +142,16 @@ class Profile:
         )
 
     @property
-    def budget_range(self) -> tuple[int, int]:
-        """Smallest and largest plan for which the context is near enough, in bytes.
+    def digest(self) -> str:
+        """The profile's identity: `profile_digest` of what `dumps` returns."""
+        return profile_digest(*self.dumps())
 
-        None is for the original as the context.
+    @property
+    def budget_range(self) -> tuple[int, int]:
+        """Smallest and largest plan whose loss the profile predicts, in bytes.
+
+        Plans further from the context than the signal's reach are not predicted. The range is 0, 0
+        if the context is the original model: then no quantized plan is near the context.
         """
         sizes = self.weight_bytes
         if self.context is None:
@@ -148,12 +161,14 @@ class Profile:
         return int(middle * (1 - reach.below)), int(middle * (1 + reach.above))
 
     def with_coupling(self, coupling: str) -> "Profile":
-        """Return the profile with less coupling: `none` keeps each layer's own effect, `block` also pairs within a block.
+        """Return the profile with less coupling. Single changes keep their damage.
 
-        Single changes keep their damage. `full` is the profile itself.
+        Args:
+            coupling: one of `COUPLINGS`. `none` keeps each layer's own effect, `block` also keeps
+                the coupling of layers of the same block, `full` is the profile itself.
 
         Raises:
-            ProfileError: `coupling` is another word.
+            ProfileError: `coupling` is not one of these.
         """
         if coupling not in COUPLINGS:
             raise ProfileError(
@@ -179,7 +194,7 @@ class Profile:
         return np.asarray(self.linear + own / 2, dtype=np.float64)
 
     def loss(self, choice: Sequence[int] | NDArray[np.int64]) -> float:
-        """Return the modelled loss of a plan, [nats/token].
+        """Return the predicted loss of a plan, [nats/token].
 
         Args:
             choice: menu index of each layer, [L].
@@ -189,9 +204,10 @@ class Profile:
         return self.loss_of_shares(share)
 
     def loss_of_shares(self, share: Array) -> float:
-        """Return the modelled loss of a mix, [nats/token].
+        """Return the predicted loss of a mix of fidelities, [nats/token].
 
-        `share` [L, K] has rows that sum to 1.
+        Args:
+            share: share of each fidelity in each layer, [L, K]; each row sums to 1.
         """
         effect = self.factor @ share.ravel()
         return float(self.context_loss + (self.linear * share).sum() + effect @ effect / 2)
@@ -203,7 +219,7 @@ class Profile:
         )
 
     def dumps(self) -> tuple[bytes, bytes]:
-        """Return (JSON document, npz arrays); `loads` reads them back."""
+        """Return (JSON document, npz archive of the arrays) for `loads` to read."""
         head = {
             "schema": SCHEMA,
             "signal": self.signal,
@@ -230,10 +246,10 @@ class Profile:
 
     @classmethod
     def loads(cls, head: bytes, arrays: bytes) -> "Profile":
-        """Return the profile that `dumps` wrote.
+        """Return the profile from the two documents that `dumps` returns.
 
         Raises:
-            ProfileError: the documents are damaged or of another schema.
+            ProfileError: the documents are damaged or have another schema.
         """
         try:
             values: dict[str, Any] = json.loads(head)
@@ -263,10 +279,19 @@ class Profile:
             raise ProfileError(f"the profile cannot be read: {err}") from err
 
 
+def profile_digest(head: bytes, arrays: bytes) -> str:
+    """Return the digest of the two documents of a profile, as the REST API publishes it.
+
+    SHA-256 of the JSON document's length (8 bytes, big-endian), the document, and the arrays.
+    """
+    return hashlib.sha256(len(head).to_bytes(8) + head + arrays).hexdigest()
+
+
 def shares_of(profile: Profile, plan: Plan) -> Array:
     """Return a plan as shares of the menu's fidelities, [L, K].
 
-    A fidelity between two of the menu is a mix of them by bytes.
+    A fidelity that is not on the menu becomes a mix of the two fidelities next to it by bytes, with
+    the same bytes.
     """
     sizes = profile.weight_bytes
     share = np.zeros(profile.linear.shape)
@@ -277,7 +302,8 @@ def shares_of(profile: Profile, plan: Plan) -> Array:
             continue
         order = np.argsort(sizes[row], kind="stable")
         above = int(np.searchsorted(sizes[row][order], size).clip(1, len(order) - 1))
-        low, high = int(order[above - 1]), int(order[above])
+        low = int(order[above - 1])
+        high = int(order[above])
         span = int(sizes[row, high] - sizes[row, low])
         part = float(np.clip((size - int(sizes[row, low])) / span, 0, 1)) if span else 1.0
         share[row, low] += 1 - part

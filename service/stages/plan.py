@@ -1,6 +1,5 @@
 """The stage that solves for a plan."""
 
-import hashlib
 from dataclasses import asdict
 
 from allocator import allocate as solver
@@ -20,9 +19,8 @@ def plan(
     Solving takes less time than looking it up; the plan is kept as a record of the run.
     """
     allocation = solver.allocate(measured, budget_bytes, constraints)
-    head, arrays = measured.dumps()
     inputs = {
-        "profile": hashlib.sha256(head + arrays).hexdigest(),
+        "profile": measured.digest,
         "budget_bytes": budget_bytes,
         "constraints": asdict(constraints),
         "method": solver.METHOD,

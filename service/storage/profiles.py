@@ -1,6 +1,5 @@
 """Profiles by digest: immutable once they are on the shelf, and made ready for what-ifs once for each set of constraints."""
 
-import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from threading import Lock
 
 from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
-from allocator.profile import Profile
+from allocator.profile import Profile, profile_digest
 from service.errors import ArtifactUnknown, ProfileUnknown, RequestError
 from service.storage.artifacts import Artifact, ArtifactStore
 
@@ -50,7 +49,7 @@ class Shelf:
             StorageError: it cannot be written.
         """
         Profile.loads(head, arrays)
-        digest = hashlib.sha256(len(head).to_bytes(8) + head + arrays).hexdigest()
+        digest = profile_digest(head, arrays)
         if self._artifacts.exists(_place(digest)):
             return digest, False
         self._artifacts.put(_place(digest), {HEAD: head, ARRAYS: arrays})

@@ -1,5 +1,6 @@
 """A profile is read back as it was written, prices plans by its definition, and refuses what cannot be true."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import ProfileError
-from allocator.profile import COUPLINGS, Profile
+from allocator.profile import COUPLINGS, Profile, profile_digest
+from tests.support.stored_profiles import FOLDER, NAMES, stored_profile
 from tests.support.synthetic_profiles import PROPERTY, make_profile, permuted
 
 PROFILE = make_profile(1, layers=4, menu=5, rank=3)
@@ -69,6 +71,21 @@ def test_the_document_says_what_was_measured() -> None:
     assert head["model_sha256"] == PROFILE.model_sha256
     assert head["fidelities"] == [fidelity.name for fidelity in PROFILE.fidelities]
     assert [row["name"] for row in head["layers"]] == [layer.name for layer in PROFILE.layers]
+
+
+def test_the_digest_covers_both_documents_and_where_the_first_ends() -> None:
+    head, stored = PROFILE.dumps()
+    assert profile_digest(b"ab", b"c") == hashlib.sha256(bytes(7) + b"\x02abc").hexdigest()
+    assert profile_digest(b"ab", b"c") != profile_digest(b"a", b"bc")
+    assert PROFILE.digest == profile_digest(head, stored)
+    assert Profile.loads(head, stored).digest == PROFILE.digest
+    assert replace(PROFILE, tokens=1).digest != PROFILE.digest
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_profile_keeps_its_digest(name: str) -> None:
+    head, stored = ((FOLDER / f"{name}.{kind}").read_bytes() for kind in ("json", "npz"))
+    assert stored_profile(name).digest == profile_digest(head, stored)
 
 
 @PROPERTY
