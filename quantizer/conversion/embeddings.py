@@ -185,7 +185,7 @@ def pack_embeddings(model: Any, weights: Mapping[str, QuantizedWeight]) -> dict[
         if by_name[name].kind == HEAD:
             replace_linear(model, name, QuantizedLinear.from_linear(module, weight))
             continue
-        packed = QuantizedEmbedding.of(module, weight)
+        packed = QuantizedEmbedding.from_embedding(module, weight)
         if by_name[name].kind == TIED:
             head = next(
                 path

@@ -1,4 +1,4 @@
-"""Products with packed weights.
+"""Loops over packed weights, compiled by numba and Triton; they know nothing of the other rooms.
 
-See README.md here for the layout and `quantizer.kernels.path` for which one runs when.
+README.md draws the layout; `quantizer.kernels.path` decides which implementation runs.
 """

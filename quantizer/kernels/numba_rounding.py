@@ -1,65 +1,66 @@
-"""The loops that find codes on a processor, compiled by numba as those of `quantizer.kernels.numba_matmul`.
+"""Search of grids and error-compensated rounding on a CPU, compiled by numba.
 
-Weights come column by column, [columns, outputs]: an output does not look at others, so inner loops
-run over neighbouring outputs, and become vector instructions whose sums do not depend on how wide
-these are. Some outputs at a time stay in the nearest cache.
+Weights are stored column by column, [columns, outputs]. Outputs are independent of each other, so
+inner loops run over neighbouring outputs and become vector instructions; results do not depend on
+how wide these are. Blocks of outputs stay in the L1 cache.
 """
 
 import numpy as np
-from numba import float32, njit
 
-from quantizer.kernels.numba_matmul import CACHE_ON_DISK, Floats, Numbers
+from quantizer.kernels.jit import compiled, float32
+from quantizer.kernels.numba_matmul import Floats, Indices
 
-BLOCK = 128
-"""Outputs whose weights in a group of 64 columns take a processor's nearest cache."""
+BLOCK_OUTPUTS = 128
+"""The weights of so many outputs in a group of 64 columns fill a CPU's L1 cache."""
 
-WHOLE = float32(2**23)
-"""From here on floats have no digits behind the point, so adding this rounds, ties to even."""
+ROUNDING = float32(2**23)
+"""Floats from 2**23 on are whole numbers, so adding and subtracting this rounds, ties to even."""
 _UNCHECKED = "numpy"
-"""Divisors are not looked at: what asks each whether it is zero is not made vector instructions."""
+"""Divisors are not compared with zero: such comparisons would keep loops from being vectorised."""
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
-def _code(value: float, scale: float, zero: float, top: float) -> float:
+@compiled(error_model=_UNCHECKED)
+def _quantize(value: float, scale: float, zero: float, top: float) -> float:
     """Return the code of a weight, see `quantizer.packed.grid.quantize`."""
-    code: float = (min(max(value / scale + zero, float32(0)), top) + WHOLE) - WHOLE
+    code: float = (min(max(value / scale + zero, float32(0)), top) + ROUNDING) - ROUNDING
     return code
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
-def _add_errors(
+@compiled(error_model=_UNCHECKED)
+def _add_squared_errors(
     values: Floats, share: float, scale: Floats, zero: Floats, top: float, sums: Floats
 ) -> None:
     for at in range(len(sums)):
-        error = (_code(values[at], scale[at], zero[at], top) - zero[at]) * scale[at] - values[at]
+        code = _quantize(values[at], scale[at], zero[at], top)
+        error = (code - zero[at]) * scale[at] - values[at]
         sums[at] += share * (error * error)
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED, nogil=True)
+@compiled(error_model=_UNCHECKED, nogil=True)
 def best_grids(
-    weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Numbers
+    weight: Floats, importance: Floats, scales: Floats, zeros: Floats, top: float, best: Indices
 ) -> None:
-    """Write which grid of each output has the least error, the first of equals.
+    """Write the number of the grid with the least error of each output, the first among equals.
 
     See `quantizer.rounding.grids.best_grids`.
 
     Args:
         weight: [columns, outputs].
-        importance: of each column's squared error, [columns].
+        importance: weight of each column's squared error, [columns].
         scales: of each grid and output, [grids, outputs].
         zeros: their zero points, [grids, outputs].
         top: the largest code.
-        best: int64 [outputs].
+        best: the result, [outputs].
     """
     columns, outputs = weight.shape
     sums, least = np.empty(outputs, np.float32), np.empty(outputs, np.float32)
-    for first in range(0, outputs, BLOCK):
-        last = min(first + BLOCK, outputs)
+    for first in range(0, outputs, BLOCK_OUTPUTS):
+        last = min(first + BLOCK_OUTPUTS, outputs)
         for grid in range(len(scales)):
             scale, zero = scales[grid, first:last], zeros[grid, first:last]
             sums[first:last] = 0
             for column in range(columns):
-                _add_errors(
+                _add_squared_errors(
                     weight[column, first:last],
                     importance[column],
                     scale,
@@ -72,7 +73,7 @@ def best_grids(
                     least[output], best[output] = sums[output], grid
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
+@compiled(error_model=_UNCHECKED)
 def _round_column(
     values: Floats,
     scale: Floats,
@@ -83,17 +84,17 @@ def _round_column(
     errors: Floats,
 ) -> None:
     for at in range(len(values)):
-        codes[at] = _code(values[at], scale[at], zero[at], top)
+        codes[at] = _quantize(values[at], scale[at], zero[at], top)
         errors[at] = (values[at] - (codes[at] - zero[at]) * scale[at]) / pivot
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED)
-def _absorb(values: Floats, share: float, errors: Floats) -> None:
+@compiled(error_model=_UNCHECKED)
+def _subtract_error(values: Floats, share: float, errors: Floats) -> None:
     for at in range(len(values)):
         values[at] -= share * errors[at]
 
 
-@njit(cache=CACHE_ON_DISK, error_model=_UNCHECKED, nogil=True)
+@compiled(error_model=_UNCHECKED, nogil=True)
 def compensate(
     weight: Floats,
     factor: Floats,
@@ -103,24 +104,24 @@ def compensate(
     codes: Floats,
     errors: Floats,
 ) -> None:
-    """Write the codes of some columns, each after the columns before it have left it their errors.
+    """Round columns one after the other, and add each rounding error to the columns after it.
 
-    Weights change in place.
+    This is the inner loop of GPTQ (arXiv 2210.17323, algorithm 1); see `quantizer.rounding.gptq`.
 
     Args:
-        weight: [columns, outputs].
+        weight: [columns, outputs]; changed in place.
         factor: of these columns, see `quantizer.rounding.inverse.upper_factor`, [columns, columns].
         scale: of each output, [outputs].
-        zero: its zero point, [outputs].
+        zero: zero point of each output, [outputs].
         top: the largest code.
-        codes: [columns, outputs].
-        errors: what is left of each weight, divided by its column's pivot, [columns, outputs].
+        codes: the resulting codes, [columns, outputs].
+        errors: the resulting errors, divided by the pivot of their column, [columns, outputs].
     """
     columns, outputs = weight.shape
-    for first in range(0, outputs, BLOCK):
-        last = min(first + BLOCK, outputs)
+    for first in range(0, outputs, BLOCK_OUTPUTS):
+        last = min(first + BLOCK_OUTPUTS, outputs)
         for column in range(columns):
-            mine = errors[column, first:last]
+            error = errors[column, first:last]
             values, pivot = weight[column, first:last], factor[column, column]
             _round_column(
                 values,
@@ -129,7 +130,7 @@ def compensate(
                 top,
                 pivot,
                 codes[column, first:last],
-                mine,
+                error,
             )
             for later in range(column + 1, columns):
-                _absorb(weight[later, first:last], factor[column, later], mine)
+                _subtract_error(weight[later, first:last], factor[column, later], error)

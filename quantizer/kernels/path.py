@@ -1,4 +1,4 @@
-"""Which way packed weights are worked with, and why."""
+"""Which implementation works with packed weights, and why."""
 
 import os
 from dataclasses import dataclass
@@ -8,21 +8,22 @@ from importlib.util import find_spec
 from quantizer.errors import KernelError
 
 KERNELS_VARIABLE = "BITWRIGHT_KERNELS"
-"""Environment variable: `auto`; `reference` to compute every product by the slow exact twin.
+"""Environment variable that chooses the implementation.
 
-`triton` for kernels on a GPU.
+`auto`, the default; `reference` for plain PyTorch everywhere; `triton` for Triton kernels on a GPU.
 """
-REFERENCE, CPU, GPU = "reference", "cpu", "triton"
+REFERENCE = "reference"
+CPU = "cpu"
+GPU = "triton"
 
 
 @dataclass(frozen=True, slots=True)
 class KernelPath:
-    """A way to compute products.
+    """One implementation of products, packing and rounding.
 
     Attributes:
-        name: `reference`, `cpu` or `triton`, after the modules `reference`, `cpu` and `gpu` of
-            `quantizer.kernels`.
-        reason: what decided.
+        name: `REFERENCE` (plain PyTorch), `CPU` (numba) or `GPU` (Triton).
+        reason: what decided, for messages.
     """
 
     name: str
@@ -30,34 +31,45 @@ class KernelPath:
 
 
 def choose_kernel_path(device: str) -> KernelPath:
-    """Return how products are computed on a device, `cpu` or `cuda`.
+    """Return the implementation for a device.
 
-    Gradients always take expanded weights, as `reference` does.
+    The environment variable is read at every call, because each product asks here and nothing
+    remembers the answer: a process can compare implementations by turns, and tensors can move to
+    another device. Reading it takes about a microsecond, the smallest product some thirty.
+
+    Args:
+        device: type of the device, `cpu` or `cuda`.
 
     Raises:
-        KernelError: the setting is none of `auto`, `reference` and `triton`, or Triton is asked for
-            and not installed.
+        KernelError: the variable is none of `auto`, `reference` and `triton`, or asks for Triton
+            where Triton is not installed.
     """
     setting = os.environ.get(KERNELS_VARIABLE, "auto")
     if setting not in ("auto", REFERENCE, GPU):
         raise KernelError(f"{KERNELS_VARIABLE}={setting!r}: use auto, reference or triton")
     if setting == REFERENCE:
         return KernelPath(REFERENCE, f"{KERNELS_VARIABLE} asks for it")
-    if device != "cpu":
-        if setting != GPU:
-            return KernelPath(
-                REFERENCE,
-                f"kernels for a GPU did not pass their tests on one yet; {KERNELS_VARIABLE}={GPU} takes "
-                "them",
-            )
-        if not _installed("triton"):
-            raise KernelError(
-                f"{KERNELS_VARIABLE}={GPU}, but Triton is not installed: install bitwright[gpu]"
-            )
-        return KernelPath(GPU, f"{KERNELS_VARIABLE} asks for it")
+    return _cpu_path() if device == "cpu" else _gpu_path(setting)
+
+
+def _cpu_path() -> KernelPath:
     if not _installed("numba"):
         return KernelPath(REFERENCE, "numba is not installed")
     return KernelPath(CPU, "numba compiles loops over packed codes")
+
+
+def _gpu_path(setting: str) -> KernelPath:
+    if setting != GPU:
+        return KernelPath(
+            REFERENCE,
+            "the Triton kernels have not passed their tests on a GPU yet; "
+            f"{KERNELS_VARIABLE}={GPU} uses them",
+        )
+    if not _installed("triton"):
+        raise KernelError(
+            f"{KERNELS_VARIABLE}={GPU}, but Triton is not installed: install bitwright[gpu]"
+        )
+    return KernelPath(GPU, f"{KERNELS_VARIABLE} asks for it")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""In which dtype matrix products are computed."""
+"""The dtype in which matrix products are computed."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +11,9 @@ from torch import Tensor
 
 @cache
 def fastest_matmul_dtype(device: str) -> torch.dtype:
-    """Return the dtype in which matrix products are fastest.
+    """Return the dtype in which a device multiplies matrices fastest.
 
-    Bfloat16 where the processor multiplies it itself, else float32.
+    It is bfloat16 on GPUs and on CPUs with instructions for it (AVX512-BF16, AMX), else float32.
     """
     if device.startswith("cuda"):
         return torch.bfloat16
@@ -26,10 +26,8 @@ def fastest_matmul_dtype(device: str) -> torch.dtype:
 def matmul_autocast(precision: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """Return the context in which products of float32 matrices are computed in `precision`.
 
-    All else stays in float32.
-
-    Weights are cast for each product: cast ones that are kept would not follow weights that change
-    within the context.
+    Everything else stays in float32. Weights are cast anew for each product: autocast's cache of
+    cast weights would not follow weights that change within the context.
     """
     return (
         nullcontext()
@@ -39,9 +37,9 @@ def matmul_autocast(precision: torch.dtype, device: torch.device) -> AbstractCon
 
 
 def matmul_dtype(matrix: Tensor) -> torch.dtype:
-    """Return the dtype in which products of a matrix are wanted.
+    """Return the dtype in which products of a matrix are to be computed.
 
-    That of `matmul_autocast`, outside of it the matrix's own.
+    Inside `matmul_autocast` it is the context's dtype, outside the matrix's own.
     """
     device = matrix.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype

@@ -1,1 +1,1 @@
-"""Modules that take the place of linear layers and embeddings, and their matrix products."""
+"""Packed modules that take the place of `nn.Linear` and `nn.Embedding`, and their products."""

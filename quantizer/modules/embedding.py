@@ -1,4 +1,4 @@
-"""The modules that take the place of a quantized embedding, and of an output head that shares its table."""
+"""The packed modules that take the place of a quantized embedding and of a head tied to it."""
 
 import torch
 from torch import Tensor, nn
@@ -11,19 +11,20 @@ from quantizer.packed.weight import QuantizedWeight, dequantize_rows, dequantize
 from quantizer.plans.fidelity import Fidelity
 
 EMBED_SCALE_ATTRIBUTE = "scalar_embed_scale"
-"""Where an embedding that multiplies its rows by a number has it."""
+"""Attribute of an embedding that multiplies its rows by a number, as Gemma's does."""
 
 
 class QuantizedEmbedding(nn.Module):
-    """An embedding whose table stays packed; each call expands the rows that it needs.
+    """An embedding whose table stays packed; each call dequantizes the rows that it needs.
 
-    Buffers carry the names of `QuantizedWeight.tensors`.
+    Buffers have the names of `QuantizedWeight.tensors`. One more, `like`, is empty and not saved:
+    it carries the dtype of the rows, and follows casts of the model.
     """
 
     like: Tensor
 
     def __init__(self, fidelity: Fidelity, embedding: nn.Embedding) -> None:
-        """Make room for the packed twin of an embedding, to be filled by `of` or from a state dict.
+        """Allocate a packed embedding like `embedding`, to be filled from a state dict.
 
         Raises:
             CheckpointError: the fidelity has outliers or an adapter.
@@ -31,24 +32,22 @@ class QuantizedEmbedding(nn.Module):
         super().__init__()
         if fidelity.outlier_share or fidelity.adapter_rank:
             raise CheckpointError(
-                f"an embedding at {fidelity.name}: tables have neither outliers nor adapters"
+                f"an embedding at {fidelity.name}: embeddings have neither outliers nor adapters"
             )
-        self.fidelity, self.num_embeddings, self.embedding_dim = (
-            fidelity,
-            embedding.num_embeddings,
-            embedding.embedding_dim,
-        )
+        self.fidelity = fidelity
+        self.num_embeddings = embedding.num_embeddings
+        self.embedding_dim = embedding.embedding_dim
         self._cache = TensorCache()
         self._multiplier = getattr(embedding, EMBED_SCALE_ATTRIBUTE, None)
-        self.register_buffer(
-            "like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False
-        )  # has the rows' dtype
+        self.register_buffer("like", torch.empty(0, dtype=embedding.weight.dtype), persistent=False)
         for name, spec in tensor_specs(fidelity, self.num_embeddings, self.embedding_dim).items():
             self.register_buffer(name, torch.zeros(spec.shape, dtype=spec.dtype))
 
     @classmethod
-    def of(cls, embedding: nn.Embedding, weight: QuantizedWeight) -> "QuantizedEmbedding":
-        """Return the packed twin of an embedding."""
+    def from_embedding(
+        cls, embedding: nn.Embedding, weight: QuantizedWeight
+    ) -> "QuantizedEmbedding":
+        """Return a packed embedding with the given weight, on the device of `embedding`."""
         module = cls(weight.fidelity, embedding)
         for name, tensor in weight.tensors.items():
             module.register_buffer(name, tensor.contiguous())
@@ -65,13 +64,13 @@ class QuantizedEmbedding(nn.Module):
         rows = dequantize_rows(
             self._tensors(), self.fidelity, self.embedding_dim, input_ids.flatten()
         ).to(self.like.dtype)
-        found = rows.view(*input_ids.shape, -1)
+        states = rows.view(*input_ids.shape, -1)
         if self._multiplier is None:
-            return found
-        return found * torch.tensor(self._multiplier, dtype=found.dtype, device=found.device)
+            return states
+        return states * torch.tensor(self._multiplier, dtype=states.dtype, device=states.device)
 
     def prepare(self) -> None:
-        """Get ready to multiply, once the tensors are loaded."""
+        """Prepare products, once the tensors are loaded."""
         prepare(self._tensors(), self.fidelity, self.embedding_dim, self._cache)
 
     def multiply(self, hidden_states: Tensor) -> Tensor:
@@ -91,7 +90,7 @@ class QuantizedEmbedding(nn.Module):
 
 
 class TiedHead(nn.Module):
-    """An output head that multiplies by the table of a quantized embedding, and stores nothing itself."""
+    """An output head that multiplies by the table of a quantized embedding and stores nothing."""
 
     def __init__(self, embedding: QuantizedEmbedding) -> None:
         """Refer to the embedding without owning it."""

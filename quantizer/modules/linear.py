@@ -1,4 +1,4 @@
-"""The module that takes the place of a quantized `nn.Linear`."""
+"""The packed module that takes the place of a quantized `nn.Linear`."""
 
 from collections.abc import Mapping
 
@@ -14,11 +14,11 @@ from quantizer.plans.fidelity import Fidelity
 
 
 class QuantizedLinear(nn.Linear):
-    """A linear layer whose weight stays packed; see `quantizer.kernels` for how it multiplies.
+    """A linear layer whose weight stays packed; see `quantizer.modules.matmul` for its products.
 
-    Buffers carry the names of `QuantizedWeight.tensors`; the bias is the original one. To libraries
-    that attach adapters to linear layers it is one, but its `weight` is None: what would change a
-    weight in place fails instead of being lost.
+    Buffers have the names of `QuantizedWeight.tensors`; the bias is the original one. It is an
+    `nn.Linear`, so that libraries can attach adapters to it, but its `weight` is None: code that
+    would change a weight in place fails instead of having no effect.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class QuantizedLinear(nn.Linear):
         bias: bool,
         dtype: torch.dtype,
     ) -> None:
-        """Make room for a layer of this shape, to be filled by `load` or from a state dict."""
+        """Allocate a layer of this shape, to be filled from a state dict."""
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.fidelity = fidelity
         self.register_parameter("weight", None)
@@ -42,7 +42,7 @@ class QuantizedLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, weight: QuantizedWeight) -> "QuantizedLinear":
-        """Return the packed twin of `linear`, with its bias."""
+        """Return a packed layer with the given weight, and the bias and device of `linear`."""
         has_bias = linear.bias is not None
         module = cls(
             weight.fidelity,
@@ -61,7 +61,7 @@ class QuantizedLinear(nn.Linear):
     def qweight(self) -> Tensor:
         """Codes of the low part.
 
-        By this name PEFT looks for the device that an adapter belongs on.
+        PEFT looks for an attribute of this name to find the device for an adapter.
         """
         return self.get_buffer("low_codes")
 
@@ -73,7 +73,7 @@ class QuantizedLinear(nn.Linear):
         )
 
     def prepare(self) -> None:
-        """Get ready to multiply, once the tensors are loaded."""
+        """Prepare products, once the tensors are loaded."""
         prepare(self._buffers, self.fidelity, self.in_features, self._cache)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -122,12 +122,24 @@ def get_linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def pack_layers(model: nn.Module, weights: Mapping[str, QuantizedWeight]) -> None:
-    """Replace the named linear layers of `model` by their packed twins, in place."""
+    """Replace linear layers of `model` by packed ones, in place.
+
+    Args:
+        model: changed in place.
+        weights: stored weight of each layer, by the name of the layer.
+
+    Raises:
+        PlanError: see `get_linear`.
+    """
     for name, weight in weights.items():
         replace_linear(model, name, QuantizedLinear.from_linear(get_linear(model, name), weight))
 
 
 def set_dequantized_weight(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
-    """Overwrite the weight of the linear layer `name` by what `weight` stands for."""
+    """Overwrite the weight of the linear layer called `name` by the dequantized `weight`.
+
+    Raises:
+        PlanError: see `get_linear`.
+    """
     linear = get_linear(model, name)
     linear.weight.data = weight.to(linear.weight.device).dequantize(linear.weight.dtype)

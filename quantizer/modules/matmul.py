@@ -1,4 +1,4 @@
-"""Products with packed weights, each by the way that `quantizer.kernels.path` chooses."""
+"""Products with packed weights, by the implementation that `quantizer.kernels.path` chooses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quantizer.kernels.path import CPU, GPU, choose_kernel_path
-from quantizer.modules import matmul_reference
+from quantizer.modules import matmul_cpu, matmul_reference
 from quantizer.modules.tensor_cache import TensorCache
 from quantizer.packed.layout import tensor_specs
 from quantizer.packed.weight import dequantize_tensors
@@ -17,11 +17,9 @@ from quantizer.plans.fidelity import Fidelity
 def prepare(
     tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, cache: TensorCache
 ) -> None:
-    """Make what the products of a layer will share, where they share anything."""
+    """Fill the cache that the products of a layer share, if their implementation has one."""
     device = next(iter(tensors.values())).device.type
     if device == "cpu" and choose_kernel_path(device).name == CPU:
-        from quantizer.modules import matmul_cpu  # noqa: PLC0415  see below
-
         matmul_cpu.prepare(tensors, fidelity, in_features, cache)
 
 
@@ -35,17 +33,17 @@ def matmul(
 ) -> Tensor:
     """Return hidden_states @ W' + bias, [..., in] to [..., out], in the dtype of hidden_states.
 
-    Differentiable in hidden_states and bias, once. The weight is expanded for the backward pass and
-    not kept for it.
+    Differentiable once, in hidden_states and bias. The backward pass dequantizes the weight again;
+    only the packed tensors are saved for it.
 
     Args:
         hidden_states: floats, on the device of the tensors.
-        tensors: stored tensors of a layer by name, see `quantizer.packed.weight.QuantizedWeight`; others
-            are ignored.
+        tensors: stored tensors of a layer by name, see `quantizer.packed.weight.QuantizedWeight`;
+            other tensors are ignored.
         fidelity: how the layer is stored.
         out_features: rows of the weight.
         bias: [out].
-        cache: what the products of this layer share.
+        cache: the layer's, for what its products share.
 
     Raises:
         KernelError: see `quantizer.kernels.path.choose_kernel_path`.
@@ -53,7 +51,7 @@ def matmul(
     differentiable = hidden_states.requires_grad or (bias is not None and bias.requires_grad)
     if torch.compiler.is_compiling() or (differentiable and torch.is_grad_enabled()):
         names = tensor_specs(fidelity, out_features, hidden_states.shape[-1])
-        product: Tensor = _opaque(
+        product: Tensor = _matmul_op(
             hidden_states, [tensors[name] for name in names], fidelity.name, out_features, bias
         )
         return product
@@ -70,25 +68,23 @@ def _run(
 ) -> Tensor:
     name = choose_kernel_path(hidden_states.device.type).name
     if name == CPU:
-        from quantizer.modules import matmul_cpu  # noqa: PLC0415  numba takes a while to import, and may be missing
-
         return matmul_cpu.matmul(hidden_states, tensors, fidelity, out_features, bias, cache)
     if name == GPU:
-        from quantizer.modules import matmul_gpu  # noqa: PLC0415  so may Triton
+        from quantizer.modules import matmul_gpu  # noqa: PLC0415  Triton may be missing
 
         return matmul_gpu.matmul(hidden_states, tensors, fidelity, out_features, bias)
     return matmul_reference.matmul(hidden_states, tensors, fidelity, out_features, bias)
 
 
 @torch.library.custom_op("bitwright::matmul", mutates_args=())
-def _opaque(
+def _matmul_op(
     hidden_states: Tensor,
     tensors: list[Tensor],
     fidelity: str,
     out_features: int,
     bias: Tensor | None,
 ) -> Tensor:
-    """Do the same where neither autograd nor torch.compile shall look inside.
+    """Multiply as one operation, into which neither autograd nor torch.compile looks.
 
     Tensors are in the order of `tensor_specs`.
     """
@@ -97,7 +93,7 @@ def _opaque(
     return _run(hidden_states, dict(zip(names, tensors, strict=True)), parsed, out_features, bias)
 
 
-@_opaque.register_fake
+@_matmul_op.register_fake
 def _(
     hidden_states: Tensor,
     tensors: list[Tensor],  # noqa: ARG001
@@ -109,7 +105,7 @@ def _(
 
 
 @torch.library.custom_op("bitwright::matmul_backward", mutates_args=())
-def _opaque_backward(
+def _backward_op(
     gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int
 ) -> Tensor:
     """Return gradient @ W, [..., out] to [..., in]."""
@@ -118,26 +114,28 @@ def _opaque_backward(
     return gradient @ dequantize_tensors(named, parsed, out_features, in_features, gradient.dtype)
 
 
-@_opaque_backward.register_fake
+@_backward_op.register_fake
 def _(gradient: Tensor, tensors: list[Tensor], fidelity: str, in_features: int) -> Tensor:  # noqa: ARG001
     return gradient.new_empty(*gradient.shape[:-1], in_features)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  as autograd calls it
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  as autograd calls it
     hidden_states, tensors, ctx.fidelity, _, bias = inputs
-    ctx.in_features, ctx.has_bias = hidden_states.shape[-1], bias is not None
+    ctx.in_features = hidden_states.shape[-1]
+    ctx.has_bias = bias is not None
     ctx.save_for_backward(*tensors)
 
 
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    tensors, (of_states, *_, of_bias) = ctx.saved_tensors, ctx.needs_input_grad
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    tensors = ctx.saved_tensors
+    needs_states, *_, needs_bias = ctx.needs_input_grad
     states = (
-        _opaque_backward(gradient, list(tensors), ctx.fidelity, ctx.in_features)
-        if of_states
+        _backward_op(gradient, list(tensors), ctx.fidelity, ctx.in_features)
+        if needs_states
         else None
     )
-    bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.has_bias and of_bias else None
+    bias = gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.has_bias and needs_bias else None
     return states, [None] * len(tensors), None, None, bias
 
 
-_opaque.register_autograd(_gradients, setup_context=_remember)
+_matmul_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,7 +1,8 @@
-"""Products with packed weights, and packing them, on a GPU, by Triton kernels.
+"""Products with packed weights on a GPU, by Triton kernels.
 
-Up to 64 rows are multiplied in one launch, both parts and the column order included; for more rows,
-which share the work of expanding a weight, a kernel writes tiles of it, which torch multiplies.
+Up to `FUSED_ROWS` rows are multiplied in one launch, both parts and the column order included. For
+more rows, which share the work of dequantizing a weight, a kernel writes tiles of the weight and
+PyTorch multiplies them.
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ import torch
 import triton
 from torch import Tensor
 
-from quantizer.kernels import triton_kernels
-from quantizer.kernels.triton_kernels import TileShape
-from quantizer.packed.layout import (  # fmt: skip
+from quantizer.kernels import triton_kernels, triton_parts
+from quantizer.kernels.triton_parts import TileShape
+from quantizer.packed.layout import (
     ADAPTER_A,
     ADAPTER_B,
     COLUMNS,
@@ -32,19 +33,19 @@ ROW_TILES = (16, 64)
 FUSED_ROWS = 64
 """Up to so many rows are multiplied in one launch."""
 TILE_BYTES = 2**26
-WAVES = 2
-"""Programs for each of the GPU's processors that a product is split into at least."""
+PROGRAMS_PER_PROCESSOR = 2
+"""A product is split into at least so many programs for each of the GPU's processors."""
 
-
-CHOICES = tuple(
+CANDIDATES = tuple(
     TileShape(units, outputs, warps)
     for units in (16, 32)
     for outputs in (32, 64, 128)
     for warps in (4, 8)
 )
-
+"""Tile shapes among which the fastest is searched."""
 SEARCH_MS = {"warmup": 5, "rep": 20}
-"""How long each of them is tried when the fastest is searched."""
+"""How long each candidate is timed."""
+_WIDEST = max(tiles.outputs for tiles in CANDIDATES)
 
 
 def matmul(
@@ -80,23 +81,24 @@ def multiply_fused(
     out_features: int,
     tiles: TileShape | None = None,
 ) -> Tensor:
-    """Return the product of the dense parts with any number of rows above 0, float32 [rows, out], in one launch.
+    """Return the product of the packed codes with any number of rows above 0, in one launch.
 
     Args:
         rows: [rows, in], contiguous in a row.
         tensors: see `quantizer.packed.weight.QuantizedWeight`.
         fidelity: how they are stored.
         out_features: rows of the weight.
-        tiles: how to cut the work; None for the fastest of `CHOICES`, which is searched once for
-            each GPU, shape and fidelity and kept on disk by Triton.
+        tiles: tile shape; None for the fastest of `CANDIDATES`, which is searched once for each
+            GPU, shape and fidelity. Triton keeps the result on disk.
+
+    Returns:
+        float32 [rows, out], without outliers and adapter.
     """
     count, in_features = rows.shape
     split = _split(out_features, rows.device)
     out = torch.empty(split, count, out_features, dtype=torch.float32, device=rows.device)
     pointers, sizes, constants = _arguments(tensors, fidelity, out_features, in_features)
-    kind = (
-        triton_kernels.ONE_ROW if count == 1 else triton_kernels.SOME_ROWS
-    ).value  # the search writes it to disk
+    mode = triton_parts.MULTIPLY_ROW if count == 1 else triton_parts.MULTIPLY_ROWS
     row_tile = next((size for size in ROW_TILES if count <= size), ROW_TILES[-1])
     kernel, chosen = _launch(triton_kernels.fused_kernel, tiles)
     kernel[
@@ -113,7 +115,7 @@ def multiply_fused(
         *sizes,
         rows.stride(0),
         **constants,
-        KIND=kind,
+        MODE=mode.value,  # the search writes it to disk
         ROWS=row_tile,
         SPLIT=split,
         **chosen,
@@ -128,9 +130,17 @@ def multiply_tiles(
     out_features: int,
     tiles: TileShape | None = None,
 ) -> Tensor:
-    """Return the product of the dense parts with any number of rows, [rows, out].
+    """Return the product of the packed codes with any number of rows, tile by tile.
 
-    See `multiply_fused`.
+    Args:
+        rows: [rows, in], contiguous in a row.
+        tensors: see `quantizer.packed.weight.QuantizedWeight`.
+        fidelity: how they are stored.
+        out_features: rows of the weight.
+        tiles: tile shape; see `multiply_fused`.
+
+    Returns:
+        [rows, out] in the dtype of the rows, without outliers and adapter.
     """
     count, in_features = rows.shape
     out = torch.empty(count, out_features, dtype=rows.dtype, device=rows.device)
@@ -139,7 +149,7 @@ def multiply_tiles(
         in_features, min(outputs, out_features), dtype=rows.dtype, device=rows.device
     )
     pointers, sizes, constants = _arguments(tensors, fidelity, out_features, in_features)
-    kernel, chosen = _launch(triton_kernels.expand_kernel, tiles)
+    kernel, chosen = _launch(triton_kernels.dequantize_kernel, tiles)
     for first in range(0, out_features, outputs):
         last = min(first + outputs, out_features)
         split = _split(last - first, rows.device)
@@ -153,23 +163,18 @@ def multiply_tiles(
     return out
 
 
-_WIDEST = max(tiles.outputs for tiles in CHOICES)
-
-
 def _arguments(
     tensors: Mapping[str, Tensor], fidelity: Fidelity, out_features: int, in_features: int
 ) -> tuple[list[Tensor], tuple[int, int, int], dict[str, int]]:
     """Return the pointers, sizes and constants that both kernels take."""
     names = [name for name, _, _ in named_parts(fidelity, in_features)]
     coded = fidelity.scale_bits < SCALE_BITS[0]
+    scales = "scale_codes" if coded else "scales"
     pointers = [tensors[COLUMNS]]
     for name in PART_NAMES:
         stored = name if name in names else names[-1]  # an empty part is not read
-        pointers += [
-            tensors[f"{stored}_{leaf}"]
-            for leaf in ("codes", "zeros", "scale_codes" if coded else "scales")
-        ]
-    pointers.append(tensors[ROW_SCALES] if coded else tensors[f"{names[-1]}_scales"])
+        pointers += [tensors[f"{stored}_{leaf}"] for leaf in ("codes", "zeros", scales)]
+    pointers.append(tensors[ROW_SCALES if coded else f"{names[-1]}_scales"])
     constants = {
         "HIGH_BITS": fidelity.bits_hi,
         "LOW_BITS": fidelity.bits_lo,
@@ -180,28 +185,28 @@ def _arguments(
 
 
 def _split(outputs: int, device: torch.device) -> int:
-    """Return into how many shares the columns are split so that every processor of the GPU has work."""
+    """Return the number of shares of columns that gives every processor of the GPU work."""
     processors = (
         torch.cuda.get_device_properties(device).multi_processor_count
         if device.type == "cuda"
         else 1
     )
-    return max(1, min(8, WAVES * processors * 64 // max(outputs, 1)))
+    return max(1, min(8, PROGRAMS_PER_PROCESSOR * processors * 64 // max(outputs, 1)))
 
 
 def _launch(kernel: Any, tiles: TileShape | None) -> tuple[Any, dict[str, int]]:
-    """Return the kernel to launch and what to add to its arguments."""
+    """Return the kernel to launch, and the arguments that state its tile shape."""
     if tiles is None:
-        return _searched(kernel), {}
+        return _autotuned(kernel), {}
     return kernel, {"UNITS": tiles.units, "OUTPUTS": tiles.outputs, "num_warps": tiles.warps}
 
 
 @cache
-def _searched(kernel: Any) -> Any:
-    """Return the kernel with a search over `CHOICES`."""
+def _autotuned(kernel: Any) -> Any:
+    """Return the kernel with a search over `CANDIDATES`."""
     configs = [
         triton.Config({"UNITS": each.units, "OUTPUTS": each.outputs}, num_warps=each.warps)
-        for each in CHOICES
+        for each in CANDIDATES
     ]
     key = [
         "inputs",
@@ -213,9 +218,9 @@ def _searched(kernel: Any) -> Any:
         "SCALE_BITS",
         "SPLIT",
     ]
-    key += [name for name in ("KIND", "ROWS") if name in kernel.arg_names]
-    try_it = partial(triton.testing.do_bench, **SEARCH_MS)
-    return triton.autotune(configs, key=key, do_bench=try_it, cache_results=True)(kernel)
+    key += [name for name in ("MODE", "ROWS") if name in kernel.arg_names]
+    bench = partial(triton.testing.do_bench, **SEARCH_MS)
+    return triton.autotune(configs, key=key, do_bench=bench, cache_results=True)(kernel)
 
 
 def _outlier_products(rows: Tensor, tensors: Mapping[str, Tensor], out_features: int) -> Tensor:
@@ -223,8 +228,8 @@ def _outlier_products(rows: Tensor, tensors: Mapping[str, Tensor], out_features:
     outputs = torch.arange(out_features, device=rows.device).repeat_interleave(
         starts.diff(), output_size=values.numel()
     )
-    places = torch.stack([outputs, tensors[OUTLIER_COLUMNS].to(torch.int64)])
+    indices = torch.stack([outputs, tensors[OUTLIER_COLUMNS].to(torch.int64)])
     sparse = torch.sparse_coo_tensor(
-        places, values, (out_features, rows.shape[1]), check_invariants=False, is_coalesced=True
+        indices, values, (out_features, rows.shape[1]), check_invariants=False, is_coalesced=True
     )
     return (sparse @ rows.t()).t()

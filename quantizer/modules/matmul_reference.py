@@ -1,4 +1,7 @@
-"""The slow exact twin of every kernel: expand the whole weight, multiply, forget it."""
+"""Products with packed weights in plain PyTorch: dequantize the weight, multiply, discard it.
+
+The tests compare all other implementations with this one.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a layer's products share from call to call."""
+"""A value that is derived from a layer's stored tensors, shared by the products of the layer."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -9,34 +9,36 @@ T = TypeVar("T")
 
 
 class TensorCache:
-    """One value that is made from stored tensors, and anew when they have changed.
+    """One value derived from tensors; it is derived again after a tensor has changed.
 
-    Copies of it are empty.
+    Copies of the cache are empty.
     """
 
     def __init__(self) -> None:
-        """Keep nothing yet."""
+        """Hold no value yet."""
         self._key: Any = None
         self._value: Any = None
 
-    def get(self, tensors: Mapping[str, Tensor | None], make: Callable[[], T]) -> T:
-        """Return what was made from the tensors as they are, or make it.
+    def get(self, tensors: Mapping[str, Tensor | None], derive: Callable[[], T]) -> T:
+        """Return the value for the tensors as they are now, derived if it is not in the cache.
 
-        Tensors that do not count their changes are not kept.
+        Inference tensors do not count their changes, so nothing is cached for them.
         """
-        found = [tensor for tensor in tensors.values() if tensor is not None]
-        if any(tensor.is_inference() for tensor in found):
-            return make()
-        key = [(tensor.data_ptr(), tensor._version) for tensor in found]  # noqa: SLF001  how autograd counts changes
+        present = [tensor for tensor in tensors.values() if tensor is not None]
+        if any(tensor.is_inference() for tensor in present):
+            return derive()
+        # autograd counts in-place changes in _version
+        key = [(tensor.data_ptr(), tensor._version) for tensor in present]  # noqa: SLF001
         if key != self._key:
-            self._value, self._key = make(), key
+            self._value = derive()
+            self._key = key
         value: T = self._value
         return value
 
     def __deepcopy__(self, _: object) -> "TensorCache":
-        """Return one that keeps nothing."""
+        """Return an empty cache."""
         return TensorCache()
 
     def __reduce__(self) -> tuple[type["TensorCache"], tuple[()]]:
-        """Be stored without what is kept."""
+        """Let a copy in another process be empty."""
         return TensorCache, ()

@@ -24,10 +24,10 @@ TARGETS = {
     "gfx942": ("hip", "gfx942", 64),
 }
 KERNELS = {
-    "one row": ("fused_kernel", {"KIND": 0, "ROWS": 16}),
-    "16 rows": ("fused_kernel", {"KIND": 1, "ROWS": 16}),
-    "64 rows": ("fused_kernel", {"KIND": 1, "ROWS": 64}),
-    "expand": ("expand_kernel", {}),
+    "one row": ("fused_kernel", {"MODE": 0, "ROWS": 16}),
+    "16 rows": ("fused_kernel", {"MODE": 1, "ROWS": 16}),
+    "64 rows": ("fused_kernel", {"MODE": 1, "ROWS": 64}),
+    "expand": ("dequantize_kernel", {}),
     "pack": ("pack_kernel", {"UNITS": 4, "OUTPUTS": 64}),
 }
 FORMATS = {"int2+3g64s6": (3, 2, 6), "int4+8g64": (8, 4, 16)}

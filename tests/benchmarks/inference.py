@@ -155,7 +155,7 @@ def run_code() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from quantizer.modules.matmul_cpu import FEW_ROWS, _Layer
+    from quantizer.modules.matmul_cpu import FEW_ROWS, PackedLayer
     from quantizer.plans.fidelity import Fidelity
     from tests.benchmarks.kernels import random_layer
 
@@ -168,11 +168,11 @@ def run_code() -> None:
     }
     generate(AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)), 16, 2)
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
-    layer = _Layer.of(random_layer(fidelity, (32, 64), "cpu"), fidelity, 64)
+    layer = PackedLayer.of(random_layer(fidelity, (32, 64), "cpu"), fidelity, 64)
     for rows in (1, FEW_ROWS):
         layer.multiply(torch.ones(rows, 64), 32)
     for dtype in (torch.float32, torch.bfloat16):
-        layer._expand(torch.empty(64, 32, dtype=dtype), 0)
+        layer.dequantize_tile(torch.empty(64, 32, dtype=dtype), 0)
 
 
 def main() -> None:

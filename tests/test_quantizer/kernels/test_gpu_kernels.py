@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from quantizer.kernels import triton_packing
-from quantizer.kernels.triton_kernels import TileShape
+from quantizer.kernels.triton_parts import TileShape
 from quantizer.modules import matmul_gpu, matmul_reference
 from quantizer.packed.rounded_packing import pack_part_reference
 from quantizer.plans.fidelity import CODE_BITS, Fidelity
@@ -27,9 +27,7 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run kernels without a search, on memory that is filled with what shows."""
     poison(monkeypatch)
     launch = matmul_gpu._launch
-    monkeypatch.setattr(
-        triton_packing, "_launch", lambda kernel, tiles: launch(kernel, tiles or SMALL)
-    )
+    monkeypatch.setattr(matmul_gpu, "_launch", lambda kernel, tiles: launch(kernel, tiles or SMALL))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (17, 63), (63, 17), (100, 100)])
@@ -89,7 +87,7 @@ def test_long_and_wide_layers_in_tiles_of_any_size(
 def test_columns_can_be_split_among_programs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fidelity, x = Fidelity.parse("int2+3r0.4g32"), normal(rows, 1600).to(DEVICE)
     weight = random_weight(fidelity, 20, 1600).to(DEVICE)
-    monkeypatch.setattr(triton_packing, "_split", lambda *_: 3)
+    monkeypatch.setattr(matmul_gpu, "_split", lambda *_: 3)
     assert (
         distance(matmul_gpu.multiply_fused(x, weight.tensors, fidelity, 20), truth_of(x, weight))
         < 1e-5
@@ -103,7 +101,7 @@ def test_expanded_weights_are_those_of_the_reference(
     fidelity, x = Fidelity.parse(name), torch.eye(100, device=DEVICE)
     weight = random_weight(fidelity, 300, 100).to(DEVICE)
     monkeypatch.setattr(
-        triton_packing, "TILE_BYTES", 4 * 100 * 128
+        matmul_gpu, "TILE_BYTES", 4 * 100 * 128
     )  # 300 outputs are two whole tiles and a ragged one
     found = matmul_gpu.multiply_tiles(x, weight.tensors, fidelity, 300)
     assert torch.equal(found, matmul_reference.matmul(x, weight.tensors, fidelity, 300, None))
@@ -119,7 +117,7 @@ def test_what_a_search_is_kept_under_can_be_written(
         def __getitem__(self, grid: Any) -> Any:
             return lambda *_, **constants: launched.append(constants)
 
-    monkeypatch.setattr(triton_packing, "_launch", lambda *_: (Kernel(), {}))
+    monkeypatch.setattr(matmul_gpu, "_launch", lambda *_: (Kernel(), {}))
     fidelity = Fidelity.parse("int2+3r0.4g32s6")
     matmul_gpu.matmul(
         normal(rows, 63).to(DEVICE),

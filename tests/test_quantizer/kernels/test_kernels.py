@@ -306,17 +306,17 @@ def test_scales_of_any_finite_half_are_read() -> None:
     patterns = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     finite = patterns[patterns.isfinite()]
     values = torch.full((len(finite),), float("nan"))
-    numba_matmul._widen(finite.view(torch.uint16).numpy(), values.numpy())
+    numba_matmul._float16_to_float32(finite.view(torch.uint16).numpy(), values.numpy())
     assert torch.equal(values, finite.float())
 
 
 def test_where_nothing_can_be_kept_on_disk_loops_are_compiled_all_the_same() -> None:
     script = """
 import numpy as np
-from quantizer.kernels import compiled
-assert not compiled.CACHE_ON_DISK
+from quantizer.kernels import jit, numba_matmul
+assert not jit.CACHED_ON_DISK
 values = np.empty(4, np.float32)
-compiled._unpack(np.array([0b11100100], np.uint32), 2, 0, values)
+numba_matmul._unpack_row(np.array([0b11100100], np.uint32), 2, 0, values)
 print(values.tolist())
 """
     environment = os.environ | {
