@@ -14,7 +14,7 @@ from allocator.answers.allocation import Allocation
 from allocator.answers.uniform import likely_uniform_plans
 from allocator.profile import Profile
 from quantizer.plans.plan import Plan
-from quantizer.running.evaluate import Quality
+from quantizer.running.quality import Quality
 from service.report.document import Report
 from service.request.request import RunRequest
 from service.stages import checkpoint as checkpoint_stage

@@ -1,6 +1,6 @@
-"""Losses at the model's head, with their gradients at what enters it.
+"""Losses of a model's output, with their gradients in the hidden states that enter the head.
 
-One window at a time, as logits take much memory.
+One window is processed at a time, because logits take much memory.
 """
 
 import torch
@@ -16,40 +16,54 @@ def divergence(
     """Return KL(original || model) of each window, and its gradient.
 
     Args:
-        runner: the model; only what follows its blocks is used.
-        input_ids: int64 [windows, tokens].
-        states: what enters the head, [windows, tokens, hidden].
-        original: what enters the head of the original model, of the same shape.
+        runner: the model; only its head and what follows it run.
+        input_ids: token ids, int64 [windows, tokens].
+        states: hidden states that enter the head, [windows, tokens, hidden].
+        original: those of the original model, of the same shape.
 
     Returns:
-        Mean over the tokens of each window, float32 [windows], [nats/token]; its gradient in
-        `states`, float32.
+        The mean over the tokens of each window, float32 [windows], [nats/token]; and its gradient
+        in `states`, float32.
     """
-    losses, gradients = [], []
-    for at in range(len(input_ids)):
-        window = input_ids[at : at + 1]
-        leaf, logits = _logits(runner, window, states[at : at + 1])
+    losses = []
+    gradients = []
+    for index in range(len(input_ids)):
+        row = slice(index, index + 1)
+        leaf, logits = _differentiable_logits(runner, input_ids[row], states[row])
         with torch.no_grad():
-            loss, pull = mean_divergence(runner.logits(window, original[at : at + 1])[0], logits[0])
+            reference = runner.logits(input_ids[row], original[row])[0]
+            loss, logits_gradient = mean_divergence(reference, logits[0])
         losses.append(loss)
-        gradients.append(torch.autograd.grad(logits, leaf, pull[None])[0].float())
+        gradients.append(torch.autograd.grad(logits, leaf, logits_gradient[None])[0].float())
     return torch.stack(losses), torch.cat(gradients)
 
 
 def cross_entropy_gradient(runner: BlockRunner, input_ids: Tensor, states: Tensor) -> Tensor:
-    """Return the gradient in `states` of each window's mean negative log-likelihood of its next tokens; float32, like `states`."""
+    """Return the gradient in `states` of each window's mean negative log-likelihood.
+
+    Args:
+        runner: the model; only its head and what follows it run.
+        input_ids: token ids, int64 [windows, tokens]; each token but the first is a target.
+        states: hidden states that enter the head, [windows, tokens, hidden].
+
+    Returns:
+        float32, of the shape of `states`.
+    """
     gradients = []
-    for at in range(len(input_ids)):
-        window = input_ids[at : at + 1]
-        leaf, logits = _logits(runner, window, states[at : at + 1])
+    for index in range(len(input_ids)):
+        row = slice(index, index + 1)
+        leaf, logits = _differentiable_logits(runner, input_ids[row], states[row])
         with torch.enable_grad():
-            loss = -logits.float().log_softmax(-1)[:, :-1].gather(-1, window[:, 1:, None]).mean()
+            log_likelihoods = logits.float().log_softmax(-1)[:, :-1]
+            loss = -log_likelihoods.gather(-1, input_ids[row, 1:, None]).mean()
         gradients.append(torch.autograd.grad(loss, leaf)[0].float())
     return torch.cat(gradients)
 
 
-def _logits(runner: BlockRunner, window: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the states as the leaf of a graph, and the logits that follow from them."""
+def _differentiable_logits(
+    runner: BlockRunner, window: Tensor, states: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the states as a leaf of the graph, and the logits that are computed from them."""
     leaf = states.detach().clone().requires_grad_()
     with torch.enable_grad():
         return leaf, runner.logits(window, leaf)

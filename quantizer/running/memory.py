@@ -1,6 +1,6 @@
-"""What fits into a graphics card's memory.
+"""Fit models, and windows that run together, into the memory of a device.
 
-Models, and windows that are run at once, found out by failing.
+How much fits is found out by trying: an attempt that runs out of memory is repeated with less.
 """
 
 import logging
@@ -35,59 +35,64 @@ def to_device(model: M, device: str) -> M:
 
 
 class MicroBatches:
-    """Runs work on windows: all of them at once, or as many as it is told, and where memory is short half as many from then on."""
+    """Runs work on as many windows at once as fit into memory.
 
-    def __init__(self, most: int | None = None) -> None:
-        """Know of no limit yet but the given one."""
-        self._most = most
+    Each time that memory runs out, the number of windows is halved; later work starts from there.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        """Start with at most `limit` windows at once, or with all of them."""
+        self._limit = limit
 
     def run(
         self, work: Callable[[slice], R], windows: int, undo: Callable[[], None] | None = None
     ) -> list[R]:
-        """Return the results of `work` on each piece of 0 .. windows-1, in order.
+        """Return the results of `work` on consecutive micro-batches of windows 0 .. windows-1.
 
         Args:
-            work: what to do with some of the windows.
-            windows: how many there are, above 0.
-            undo: takes back all that pieces have left behind, the one that failed included; then
-                all are done again. None is for work that leaves nothing behind when it fails: then
-                only that piece is.
+            work: processes the windows of a slice.
+            windows: number of windows, above 0.
+            undo: discards the side effects of all micro-batches, the failed one included; all are
+                then processed again. None for work without side effects: then only the failed
+                micro-batch is processed again.
 
         Raises:
             MemoryShort: not even one window fits.
         """
         results: list[R] = []
-        at = 0
-        while at < windows:
-            size = min(self._most or windows, windows - at)
+        start = 0
+        while start < windows:
+            size = min(self._limit or windows, windows - start)
             try:
-                results.append(work(slice(at, at + size)))
+                results.append(work(slice(start, start + size)))
             except torch.OutOfMemoryError as error:
                 self._halve(size, error)
                 if undo is not None:
                     undo()
-                    results, at = [], 0
+                    results = []
+                    start = 0
             else:
-                at += size
+                start += size
         return results
 
     def cat(self, work: Callable[[slice], Tensor], windows: int) -> Tensor:
-        """Return the results of `work`, tensors of as many rows as the piece has windows, as one.
+        """Return the results of `work`, tensors with one row for each window, as one tensor.
 
         See `run`.
         """
-        found = self.run(work, windows)
-        return found[0] if len(found) == 1 else torch.cat(found)
+        results = self.run(work, windows)
+        return results[0] if len(results) == 1 else torch.cat(results)
 
     def _halve(self, size: int, error: torch.OutOfMemoryError) -> None:
         if size == 1:
             raise MemoryShort(
                 f"the device has too little memory for one window ({_first_line(error)}): use "
-                "fewer tokens in a window, "
-                "a larger device, or the processor"
+                "fewer tokens in a window, a larger device, or the processor"
             ) from error
-        self._most = -(-size // 2)
-        log.warning("too little memory for %d windows at once; %d are taken", size, self._most)
+        self._limit = -(-size // 2)
+        log.warning(
+            "too little memory for %d windows at once; continuing with %d", size, self._limit
+        )
 
 
 def _first_line(error: Exception) -> str:

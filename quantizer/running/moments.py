@@ -1,4 +1,4 @@
-"""Second moments of what enters the layers, from calibration windows."""
+"""Second moments of the inputs of layers, measured on calibration windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from quantizer.running.runner import BlockRunner
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Token windows that a model is quantized on.
+    """Token windows on which a model is quantized.
 
     Attributes:
-        windows: int64 [windows, tokens].
-        batch: windows that are run at once.
+        windows: token ids, int64 [windows, tokens].
+        batch: windows that run at once.
     """
 
     windows: Tensor
@@ -31,10 +31,17 @@ class Calibration:
 def input_groups(
     runner: BlockRunner, members: Sequence[LayerSpec], batch: Tensor, hidden: Tensor, index: int
 ) -> list[list[LayerSpec]]:
-    """Return a block's layers in the order in which they are called, those that share one input tensor together.
+    """Return the layers of a block in groups of those that share one input tensor.
 
-    Layers that the block does not call on this batch, such as experts that no token chose, come
-    last, each on its own.
+    Groups are in the order in which the block calls them. Layers that the block does not call on
+    this batch, such as experts that no token chose, come last, each in a group of its own.
+
+    Args:
+        runner: the model.
+        members: the layers of the block.
+        batch: token ids, int64 [windows, tokens].
+        hidden: hidden states that enter the block, [windows, tokens, hidden].
+        index: index of the block.
     """
     calls: list[tuple[LayerSpec, Tensor]] = []
     handles = [
@@ -49,16 +56,17 @@ def input_groups(
         for handle in handles:
             handle.remove()
     groups: list[tuple[Tensor, list[LayerSpec]]] = []
-    seen: set[str] = set()
+    called: set[str] = set()
     for layer, states in calls:
-        if layer.name in seen:
+        if layer.name in called:
             continue
-        seen.add(layer.name)
+        called.add(layer.name)
         if groups and groups[-1][0] is states:
             groups[-1][1].append(layer)
         else:
             groups.append((states, [layer]))
-    return [group for _, group in groups] + [[layer] for layer in members if layer.name not in seen]
+    never_called = [[layer] for layer in members if layer.name not in called]
+    return [group for _, group in groups] + never_called
 
 
 def input_moments(
@@ -68,15 +76,21 @@ def input_moments(
     hidden: Sequence[Tensor],
     index: int,
 ) -> Tensor:
-    """Return the mean of x x' over the inputs x that `layer` gets on the calibration windows.
+    """Return the mean of x x' over all inputs x of a layer.
 
-    Float32 [in, in].
+    Args:
+        runner: the model.
+        layer: a layer of block `index`.
+        batches: token ids of each batch, int64 [windows, tokens].
+        hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
+        index: index of the block.
+
+    Returns:
+        float32 [in, in]; zeros for a layer that the block does not call.
     """
     linear = get_linear(runner.model, layer.name)
-    total, tokens = (
-        torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device),
-        0,
-    )
+    total = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device)
+    tokens = 0
     for batch, states in zip(batches, hidden, strict=True):
         for inputs in runner.module_inputs(linear, batch, states, index):
             rows = inputs.reshape(-1, layer.in_features).float()
@@ -86,11 +100,17 @@ def input_moments(
 
 
 def head_moments(runner: BlockRunner, batches: Sequence[Tensor]) -> Tensor:
-    """Return the mean of x x' over what enters the head, float32 [hidden, hidden].
+    """Return the mean of x x' over all inputs x of the output head.
 
-    Batches are int64 [windows, tokens].
+    Args:
+        runner: the model.
+        batches: token ids of each batch, int64 [windows, tokens].
+
+    Returns:
+        float32 [hidden, hidden].
     """
-    total, tokens = torch.zeros(()), 0
+    total = torch.zeros(())
+    tokens = 0
     for batch in batches:
         states = runner.final_states(batch).float().flatten(0, 1)
         total = total.to(states.device) + states.t() @ states

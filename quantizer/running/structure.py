@@ -1,7 +1,4 @@
-"""Find what can be quantized in a model, by structure.
-
-The list of decoder blocks, and the linear layers inside them.
-"""
+"""Find the decoder blocks of a model and the linear layers in them, by the model's structure."""
 
 from torch import nn
 
@@ -12,14 +9,16 @@ from quantizer.plans.plan import LayerSpec
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the path and the list of the model's decoder blocks.
 
-    The blocks are the `nn.ModuleList` with the most weights in `nn.Linear` layers; all its members
-    are of one class. Lists nested in blocks, such as experts, hold fewer weights than the list
-    around them.
+    The blocks are the `nn.ModuleList` with the most weights in `nn.Linear` layers, among those
+    whose members are all of one class. Lists nested in blocks, such as lists of experts, hold fewer
+    weights than the list around them.
 
     Raises:
         ModelError: no list of modules holds a linear layer.
     """
-    best_name, best, best_weights = "", None, 0
+    best_name = ""
+    best: nn.ModuleList | None = None
+    best_weights = 0
     for name, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or len({type(member) for member in module}) != 1:
             continue
@@ -29,7 +28,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
             if isinstance(linear, nn.Linear)
         )
         if weights > best_weights:
-            best_name, best, best_weights = name, module, weights
+            best_name = name
+            best = module
+            best_weights = weights
     if best is None:
         raise ModelError(
             f"{type(model).__name__} has no list of decoder blocks that hold nn.Linear layers; it "
@@ -39,7 +40,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def find_layers(model: nn.Module) -> tuple[LayerSpec, ...]:
-    """Return every `nn.Linear` inside the decoder blocks, in the order of the blocks and of the modules in them.
+    """Return every `nn.Linear` in the decoder blocks, in the order of the model's modules.
 
     Raises:
         ModelError: see `find_blocks`.

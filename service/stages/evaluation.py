@@ -13,8 +13,9 @@ from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.models.source import check_checkpoint
 from quantizer.running import evaluate
-from quantizer.running.evaluate import Quality, evaluate_models
+from quantizer.running.evaluate import evaluate_models
 from quantizer.running.memory import to_device
+from quantizer.running.quality import Quality
 from service.stages.checkpoint import checkpoint_digest
 from service.stages.machine import Machine
 from service.stages.progress import Reporter

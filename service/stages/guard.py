@@ -12,7 +12,7 @@ from allocator.errors import RuleError
 from allocator.profile import Profile
 from quantizer.plans.fidelity import SCALE_BITS
 from quantizer.plans.plan import Plan
-from quantizer.running.evaluate import Quality
+from quantizer.running.quality import Quality
 
 UNIFORM = "uniform"
 

@@ -16,7 +16,7 @@ from quantizer.conversion.checkpoint import checkpoint_bytes
 from quantizer.models.folder import ModelFolder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
-from quantizer.running.evaluate import Quality
+from quantizer.running.quality import Quality
 from service.report.document import SCHEMA, Report
 from service.request.request import RunRequest
 from service.stages.guard import Guard

@@ -17,7 +17,7 @@ from typing import Any
 from allocator.allocate import allocate
 from allocator.answers.uniform import uniform_plans
 from quantizer.plans.plan import Plan
-from quantizer.running.evaluate import Quality
+from quantizer.running.quality import Quality
 from service.cli.console import Lines
 from service.request.request import Method, RunRequest, make_request
 from service.stages import checkpoint as checkpoint_stage

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.durable import PartStore
-from quantizer.running.evaluate import Quality, evaluate_models
+from quantizer.running.evaluate import evaluate_models
+from quantizer.running.quality import Quality
 from tests.support.quantized import TinyModel, token_windows
 
 WINDOWS = token_windows(4, 33)

@@ -14,7 +14,7 @@ TOKENS, VOCABULARY = 23, 37
 @pytest.fixture(params=[1, 5, TOKENS], autouse=True)
 def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a piece have so many tokens."""
-    monkeypatch.setattr(module, "_PROCESSOR_BYTES", 4 * VOCABULARY * request.param + 3)
+    monkeypatch.setattr(module, "_CPU_BYTES", 4 * VOCABULARY * request.param + 3)
 
 
 def _logits(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""The memory that a packed model takes, read by the kernel's count of its process.
+"""A packed model takes much less memory than its weights in 16 bits.
 
-Never that of its weights in 16 bits.
+Measured as the peak memory of a process of its own, by the operating system.
 """
 
 import subprocess
@@ -48,7 +48,10 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, int]:
-    """Return a model of 42 million weights in layers, its packed form, and the layers' bytes in 16 bits."""
+    """Return a model of 42 million weights in layers, its packed checkpoint, and its 16-bit bytes.
+
+    The bytes are those of the layers alone.
+    """
     folder = tmp_path_factory.mktemp("large")
     sizes = {
         "vocab_size": VOCABULARY,

@@ -65,7 +65,7 @@ def _limited(most: int, tried: list[slice]) -> Any:
     def work(some: slice) -> list[int]:
         tried.append(some)
         if some.stop - some.start > most:
-            raise torch.OutOfMemoryError("no micro_batches")
+            raise torch.OutOfMemoryError("no memory left")
         return list(range(some.start, some.stop))
 
     return work
@@ -106,7 +106,7 @@ def test_work_that_leaves_something_behind_begins_anew() -> None:
     def add(some: slice) -> int:
         total.extend(range(some.start, some.stop))
         if len(total) > 3 and some.stop - some.start > 1:
-            raise torch.OutOfMemoryError("no micro_batches")
+            raise torch.OutOfMemoryError("no memory left")
         return 1
 
     assert MicroBatches().run(add, 4, undo=total.clear) == [1] * 4

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantizer.running.evaluate import Quality
+from quantizer.running.quality import Quality
 from service.stages.guard import Guard
 from tests.support.synthetic_profiles import PROPERTY
 

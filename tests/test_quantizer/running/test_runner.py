@@ -1,7 +1,4 @@
-"""Promises of quantizer.running.structure and quantizer.running.runner.
-
-What is found, and that parts of a model add up to the model.
-"""
+"""Promises of quantizer.running.runner: the parts of a model add up to the model."""
 
 from functools import partial
 from itertools import pairwise
@@ -14,14 +11,13 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     FalconConfig,
-    GPT2Config,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from quantizer.errors import ModelError
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_blocks, find_layers
+from quantizer.running.structure import find_layers
 from tests.support.quantized import TinyModel, normal, token_windows
 from tests.support.tiny_models import CONFIGS, VOCABULARY
 
@@ -48,63 +44,6 @@ TUPLES = [
 def _logits(model: nn.Module) -> Tensor:
     logits: Tensor = model(input_ids=TOKENS, use_cache=False).logits
     return logits
-
-
-@families
-def test_every_linear_in_the_blocks_is_found_and_no_other(
-    family: str, tiny_model: TinyModel
-) -> None:
-    model = tiny_model(family)
-    path, blocks = find_blocks(model)
-    layers = find_layers(model)
-    assert [layer.block for layer in layers] == sorted(layer.block for layer in layers)
-    assert len(blocks) == model.config.num_hidden_layers == layers[-1].block + 1
-    linears = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    heads = {name for name, module in linears.items() if module is model.get_output_embeddings()}
-    assert len(heads) == 1
-    assert [layer.name for layer in layers] == [name for name in linears if name not in heads]
-    for layer in layers:
-        assert layer.name == f"{path}.{layer.block}.{layer.kind}"
-        assert (layer.out_features, layer.in_features) == tuple(linears[layer.name].weight.shape)
-        assert layer.weights == linears[layer.name].weight.numel()
-
-
-@families
-def test_blocks_have_the_same_kinds(family: str, tiny_model: TinyModel) -> None:
-    layers = find_layers(tiny_model(family))
-    kinds = [[layer.kind for layer in layers if layer.block == block] for block in range(3)]
-    assert kinds[0] == kinds[1] == kinds[2]
-    assert len(set(kinds[0])) == len(kinds[0])
-
-
-def test_lists_of_experts_inside_the_blocks_are_not_taken_for_the_blocks() -> None:
-    expert = nn.ModuleList(nn.Linear(32, 32) for _ in range(8))
-    block = nn.ModuleDict({"experts": expert, "gate": nn.Linear(32, 8)})
-    model = nn.ModuleDict(
-        {"few": nn.ModuleList([nn.Linear(4, 4)]), "blocks": nn.ModuleList([block])}
-    )
-    assert find_blocks(model)[0] == "blocks"
-    assert [layer.kind for layer in find_layers(model)] == [
-        *(f"experts.{index}" for index in range(8)),
-        "gate",
-    ]
-
-
-@pytest.mark.parametrize("find", [find_blocks, find_layers, BlockRunner])
-def test_a_model_without_blocks_is_refused(find: object) -> None:
-    assert callable(find)
-    with pytest.raises(ModelError, match=r"Sequential.*not supported"):
-        find(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
-
-
-def test_a_model_whose_blocks_hold_no_linear_layers_is_refused() -> None:
-    model = AutoModelForCausalLM.from_config(
-        GPT2Config(vocab_size=32, n_embd=8, n_layer=2, n_head=2, n_positions=16)
-    )
-    with pytest.raises(ModelError, match="GPT2LMHeadModel"):
-        find_layers(model)
 
 
 def test_a_model_without_a_head_is_refused() -> None:
@@ -140,7 +79,7 @@ def test_head_input_runs_the_blocks_that_are_left(
 
 
 @families
-def test_head_input_with_gradient_is_head_input(family: str, tiny_model: TinyModel) -> None:
+def test_final_states_are_the_same_with_gradient(family: str, tiny_model: TinyModel) -> None:
     runner = BlockRunner(tiny_model(family))
     states = runner.final_states_with_gradient(TOKENS)
     assert torch.equal(states, runner.final_states(TOKENS))
@@ -160,13 +99,18 @@ def test_advance_takes_each_batch_through_one_block(family: str, tiny_model: Tin
 
 
 @families
-def test_head_input_with_gradient_is_differentiable_in_what_each_layer_gives(
+def test_final_states_with_gradient_are_differentiable_in_what_each_layer_gives(
     family: str, tiny_model: TinyModel
 ) -> None:
-    """The slow twin lets every layer's weight require a gradient, which is then made of the gradients at the layer's outputs."""
+    """Gradients at the outputs of layers give the gradients of their weights.
+
+    The slow reference lets the weight of every layer require a gradient.
+    """
     model, cotangent = tiny_model(family), normal(2, 48, 64)
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    layers, inputs, gradients = find_layers(model), {}, {}
+    layers = find_layers(model)
+    inputs: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
 
     def watch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor, name: str) -> None:
         inputs[name] = args[0].detach()
@@ -268,10 +212,8 @@ def test_logits_carry_gradients_to_the_head_input(family: str, tiny_model: TinyM
 @families
 def test_the_model_is_unchanged_afterwards(family: str, tiny_model: TinyModel) -> None:
     model = tiny_model(family)
-    before, weights = (
-        _logits(model),
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-    )
+    before = _logits(model)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = [set(vars(module)) for module in model.modules()]
     runner = BlockRunner(model)
     hidden = runner.run_blocks(TOKENS, runner.initial_states(TOKENS), 0, 2)
