@@ -1,20 +1,27 @@
-# make demo   a real model at 2.5 bits per weight, measured, in minutes
-# make test   the gate that people and CI run alike: format, lint, types, import contracts, tests
+# make demo        a real model at 2.5 bits per weight, measured, in minutes
+# make test        the gate: format, lint, types, import contracts, and every test that is not long by nature
+# make test-long   the tests that are long by nature; tests/README.md says which, and how many minutes each group takes
+# make coverage    all tests with the share of lines and branches they reach; run by hand
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 TORCH ?= torch==2.13.0
 # A CUDA build is several gigabytes. On a machine without a GPU, point pip at an index of CPU builds: make demo TORCH_ARGS="--index-url ..."
 TORCH_ARGS ?=
 DEMO := demo
+# Files of tests are forgotten when the tests end, so they need not reach a disk
+MEMORY := $(shell test -w /dev/shm && test $$(df --output=avail -k /dev/shm 2>/dev/null | tail -1) -gt 4000000 && echo /dev/shm)
+PYTEST = $(if $(MEMORY),PYTEST_DEBUG_TEMPROOT=$(MEMORY)) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test format install clean
+.PHONY: demo test test-long coverage format install clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_ARGS) $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	$(PIP) install --upgrade pip
+	$(PIP) install $(TORCH_ARGS) $(TORCH)
+	$(PIP) install --editable .[dev]
 	touch $@
 
 install: $(VENV)/installed
@@ -29,7 +36,13 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --cache-dir .import_linter_cache
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --cov --cov-report=term --durations=25
+	$(PYTEST) -m "not long" --durations=10
+
+test-long: install
+	$(PYTEST) -m long --durations=10
+
+coverage: install
+	$(PYTEST) --cov --cov-report=term
 
 format: install
 	$(BIN)/ruff format .

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,10 @@ torch.set_num_threads(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the slowest tests first, so that one process does not wait for the other at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_finish() -> None:
+    """Exclude what exists by now from garbage collection, which pipelines ask for explicitly."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def _run(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(demo_run: Demo) -> None:
     """Exact bytes, foreseen memory, and a plan that is clearly better than the uniform one on text that neither was made with."""
@@ -115,7 +115,7 @@ def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(demo_run: Demo) -> No
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_the_newcomers_script_of_the_readme_works_as_written(
     demo_run: Demo, tmp_path: Path

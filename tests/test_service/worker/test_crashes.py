@@ -43,7 +43,7 @@ def variables_for(kind: str, request: pytest.FixtureRequest, folder: Path) -> di
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_jobs_survive_random_kills_of_workers_servers_and_the_database(
@@ -56,7 +56,7 @@ def test_jobs_survive_random_kills_of_workers_servers_and_the_database(
     assert found.twice_at_once == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_job_survives_a_kill_at_every_point(
@@ -117,7 +117,7 @@ def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, An
             server.start(variables)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_another_worker_takes_over_from_one_that_is_gone(
     tmp_path: Path, models: Path, postgres: Postgres
