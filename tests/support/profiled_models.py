@@ -1,7 +1,4 @@
-"""Tiny models ready to be measured, and what they exactly do.
-
-Divergences and weight gradients by the slow, plain way.
-"""
+"""Tiny models ready to be measured, with exact divergences and weight gradients to compare with."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,12 +37,13 @@ PROBES = windows(4, 32, 1)
 
 
 def make_menu(low: int, high: int) -> Menu:
-    """Return uniform low, two splits, uniform high; the context is the lower split."""
-    splits = (
-        Fidelity(low, high, 0.25, 32),
-        Fidelity(low, high, 0.6, 32),
-    )  # 1 step of 2 or 3; 1 of 2, 2 of 3
-    return Menu((Fidelity.uniform(low, 32), *splits, Fidelity.uniform(high, 32)), 1)
+    """Return uniform low, two mixes of low and high columns, uniform high.
+
+    The context is the mix with fewer high columns. Layers of 2 or 3 groups have 1 high group in it,
+    and 1 or 2 in the other mix.
+    """
+    mixes = (Fidelity(low, high, 0.25, 32), Fidelity(low, high, 0.6, 32))
+    return Menu((Fidelity.uniform(low, 32), *mixes, Fidelity.uniform(high, 32)), 1)
 
 
 MENU = make_menu(4, 8)
@@ -63,7 +61,7 @@ def make_spec(
 
 
 def make_loader(folder: Path, family: str = "llama") -> Loader:
-    """Return what loads a fresh tiny model in float32, the same at each call."""
+    """Return a function that loads a tiny model in float32, the same at each call."""
     found = find_model(str(save_tiny(folder / family, family)), folder)
     return lambda: load_model(found, torch.float32, "cpu")
 
@@ -140,20 +138,15 @@ def log_probs(model: Any, probes: Tensor = PROBES) -> Tensor:
 
 
 def divergences(original: Tensor, model: Any, probes: Tensor = PROBES) -> Tensor:
-    """Return the exact KL from `original`, given by its log probabilities, on each window.
-
-    [nats/token].
-    """
+    """Return the exact KL from `original`, its log probabilities, of each window, [nats/token]."""
     return (original.exp() * (original - log_probs(model, probes))).sum(-1).mean(-1)
 
 
 def weight_gradients(model: Any, losses_of: Callable[[], Tensor]) -> list[dict[str, Tensor]]:
-    """Return the gradients of several losses in the weights of all layers, float64, by layer name.
-
-    All held at once.
+    """Return the gradients of several losses with respect to all layers, float64, by layer name.
 
     Args:
-        model: whose weights need no gradient, before and afterwards.
+        model: the model; its weights have no gradients, before and afterwards.
         losses_of: computes the losses, [losses].
     """
     weights = {layer.name: model.get_submodule(layer.name).weight for layer in find_layers(model)}
@@ -188,10 +181,7 @@ class Measured:
         return self.context.runner.model
 
     def set_ends(self, changes: Mapping[int, int]) -> None:
-        """Give each layer named by its place the low end, 0, or the high end, 1, of the menu.
-
-        2 is back to the context.
-        """
+        """Give layers by index the low end (0) or high end (1) of the menu, or the context (2)."""
         candidates = self.context.candidates
         fidelities = (*candidates.ends, self.context.uniform)
         for at, end in changes.items():

@@ -1,4 +1,4 @@
-"""Real profiles that are kept in the repository, as `bitwright profile` wrote them."""
+"""Profiles of real models in the repository, as `bitwright profile` wrote them."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 def stored_profile(name: str) -> Profile:
     """Return the profile with this name in tests/profiles."""
-    return Profile.loads(
-        (FOLDER / f"{name}.json").read_bytes(), (FOLDER / f"{name}.npz").read_bytes()
-    )
+    head = (FOLDER / f"{name}.json").read_bytes()
+    arrays = (FOLDER / f"{name}.npz").read_bytes()
+    return Profile.loads(head, arrays)

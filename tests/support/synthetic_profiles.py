@@ -1,7 +1,7 @@
-"""Made-up profiles: exact layer sizes, random effects that look like measured ones, from a seed."""
+"""Synthetic profiles from a seed: exact layer sizes, and random effects like measured ones."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,17 @@ from quantizer.plans.plan import LayerSpec
 
 GROUP = 64
 RATIOS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5)
-"""Shares of high-impact columns of made-up menus."""
+"""Shares of high-impact columns in the fidelities of synthetic menus."""
 
 SHAPES = ((512, 512), (768, 512), (512, 1024), (384, 768))
-"""Rows and columns of made-up layers; every fidelity of a menu has another size on each of them."""
+"""Rows and columns of synthetic layers; on each, all fidelities of a menu differ in size."""
 
 PROPERTY = settings(deadline=None, max_examples=25, derandomize=True, database=None)
-"""How properties are tested: on the same examples at each run, however slow the machine."""
+"""Settings of property tests: the same examples in each run, and no deadline."""
 
 
 def make_layers(count: int, seed: int = 0) -> tuple[LayerSpec, ...]:
-    """Return layers of mixed shapes, two to a block."""
+    """Return layers of mixed shapes, two in each block."""
     rng = np.random.default_rng(seed)
     shapes = [SHAPES[int(index)] for index in rng.integers(len(SHAPES), size=count)]
     return tuple(
@@ -34,90 +34,112 @@ def make_layers(count: int, seed: int = 0) -> tuple[LayerSpec, ...]:
 
 
 def make_fidelities(menu: int) -> tuple[Fidelity, ...]:
-    """Return `menu` fidelities of rising size: 3 bits alone, or 2 to 4 bits with splits between."""
+    """Return `menu` fidelities of rising size: 3 bits only, or 2 to 4 bits with mixes between."""
     if menu == 1:
         return (Fidelity.uniform(3, GROUP),)
-    splits = (
-        tuple(Fidelity(2, 4, ratio, GROUP) for ratio in RATIOS[-(menu - 2) :]) if menu > 2 else ()
-    )
-    return (Fidelity.uniform(2, GROUP), *splits, Fidelity.uniform(4, GROUP))
+    ratios = RATIOS[-(menu - 2) :] if menu > 2 else ()
+    mixes = tuple(Fidelity(2, 4, ratio, GROUP) for ratio in ratios)
+    return (Fidelity.uniform(2, GROUP), *mixes, Fidelity.uniform(4, GROUP))
 
 
-def make_profile(
-    seed: int,
-    *,
-    layers: int = 5,
-    menu: int = 4,
-    rank: int = 3,
-    coupling: float = 0.1,
-    spread: float = 1.0,
-    duplicated: bool = False,
-    silent: int = 0,
-    rising: bool = False,
-    signal: str = "output",
-    in_original: bool = False,
-) -> Profile:
-    """Return a profile of a made-up model.
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What a synthetic profile looks like.
 
-    Its larger fidelities do less damage, as measured ones do.
-
-    Args:
-        seed: of everything random.
-        layers: how many.
-        menu: how many fidelities, 1 to 8.
-        rank: directions in which layers couple; with 0, damages just add up.
-        coupling: second-order share of a single damage; the larger, the more depends on which
+    Attributes:
+        layers: number of layers.
+        menu: number of fidelities, 1 to 8.
+        rank: number of directions in which layers couple; if 0, damages add up.
+        coupling: second-order share of a single damage. The larger it is, the more depends on which
             layers change together.
         spread: orders of magnitude between the effects of the least and the most sensitive layer.
-        duplicated: every layer is the same as the first, in shape and effects.
-        silent: so many layers at the end have no effect at all.
-        rising: effects have random signs, so that larger fidelities may do more damage than smaller
-            ones.
-        signal: how the effects are said to have been measured.
-        in_original: the context is the original model, in which every change does damage.
+        duplicated: whether every layer equals the first, in shape and effects.
+        silent: number of layers at the end that have no effect at all.
+        rising: whether effects have random signs, so that larger fidelities may cause more damage.
+        signal: name of the signal that the profile states.
+        in_original: whether the context is the original model, so that every change causes damage.
     """
+
+    layers: int = 5
+    menu: int = 4
+    rank: int = 3
+    coupling: float = 0.1
+    spread: float = 1.0
+    duplicated: bool = False
+    silent: int = 0
+    rising: bool = False
+    signal: str = "output"
+    in_original: bool = False
+
+    @property
+    def context(self) -> int | None:
+        """Index of the context's fidelity in the menu, None for the original model."""
+        return None if self.in_original else self.menu // 2
+
+
+def make_profile(seed: int, **changes: Any) -> Profile:
+    """Return a synthetic profile; larger fidelities cause less damage, as in measured profiles.
+
+    Args:
+        seed: seed of all random numbers.
+        changes: fields of `ProfileOptions` that differ from their defaults.
+    """
+    options = ProfileOptions(**changes)
     rng = np.random.default_rng(seed)
-    specs, fidelities, context = (
-        make_layers(layers, seed),
-        make_fidelities(menu),
-        None if in_original else menu // 2,
-    )
-    scale = 10 ** np.linspace(0, -spread, layers)[rng.permutation(layers), None] * rng.uniform(
-        0.5, 2, (layers, 1)
-    )
-    steps = rng.uniform(0.2, 1, (layers, menu)) * np.geomspace(1, 0.2, menu)
-    damage = np.flip(np.flip(steps, 1).cumsum(1), 1) * scale
-    if context is not None:
-        damage -= damage[:, [context]]
-    if rising:
-        damage *= rng.choice((-1, 1), damage.shape)
-    sides = rng.normal(size=(rank, layers, 2)) / max(rank, 1) ** 0.5
-    smaller = np.arange(menu) < (menu if context is None else context)
-    direction = np.where(smaller, sides[:, :, :1], sides[:, :, 1:])
-    factor = direction * np.sqrt(2 * coupling * np.abs(damage))
+    layers = make_layers(options.layers, seed)
+    damage = _damage(rng, options)
+    factor = _factor(rng, options, damage)
     linear = damage - np.square(factor).sum(0) / 2
-    if duplicated:
-        specs = tuple(
-            replace(layer, out_features=SHAPES[0][0], in_features=SHAPES[0][1]) for layer in specs
-        )
-        linear, factor = np.repeat(linear[:1], layers, 0), np.repeat(factor[:, :1], layers, 1)
-    if silent:
-        linear[-silent:], factor[:, -silent:] = 0, 0
-    flat = np.ascontiguousarray(factor.reshape(rank, layers * menu))
-    context_loss = 0.0 if in_original else 2.0
+    if options.duplicated:
+        rows, columns = SHAPES[0]
+        layers = tuple(replace(each, out_features=rows, in_features=columns) for each in layers)
+        linear = np.repeat(linear[:1], options.layers, 0)
+        factor = np.repeat(factor[:, :1], options.layers, 1)
+    if options.silent:
+        linear[-options.silent :] = 0
+        factor[:, -options.silent :] = 0
     return Profile(
-        signal,
-        specs,
-        fidelities,
-        context,
-        context_loss,
-        linear,
-        flat,
-        0.0,
-        4096,
-        "a" * 64,
-        "b" * 64,
+        signal=options.signal,
+        layers=layers,
+        fidelities=make_fidelities(options.menu),
+        context=options.context,
+        context_loss=0.0 if options.in_original else 2.0,
+        linear=linear,
+        factor=np.ascontiguousarray(factor.reshape(options.rank, linear.size)),
+        truncation=0.0,
+        tokens=4096,
+        model_sha256="a" * 64,
+        calibration_sha256="b" * 64,
     )
+
+
+def _damage(rng: np.random.Generator, options: ProfileOptions) -> NDArray[np.float64]:
+    """Return the damage of single changes, [layers, menu]."""
+    layers = options.layers
+    shape = (layers, options.menu)
+    sensitivity = 10 ** np.linspace(0, -options.spread, layers)[rng.permutation(layers), None]
+    scale = sensitivity * rng.uniform(0.5, 2, (layers, 1))
+    steps = rng.uniform(0.2, 1, shape) * np.geomspace(1, 0.2, options.menu)
+    damage = np.flip(np.flip(steps, 1).cumsum(1), 1) * scale
+    if options.context is not None:
+        damage -= damage[:, [options.context]]
+    if options.rising:
+        damage *= rng.choice((-1, 1), shape)
+    return np.asarray(damage, dtype=np.float64)
+
+
+def _factor(
+    rng: np.random.Generator, options: ProfileOptions, damage: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the coupling factor [rank, layers, menu].
+
+    Fidelities below and above the context have different directions.
+    """
+    sides = rng.normal(size=(options.rank, options.layers, 2)) / max(options.rank, 1) ** 0.5
+    context = options.menu if options.context is None else options.context
+    smaller = np.arange(options.menu) < context
+    direction = np.where(smaller, sides[:, :, :1], sides[:, :, 1:])
+    return np.asarray(direction * np.sqrt(2 * options.coupling * np.abs(damage)), dtype=np.float64)
 
 
 def permuted(profile: Profile, order: Sequence[int]) -> Profile:
@@ -150,7 +172,10 @@ def budget_at(profile: Profile, share: float) -> int:
 
 
 def decoder_layers(kinds: Sequence[str], blocks: int) -> tuple[LayerSpec, ...]:
-    """Return layers called as those of a decoder are: `model.layers.0.self_attn.q_proj`, all kinds in each block."""
+    """Return layers with the names of a decoder's, such as `model.layers.0.self_attn.q_proj`.
+
+    Every block has one layer of each kind.
+    """
     return tuple(
         LayerSpec(f"model.layers.{block}.{kind}", block, kind, *SHAPES[(block + at) % len(SHAPES)])
         for block in range(blocks)
@@ -159,7 +184,7 @@ def decoder_layers(kinds: Sequence[str], blocks: int) -> tuple[LayerSpec, ...]:
 
 
 def make_decoder_profile(seed: int, kinds: Sequence[str], blocks: int, **options: Any) -> Profile:
-    """Return a made-up profile, see `make_profile`, of layers that are called as those of a decoder are."""
+    """Return a synthetic profile, see `make_profile`, of layers with the names of a decoder's."""
     layers = decoder_layers(kinds, blocks)
     return replace(make_profile(seed, layers=len(layers), **options), layers=layers)
 
@@ -167,7 +192,10 @@ def make_decoder_profile(seed: int, kinds: Sequence[str], blocks: int, **options
 def every_plan(
     profile: Profile,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return (menu indices [N, L], bytes [N], losses [N]) of all plans of a small profile, as its docstring defines the loss."""
+    """Return (menu indices [N, L], bytes [N], losses [N]) of all plans of a small profile.
+
+    The loss is computed by its definition in `allocator.profile`.
+    """
     layers, menu = profile.linear.shape
     choices = np.indices((menu,) * layers).reshape(layers, -1).T
     rows = np.arange(layers)

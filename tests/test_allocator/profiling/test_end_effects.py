@@ -1,7 +1,4 @@
-"""Measured ends become a loss model of the whole menu.
-
-Ends are kept exactly, what lies between is interpolated.
-"""
+"""The loss model of a menu keeps measured ends exactly and interpolates fidelities between."""
 
 import numpy as np
 import pytest
@@ -64,17 +61,14 @@ def make_profile(effects: EndEffects) -> Profile:
 
 
 def ends(values: Array) -> Array:
-    """Return [..., 2 L] of [..., L * K].
-
-    The columns of the low and of the high end of each layer.
-    """
+    """Return the columns of both ends of each layer, [..., 2 L] of [..., L * K]."""
     split = values.reshape(*values.shape[:-1], len(LAYERS), -1)
     return split[..., [0, -1]].reshape(*values.shape[:-1], ROWS)
 
 
 @PROPERTY
 @given(seed=st.integers(0, 10**6), layers=st.integers(1, 5), context=st.integers(1, MENU - 2))
-def test_effects_fall_to_the_context_and_rise_behind_it(
+def test_effects_fall_towards_the_context_and_rise_after_it(
     seed: int, layers: int, context: int
 ) -> None:
     shares = interpolation(falling_errors(seed, layers), context)
@@ -93,7 +87,7 @@ def test_effects_fall_to_the_context_and_rise_behind_it(
     layers=st.integers(1, 5),
     context=st.none() | st.integers(1, MENU - 2),
 )
-def test_shares_of_noisy_errors_lie_between_nothing_and_an_end(
+def test_shares_of_noisy_errors_lie_between_0_and_1(
     seed: int, layers: int, context: int | None
 ) -> None:
     shares = interpolation(np.random.default_rng(seed).uniform(0, 1, (layers, MENU)), context)
@@ -101,7 +95,7 @@ def test_shares_of_noisy_errors_lie_between_nothing_and_an_end(
     assert (shares.min(axis=2) == 0).all()
 
 
-def test_a_share_is_how_far_the_error_is_on_its_way_to_the_end() -> None:
+def test_a_share_is_the_part_of_the_error_change_from_the_context_to_the_end() -> None:
     error = np.array([[10.0, 8.0, 4.0, 2.0, 1.5, 1.0, 0.0], [7.0, 6.0, 5.0, 3.0, 2.0, 2.0, 1.0]])
     shares = interpolation(error, 3)
     np.testing.assert_allclose(
@@ -173,14 +167,13 @@ def test_single_changes_to_the_ends_keep_their_measured_loss_at_any_rank(decay: 
     np.testing.assert_allclose(ends(make_profile(effects).damage().ravel()), measured, rtol=1e-5)
 
 
-def test_the_factor_is_what_layers_do_to_each_other() -> None:
+def test_the_factor_is_that_of_the_products_between_layers() -> None:
     effects = make_effects(0.5)
     profile = make_profile(effects)
-    expected, left_out = between_layers(exact_gram(effects), 2)
-    np.testing.assert_allclose(
-        ends(profile.factor), expected, atol=1e-5
-    )  # sketches have single precision
-    assert profile.truncation == pytest.approx(left_out, abs=1e-4)
+    expected, truncation = between_layers(exact_gram(effects), 2)
+    found = ends(profile.factor)
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # sketches have single precision
+    assert profile.truncation == pytest.approx(truncation, abs=1e-4)
 
 
 @pytest.mark.parametrize("decay", [0.0, 3.0])
@@ -191,7 +184,7 @@ def test_a_part_of_a_change_has_that_part_of_its_loss(decay: float) -> None:
     np.testing.assert_allclose(damage, expected, atol=1e-9)
 
 
-def test_a_part_of_a_change_couples_with_other_layers_by_that_part() -> None:
+def test_a_part_of_a_change_has_that_part_of_its_coupling_with_other_layers() -> None:
     profile = make_profile(make_effects(0.5))
     gram = (profile.factor.T @ profile.factor).reshape(len(LAYERS), MENU, len(LAYERS), MENU)
     (low, _), (_, high) = SHARES[0, 1], SHARES[0, -2]
@@ -207,7 +200,7 @@ def test_the_context_has_no_effect() -> None:
     assert not profile.factor.reshape(-1, *profile.linear.shape)[:, :, CONTEXT].any()
 
 
-def test_changes_without_effect_are_no_division_by_zero() -> None:
+def test_changes_without_effect_give_zeros() -> None:
     profile = make_profile(
         EndEffects(np.zeros((ROWS, TOKENS)), torch.zeros(ROWS, TOKENS * WIDTH), 0.5)
     )

@@ -1,4 +1,4 @@
-"""The `gradient` signal is made of the products of each window's gradient with the changes to the ends of the menu."""
+"""The `gradient` signal: products of each window's gradient with changes to the menu's ends."""
 
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,18 @@ def found(context: ProfilingContext) -> LossModel:
 
 @pytest.fixture(scope="module")
 def exact(context: ProfilingContext) -> Array:
-    """Return <gradient of a window's mean negative log-likelihood, end - context> of explicit gradients, [2 L, windows]."""
+    """Return the signal's products by explicit gradients, [2 L, windows].
+
+    They are <gradient of the window's mean negative log-likelihood, end - context>.
+    """
     model = context.runner.model
 
     def losses() -> torch.Tensor:
         log_p = model(input_ids=PROBES, use_cache=False).logits[:, :-1].log_softmax(-1)
         return -log_p.gather(-1, PROBES[:, 1:, None]).mean((1, 2))
 
-    gradients, rows = weight_gradients(model, losses), []
+    gradients = weight_gradients(model, losses)
+    rows: list[list[float]] = []
     for layer in context.layers:
         weights = context.candidates.block(layer.block).weights[layer.name]
         here = weights[MENU.fidelities[MENU.context].name].dequantize()
@@ -83,19 +87,17 @@ def test_damage_is_the_mean_product_and_half_the_fisher_term(
 
 
 def test_the_coupling_is_the_gram_matrix_of_the_samples(found: LossModel, exact: Array) -> None:
-    ends = found.factor.reshape(len(found.factor), *found.linear.shape)[:, :, [0, -1]].reshape(
-        len(found.factor), -1
-    )
+    columns = found.factor.reshape(len(found.factor), *found.linear.shape)
+    ends = columns[:, :, [0, -1]].reshape(len(found.factor), -1)
     expected = 32 * exact @ exact.T / exact.shape[1]
-    apart = (
-        np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0
-    )  # a layer's own products stand in the linear term
+    # A layer's own products are in the linear term.
+    apart = np.kron(np.eye(len(found.linear)), np.ones((2, 2))) == 0
     off = np.linalg.norm((ends.T @ ends - expected)[apart]) / np.linalg.norm(expected[apart])
     assert off < 0.02
     assert found.truncation == pytest.approx(off, abs=2e-3)
 
 
-def test_a_plan_of_ends_costs_the_mean_and_half_the_mean_square_of_what_its_changes_sum_to(
+def test_the_loss_of_a_plan_of_ends_is_that_of_the_sum_of_its_products(
     found: LossModel, exact: Array
 ) -> None:
     rng, layers = np.random.default_rng(0), len(found.linear)
@@ -137,7 +139,7 @@ def test_probes_that_do_not_fit_together_are_measured_in_pieces(tmp_path: Path) 
     refused: list[int] = []
 
     def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Stand for a card that holds one window of a backward pass."""
+        """Simulate a GPU with memory for the backward pass of one window."""
         states = args[0] if args else kwargs["hidden_states"]
         if torch.is_grad_enabled() and len(states) > 1:
             refused.append(len(states))

@@ -1,4 +1,4 @@
-"""Products of a loss gradient with weight changes are those of the gradients that autograd holds."""
+"""Inner products of gradients and weight changes equal those of autograd's full gradients."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
 from tests.support.profiled_models import make_loader, weight_gradients, windows
 
-WINDOWS, TOKENS, COUNT = 3, 24, 3
+WINDOWS = 3
+TOKENS = 24
+COUNT = 3
 IDS = windows(WINDOWS, TOKENS, 5)
 TARGET = torch.randn(WINDOWS, TOKENS, 64, generator=torch.Generator().manual_seed(6))
 
@@ -47,7 +49,8 @@ def fast(model: Any) -> Tensor:
 
 
 def slow(model: Any) -> Tensor:
-    gradients, changes = weight_gradients(model, lambda: losses(model)), random_changes(model)
+    gradients = weight_gradients(model, lambda: losses(model))
+    changes = random_changes(model)
     return torch.tensor(
         [
             [[float((row[name] * each).sum()) for each in changes[name]] for name in changes]
@@ -58,10 +61,8 @@ def slow(model: Any) -> Tensor:
 
 def assert_near(found: Tensor, exact: Tensor) -> None:
     """Compare layer by layer, as layers differ in size; the second dimension is the layers'."""
-    off, size = (
-        (found - exact).transpose(0, 1).flatten(1).norm(dim=1),
-        exact.transpose(0, 1).flatten(1).norm(dim=1),
-    )
+    off = (found - exact).transpose(0, 1).flatten(1).norm(dim=1)
+    size = exact.transpose(0, 1).flatten(1).norm(dim=1)
     assert bool((size > 0).all())
     assert float((off / size).max()) < 1e-3
 
@@ -77,7 +78,7 @@ def llama(tmp_path: Path) -> Any:
 
 
 class Expert(nn.Module):
-    """Gives a part of the tokens, in one heap, to a block's MLP; other tokens get nothing."""
+    """Gives some tokens of all windows, as one tensor, to a block's MLP; the others get zeros."""
 
     def __init__(self, inner: nn.Module, tokens: int) -> None:
         """Choose `tokens` tokens."""
@@ -87,12 +88,9 @@ class Expert(nn.Module):
         self.chosen = order[:tokens]
 
     def forward(self, states: Tensor) -> Tensor:
-        heap = states.reshape(-1, states.shape[-1])
-        return (
-            torch.zeros_like(heap)
-            .index_copy(0, self.chosen, self.inner(heap[self.chosen]))
-            .view_as(states)
-        )
+        flat = states.reshape(-1, states.shape[-1])
+        outputs = self.inner(flat[self.chosen])
+        return torch.zeros_like(flat).index_copy(0, self.chosen, outputs).view_as(states)
 
 
 def test_each_window_has_the_products_of_its_own_gradient(model: Any) -> None:

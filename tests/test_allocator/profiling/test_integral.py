@@ -1,4 +1,4 @@
-"""The `integral` signal shares the context's divergence out over the layers, whatever the layers do to each other."""
+"""The `integral` signal divides the context's KL divergence among the layers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,7 +83,14 @@ def profile(
 def slow_shares(
     context: ProfilingContext, original: torch.Tensor, points: Array, weights: Array
 ) -> Array:
-    """Return the shares by full logits and gradients of all weights at each point of the path, [windows, L]."""
+    """Return the shares by full logits and explicit weight gradients, [windows, L].
+
+    Args:
+        context: the model in the context, where it is left.
+        original: the original's log probabilities on the probes.
+        points: points of the path, 0 to 1.
+        weights: their weights in the integral.
+    """
     model = context.runner.model
     quantized = weights_of(model)
     total = np.zeros((len(PROBES), len(context.layers)))
@@ -210,10 +217,10 @@ def test_uniform_plans_are_ranked_as_they_measure_when_installed(
     )
 
 
-def test_probing_stops_once_further_windows_say_the_same(
+def test_measuring_stops_once_further_windows_give_the_same_shares(
     load: Loader, candidates: PartStore, tmp_path: Path
 ) -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
     def profile_of(times: int, measure: Any = no_progress) -> Profile:
         spec = make_spec("integral", windows(BATCH, 32, 3).repeat(times, 1))
@@ -221,15 +228,15 @@ def test_probing_stops_once_further_windows_say_the_same(
             load(), PartStore(tmp_path / str(times)), spec, MENU, candidates, measure=measure
         )
 
-    short, long = profile_of(4), profile_of(12, lambda *state: told.append(state))
+    short, long = profile_of(4), profile_of(12, lambda *state: progress.append(state))
     assert short.tokens == long.tokens == 4 * BATCH * 32
     assert np.array_equal(long.linear, short.linear)
     assert long.context_loss == short.context_loss
-    assert told[-1][0] == told[-1][1]
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert progress[-1][0] == progress[-1][1]
+    assert [done for done, _ in progress] == sorted(done for done, _ in progress)
 
 
-def test_three_batches_are_too_few_to_tell(
+def test_three_batches_are_too_few_to_stop_after(
     load: Loader, candidates: PartStore, tmp_path: Path
 ) -> None:
     spec = make_spec("integral", windows(BATCH, 32, 3).repeat(3, 1))
@@ -239,12 +246,12 @@ def test_three_batches_are_too_few_to_tell(
 @pytest.mark.parametrize(
     ("tokens", "least", "most"), [(8, 0.5, 0.9), (48, 0.9, STABLE_CORRELATION)]
 )
-def test_probing_goes_on_while_windows_disagree(
+def test_measuring_goes_on_while_windows_disagree(
     tokens: int, least: float, most: float, fresh: MakeContext
 ) -> None:
-    """Batches take turns between two windows.
+    """Batches alternate between two windows.
 
-    The shorter these are, the less they have in common.
+    The shorter these are, the less their shares correlate.
     """
     context = fresh(windows(2, tokens, 4).repeat(4, 1), batch=1)
     shares, losses = layer_shares(context)
@@ -255,7 +262,7 @@ def test_probing_goes_on_while_windows_disagree(
     assert measure_integral(context).tokens == context.spec.probes.numel()
 
 
-def test_probing_stops_as_soon_as_windows_agree(fresh: MakeContext) -> None:
+def test_measuring_stops_as_soon_as_windows_agree(fresh: MakeContext) -> None:
     shares, _ = layer_shares(fresh(windows(8, 200, 4), batch=1))
     halves = [shares[start:4:2].mean(0) for start in (0, 1)]
     assert np.corrcoef(halves)[0, 1] >= STABLE_CORRELATION
@@ -267,7 +274,7 @@ def test_probes_that_do_not_fit_together_are_measured_in_pieces(fresh: MakeConte
     context, refused = fresh(), []
 
     def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Stand for a card that holds one window of a backward pass."""
+        """Simulate a GPU with memory for the backward pass of one window."""
         states = args[0] if args else kwargs["hidden_states"]
         if torch.is_grad_enabled() and len(states) > 1:
             refused.append(len(states))

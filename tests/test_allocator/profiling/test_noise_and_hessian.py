@@ -1,9 +1,7 @@
-"""The two signals of the literature.
-
-What noise in one layer costs, and what layers' own output errors are.
-"""
+"""The two signals from the literature: `noise` in one layer, and layers' own output errors."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,16 +65,16 @@ def layerwise(
 
 
 def divergence_of_noise(load: Loader, level: float) -> Array:
-    """Return the exact KL that noise of a relative size in one layer of the original gives, [L].
-
-    The mean of a few draws.
-    """
-    model, generator = load(), torch.Generator().manual_seed(1)
-    original, found = log_probs(model, PROBES), []
+    """Return the exact KL of the original with noise in one layer, [L], mean of a few draws."""
+    model = load()
+    generator = torch.Generator().manual_seed(1)
+    original = log_probs(model, PROBES)
+    found: list[Any] = []
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or name == "lm_head":
             continue
-        weight, losses = module.weight.data, []
+        weight = module.weight.data
+        losses: list[float] = []
         for _ in range(DRAWS):
             draw = torch.randn(weight.shape, generator=generator)
             module.weight.data = weight + draw * (level * weight.norm() / draw.norm())
@@ -160,7 +158,7 @@ def test_output_errors_of_the_context_add_up_to_its_divergence(
     )
 
 
-def test_damage_by_output_errors_is_what_they_exceed_the_context_s_by(
+def test_damage_is_proportional_to_the_output_error_above_the_context_s(
     layerwise: tuple[ProfilingContext, LossModel],
 ) -> None:
     context, found = layerwise

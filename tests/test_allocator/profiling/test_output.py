@@ -1,4 +1,4 @@
-"""The `output` signal says how far the outputs of a tiny model really move, alone and together."""
+"""The `output` signal predicts the KL divergence of changed layers, alone and together."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,14 +26,14 @@ from tests.support.profiled_models import (
 )
 
 PROBES = windows(12, 64, 1)
-"""Enough tokens that the chance in the few numbers kept of each does not show."""
+"""Enough tokens that the random projection of the sketches does not matter."""
 
 SPEC = make_spec("output", PROBES, batch=4)
 
 ACCURACY = {(2, 4): 0.2, (3, 4): 0.1, (4, 8): 0.06}
-"""How far predicted KL changes may be off, all single changes taken together.
+"""Largest relative error of predicted KL changes, over all single changes together.
 
-Large changes have terms of third order.
+Large changes also have third-order terms.
 """
 
 
@@ -43,10 +43,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Loader:
 
 
 def measure(load: Loader, folder: Path, menu: Menu, *, in_original: bool = False) -> Measured:
-    """Return damage as the probes show it.
-
-    Shrinking gives up some of that for layers that other probes would show otherwise.
-    """
+    """Return the damage as measured on the probes, without the shrinking of noise."""
     candidates = PartStore(folder / "candidates")
     parts = PartStore(folder / "parts")
     spec = replace(SPEC, in_original=in_original)
@@ -106,8 +103,11 @@ def test_damage_is_the_change_of_the_divergence(measured: Measured) -> None:
 
 @pytest.mark.parametrize("measured", [(4, 8)], indirect=True)  # larger changes saturate
 def test_loss_is_the_divergence_of_a_few_changes_taken_together(measured: Measured) -> None:
-    rng, profile, before = np.random.default_rng(0), measured.profile, measured.divergence({})
-    exact, found = [], []
+    rng = np.random.default_rng(0)
+    profile = measured.profile
+    before = measured.divergence({})
+    exact: list[float] = []
+    found: list[float] = []
     for _ in range(12):
         changes = {int(at): int(rng.integers(2)) for at in rng.choice(21, 3, replace=False)}
         choice = np.full(21, measured.context.menu.context)
@@ -120,11 +120,11 @@ def test_loss_is_the_divergence_of_a_few_changes_taken_together(measured: Measur
 
 
 def test_the_coupling_of_the_ends_is_that_of_the_exact_outputs(measured: Measured) -> None:
-    exact, factor = exact_coupling(measured), factor_of_ends(measured.profile)
+    exact = exact_coupling(measured)
+    factor = factor_of_ends(measured.profile)
     found = factor.T @ factor
-    apart = (
-        np.kron(np.eye(21), np.ones((2, 2))) == 0
-    )  # a layer's own products stand in the linear term
+    # A layer's own products are in the linear term.
+    apart = np.kron(np.eye(21), np.ones((2, 2))) == 0
     assert np.linalg.norm((found - exact)[apart]) < 0.5 * np.linalg.norm(exact[apart])
 
 
@@ -132,7 +132,7 @@ def exact_coupling(measured: Measured) -> Array:
     """Return the mean over tokens of dz_1' F dz_2 for all pairs of single changes, [2 L, 2 L]."""
     context = measured.outputs({})
     p = context.exp()
-    # log probabilities differ from logits by a shift for each token, which F does not see
+    # Log probabilities differ from logits by a shift of each token, which does not change F.
     moved = torch.stack(
         [measured.outputs({at: end}) - context for at in range(21) for end in (0, 1)]
     )
@@ -169,7 +169,7 @@ def divergence_in_original(measured: Measured, changes: dict[int, int]) -> float
 
 @pytest.fixture(scope="module")
 def in_original(load: Loader, tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    """Return what is measured while the other layers are as they were."""
+    """Return what is measured with the original model as the context."""
     return measure(load, tmp_path_factory.mktemp("original"), make_menu(4, 8), in_original=True)
 
 
@@ -183,7 +183,7 @@ def test_in_the_original_damage_is_the_divergence_of_one_layer_quantized(
     )
     predicted = in_original.profile.damage()[:, [0, -1]]
     assert np.linalg.norm(predicted[:, 0] - exact[:, 0]) < 0.06 * np.linalg.norm(exact[:, 0])
-    assert (exact[:, 1] < 0.1 * exact[:, 0]).all()  # 8 bits do next to nothing
+    assert (exact[:, 1] < 0.1 * exact[:, 0]).all()  # 8 bits cause hardly any damage
     assert (predicted[:, 1] < 0.1 * predicted[:, 0]).all()
 
 
@@ -197,10 +197,8 @@ def test_in_the_original_the_model_is_left_in_the_context_all_the_same(
             assert torch.equal(found, weights[context.uniform.name].dequantize())
 
 
-def test_small_changes_do_not_just_add_up_and_the_coupling_says_how(
-    load: Loader, tmp_path: Path
-) -> None:
-    """Large ones saturate, which a quadratic loss cannot say."""
+def test_the_coupling_predicts_how_small_changes_interact(load: Loader, tmp_path: Path) -> None:
+    """Large changes saturate, which a quadratic loss cannot express."""
     small = measure(
         load,
         tmp_path,
@@ -208,7 +206,10 @@ def test_small_changes_do_not_just_add_up_and_the_coupling_says_how(
         in_original=True,
     )
     single = np.array([divergence_in_original(small, {at: 0}) for at in range(21)])
-    rng, exact, coupled, added = np.random.default_rng(0), [], [], []
+    rng = np.random.default_rng(0)
+    exact: list[float] = []
+    coupled: list[float] = []
+    added: list[float] = []
     for count in (12, 15, 18, 21) * 2:
         rows = rng.choice(21, count, replace=False)
         share = np.zeros(small.profile.linear.shape)

@@ -1,4 +1,4 @@
-"""Whatever the signal: a profile says what was measured, the model is left in its context, and interruptions leave no trace."""
+"""For every signal: what a profile holds, the state of the model afterwards, and resuming."""
 
 import shutil
 from dataclasses import replace
@@ -33,15 +33,15 @@ signals = pytest.mark.parametrize("signal", list(SIGNALS))
 
 
 class Interrupted(Exception):
-    """Stands for a killed process."""
+    """Simulates a killed process."""
 
 
 def interrupting(step: int) -> Progress:
-    def tell(done: int, _: int) -> None:
+    def on_progress(done: int, _: int) -> None:
         if done == step:
             raise Interrupted
 
-    return tell
+    return on_progress
 
 
 @pytest.fixture(scope="module")
@@ -194,17 +194,18 @@ def test_a_resumed_profile_is_the_same_and_takes_the_less_work_the_later_it_was_
     tmp_path: Path,
 ) -> None:
     def profile(parts: PartStore, measure: Progress = no_progress) -> tuple[Profile, int]:
-        passes, model = [], load()
+        passes: list[int] = []
+        model = load()
         model.register_forward_pre_hook(lambda *_: passes.append(1))
-        return run(
-            model, parts, make_spec(signal), MENU, PartStore(quantized[0]), measure=measure
-        ), len(passes)
+        candidates = PartStore(quantized[0])
+        found = run(model, parts, make_spec(signal), MENU, candidates, measure=measure)
+        return found, len(passes)
 
-    told: list[int] = []
-    again, all_passes = profile(PartStore(tmp_path / "whole"), lambda done, _: told.append(done))
+    steps: list[int] = []
+    again, all_passes = profile(PartStore(tmp_path / "whole"), lambda done, _: steps.append(done))
     assert_same(again, whole[signal][0])
     work = [all_passes]
-    for step in sorted(set(told)):
+    for step in sorted(set(steps)):
         parts = PartStore(tmp_path / str(step))
         with pytest.raises(Interrupted):
             profile(parts, interrupting(step))
@@ -219,7 +220,9 @@ def test_a_profile_resumed_while_layers_were_quantized_is_the_same(
 ) -> None:
     work = []
     for block in (1, 2, 3):
-        parts, passes, model = PartStore(tmp_path / str(block)), [], load()
+        parts = PartStore(tmp_path / str(block))
+        model = load()
+        passes: list[int] = []
         with pytest.raises(Interrupted):
             run(load(), parts, make_spec("integral"), quantize=interrupting(block))
         model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
@@ -244,14 +247,14 @@ def test_a_damaged_part_is_measured_again(
 
 @signals
 def test_progress_rises_to_all_of_the_steps(signal: str, load: Loader, tmp_path: Path) -> None:
-    told: dict[str, list[tuple[int, int]]] = {"quantize": [], "measure": []}
+    calls: dict[str, list[tuple[int, int]]] = {"quantize": [], "measure": []}
     run(
         load(),
         PartStore(tmp_path),
         make_spec(signal),
-        **{step: lambda *at, rows=rows: rows.append(at) for step, rows in told.items()},
+        **{step: lambda *at, rows=rows: rows.append(at) for step, rows in calls.items()},
     )
-    assert told["quantize"] == [(1, 3), (2, 3), (3, 3)]
-    done, steps = zip(*told["measure"], strict=True)
+    assert calls["quantize"] == [(1, 3), (2, 3), (3, 3)]
+    done, steps = zip(*calls["measure"], strict=True)
     assert list(done) == sorted(done)
     assert set(steps) == {done[-1]}

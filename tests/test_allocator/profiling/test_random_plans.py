@@ -1,4 +1,4 @@
-"""Random plans fit their share of the budget, use it, and are the same for the same seed."""
+"""Random plans fit and use their share of the budget; the seed decides them."""
 
 import numpy as np
 from hypothesis import given
@@ -30,7 +30,7 @@ def test_plans_differ_and_only_by_the_seed() -> None:
     assert len({tuple(choice) for choice in (*first, *other)}) == 16
 
 
-def test_what_was_measured_does_not_decide() -> None:
+def test_plans_do_not_depend_on_the_measurements() -> None:
     one, two = (make_profile(1, layers=20, menu=6, coupling=coupling) for coupling in (0.1, 0.9))
     budget = budget_at(one, 0.5)
     assert all(

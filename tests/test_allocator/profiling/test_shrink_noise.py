@@ -1,4 +1,4 @@
-"""First-order terms are shrunk by what of them is noise."""
+"""First-order terms are shrunk by the share of them that is noise."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,16 @@ import torch
 
 from allocator.profiling.end_effects import EndEffects, shrink_noise
 
-LAYERS, TOKENS, WIDTH = 200, 64, 8
+LAYERS = 200
+TOKENS = 64
+WIDTH = 8
 
 
 def effects(signal: float, noise: float) -> tuple[EndEffects, np.ndarray]:
-    """Return effects whose first-order terms are -2 x squared effect + signal + noise per token, and the true means."""
+    """Return effects and the true means of their first-order terms.
+
+    The first-order terms are -2 * squared effect + signal, with noise added to each token.
+    """
     rng = np.random.default_rng(3)
     scale = rng.uniform(0.5, 1.5, 2 * LAYERS)
     sketch = torch.tensor(
@@ -41,20 +46,20 @@ def test_error_falls_when_signal_and_noise_are_mixed() -> None:
     assert np.square(after - truth).mean() < 0.75 * np.square(before - truth).mean()
 
 
-def test_few_layers_are_left_alone() -> None:
+def test_few_layers_are_not_changed() -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
     few = EndEffects(noisy.first[:8], noisy.sketch[:8], 1.0)
     assert (shrink_noise(few).first == few.first).all()
 
 
-def test_one_sample_has_no_halves_and_is_left_alone() -> None:
+def test_one_sample_has_no_halves_and_is_not_changed() -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
     single = EndEffects(noisy.first[:, :1], noisy.sketch[:, :WIDTH], 1.0)
     assert (shrink_noise(single).first == single.first).all()
 
 
 @pytest.mark.parametrize("end", [0, 1])
-def test_an_end_that_changes_nothing_is_left_alone(end: int) -> None:
+def test_an_end_without_effect_is_not_changed(end: int) -> None:
     noisy, _ = effects(signal=0.0, noise=20.0)
     sketch = noisy.sketch.clone()
     sketch[end::2] = 0
