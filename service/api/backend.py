@@ -18,8 +18,8 @@ from service.records.outbox import Outbox
 from service.records.profile_owners import Holdings
 from service.records.submission import Desk, Quota
 from service.settings import ServiceSettings
-from service.storage.artifacts import ArtifactStore
-from service.storage.profiles import Shelf
+from service.storage.artifact_store import ArtifactStore
+from service.storage.profile_store import ProfileStore
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Backend:
     client: Client
     jobs: JobStore
     desk: Desk
-    shelf: Shelf
+    profiles: ProfileStore
     holdings: Holdings
     outbox: Outbox
     keys: Keys
@@ -67,7 +67,7 @@ class Backend:
             Tokens(settings.oidc_issuer, settings.oidc_audience) if settings.oidc_issuer else None
         )
         return cls(
-            settings, needs_key, database, artifacts, client, jobs, Desk(jobs, client.enqueue, quota), Shelf(artifacts),
+            settings, needs_key, database, artifacts, client, jobs, Desk(jobs, client.enqueue, quota), ProfileStore(artifacts),
             Holdings(database), Outbox(database, settings.webhook_targets), Keys(database), tokens, Metrics(database),
         )  # fmt: skip
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from service.storage.artifacts import Artifact, ArtifactStore
+from service.storage.artifact import Artifact
+from service.storage.artifact_store import ArtifactStore
 
 FOREVER = "private, max-age=31536000, immutable"
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")

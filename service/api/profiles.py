@@ -45,11 +45,11 @@ def import_profile(
     backend: Here, caller: MakesProfiles, response: Response, head: UploadFile, arrays: UploadFile
 ) -> ProfileOut:
     """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
-    digest, new = backend.shelf.add(_bounded(head), _bounded(arrays))
+    digest, new = backend.profiles.add(_bounded(head), _bounded(arrays))
     backend.holdings.add(caller.tenant, digest)
     response.headers["Location"] = f"/v1/profiles/{digest}"
     response.status_code = 201 if new else 200
-    return _summary(digest, backend.shelf.profile(digest))
+    return _summary(digest, backend.profiles.get(digest))
 
 
 @router.get("/profiles", operation_id="list_profiles")
@@ -72,7 +72,7 @@ def get_profile(
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
     response.headers.update(headers)
-    return _summary(digest, backend.shelf.profile(digest))
+    return _summary(digest, backend.profiles.get(digest))
 
 
 @router.get(
@@ -83,7 +83,7 @@ def export_profile(
 ) -> Response:
     """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
     backend.holdings.check(caller.tenant, digest)
-    place, artifact = backend.shelf.find(digest, name)
+    place, artifact = backend.profiles.find(digest, name)
     return download(backend.artifacts, place, artifact, request)
 
 
@@ -91,7 +91,7 @@ def export_profile(
 def delete_profile(backend: Here, caller: MakesProfiles, digest: str) -> None:
     """Delete a profile. Jobs that used it keep their results."""
     if backend.holdings.drop(caller.tenant, digest):
-        backend.shelf.remove(digest)
+        backend.profiles.remove(digest)
 
 
 @router.post(
@@ -116,7 +116,7 @@ def ask(
     """
     backend.holdings.check(caller.tenant, digest)
     start, answers = time.perf_counter(), []
-    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ready = time.perf_counter()
         for question in body.questions:
             try:
@@ -139,7 +139,7 @@ def ask(
 def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -> dict[str, Any]:
     """Return what every budget buys: plans by size, the convex hull and the knees marked."""
     backend.holdings.check(caller.tenant, digest)
-    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         layers = whatif.profile.layers
         ends = [
             None if text is None else Budget.parse(text).weight_bytes(layers)
@@ -157,7 +157,7 @@ def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dic
     """
     backend.holdings.check(caller.tenant, digest)
     plan = Plan.from_json(body.plan).without_embeddings
-    with backend.shelf.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
+    with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         budget = (
             None
             if body.budget is None
@@ -171,7 +171,7 @@ def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
     """Compare two plans of one model; with a profile, their predicted losses too."""
     if body.profile is not None:
         backend.holdings.check(caller.tenant, body.profile)
-    profile = None if body.profile is None else backend.shelf.profile(body.profile)
+    profile = None if body.profile is None else backend.profiles.get(body.profile)
     return compare_plans(
         Plan.from_json(body.before).without_embeddings,
         Plan.from_json(body.after).without_embeddings,

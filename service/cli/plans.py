@@ -13,7 +13,7 @@ from quantizer.known_error import ExitCode
 from service.cli.console import out, print_json, print_pairs, told_errors
 from service.cli.files import check_new, read_text_file, write_new
 from service.errors import RequestError
-from service.storage.profiles import read_profile
+from service.storage.profile_store import read_profile
 
 if TYPE_CHECKING:
     from allocator.demands.constraints import Constraints

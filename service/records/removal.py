@@ -6,7 +6,7 @@ from service.records.database import jobs
 from service.records.engine import Client, workflow_id
 from service.records.jobs import ACTIVE, Job
 from service.request.stage_names import request_place, result_place
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 
 
 def remove_job(engine: sa.Engine, client: Client, artifacts: ArtifactStore, job: Job) -> bool:

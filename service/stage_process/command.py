@@ -34,8 +34,8 @@ from service.request.stage_names import (
     request_place,
     result_place,
 )
-from service.storage.artifacts import ArtifactStore
-from service.storage.profiles import Shelf
+from service.storage.artifact_store import ArtifactStore
+from service.storage.profile_store import ProfileStore
 
 if TYPE_CHECKING:
     from quantizer.durable import Progress
@@ -154,7 +154,7 @@ def do(arguments: argparse.Namespace, sink: TextIO, names: dict[str, str]) -> di
     from service.storage.stage_store import StageStore  # noqa: PLC0415
 
     store = StageStore(arguments.cache)
-    given = Shelf(artifacts).profile(arguments.profile) if arguments.profile else None
+    given = ProfileStore(artifacts).get(arguments.profile) if arguments.profile else None
     if arguments.stage == ESTIMATE:
         from service.stages.estimate import dry_run  # noqa: PLC0415
 
@@ -227,7 +227,7 @@ def tell(artifacts: ArtifactStore, made: "Made") -> dict[str, Any]:
     """Return what a stage found, in few words; a profile is put where it can be asked what-ifs."""
     if made.stage == "profile":
         head, arrays = made.profile.dumps()
-        digest, _ = Shelf(artifacts).add(head, arrays)
+        digest, _ = ProfileStore(artifacts).add(head, arrays)
         return {
             "profile": digest,
             "signal": made.profile.signal,

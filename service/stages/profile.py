@@ -28,7 +28,7 @@ from service.stages.prepare import Task
 from service.stages.progress import Reporter
 from service.stages.windows import Windows, windows_of
 from service.storage.disk import _write, link_or_copy
-from service.storage.profiles import read_profile
+from service.storage.profile_store import read_profile
 from service.storage.stage_store import StageKey, StageStore
 
 PROBE_BATCH = 2

@@ -1,4 +1,4 @@
-"""Writing to disk, and what a full disk says."""
+"""Writing to disk, and what to do when the disk is full."""
 
 import errno
 import os
@@ -18,28 +18,31 @@ def _write(path: Path, text: str) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a full or closed disk into one sentence with the path and the next step.
+    """Turn errors of a full or read-only disk into one sentence with the path and the next step.
 
     Raises:
         StorageError: instead of such an OSError.
     """
     try:
         yield
-    except OSError as err:
-        if err.errno in _FULL:
+    except OSError as error:
+        if error.errno in _FULL:
             raise StorageError(
                 f"no space left for {str(path)!r}; finished work is kept: make room and run the "
                 "same command again"
-            ) from err
-        if isinstance(err, PermissionError) or err.errno == errno.EROFS:
+            ) from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise StorageError(
-                f"{str(path)!r} cannot be written: {err.strerror}; choose another place"
-            ) from err
+                f"{str(path)!r} cannot be written: {error.strerror}; choose another place"
+            ) from error
         raise
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source` where the file system can, else a flushed copy."""
+    """Make `target` the same file as `source` where the file system can, else a flushed copy.
+
+    An edit of one then changes the other, so neither may be handed to a user.
+    """
     try:
         os.link(source, target)
     except OSError:

@@ -16,7 +16,7 @@ from service.records.engine import Client, Workflow, workflow_id
 from service.records.jobs import ACTIVE, Job, JobStore, Status
 from service.records.removal import remove_job
 from service.settings import ServiceSettings
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from service.worker.liveness import Presence
 
 GONE_SECONDS = 10.0

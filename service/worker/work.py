@@ -22,7 +22,7 @@ from service.process import stage_environment
 from service.records.jobs import Job, JobStore, Status
 from service.request.stage_names import DELIVER, ESTIMATE, REQUEST, STAGES, request_place
 from service.settings import ServiceSettings
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from service.tracing import traced
 from service.worker.runner import StageCall, StageRunner, Stopped
 

@@ -18,7 +18,7 @@ from service.records.engine import bring_up_to_date
 from service.records.jobs import JobStore
 from service.records.outbox import Outbox
 from service.settings import ServiceSettings
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from service.tracing import set_up_tracing
 from service.worker.housekeeping import Housekeeper
 from service.worker.liveness import Presence

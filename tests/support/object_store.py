@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import FAILPOINT_VARIABLE
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from tests.support.s3 import variables
 
 PLACE = "jobs/job_1"
@@ -20,7 +20,7 @@ NEW = {"model.safetensors": b"weights", "report/index.html": b"<html>", "plan.js
 
 PUT = """
 import sys, json
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from service.errors import StorageError
 store, place, rounds, many = ArtifactStore(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 for number in range(rounds):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from service.records.database import connect
 from service.records.engine import bring_up_to_date
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from tests.support.object_store import set_variables
 from tests.support.postgres import Postgres
 from tests.support.s3 import S3

@@ -17,8 +17,8 @@ from quantizer.plans.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
 from service.cli.main import app as commands
-from service.storage.artifacts import ArtifactStore
-from service.storage.profiles import Shelf
+from service.storage.artifact_store import ArtifactStore
+from service.storage.profile_store import ProfileStore
 from tests.support.served import Served, backend_in
 from tests.support.stored_profiles import FOLDER, stored_profile
 from tests.support.synthetic_profiles import budget_at, make_profile
@@ -280,18 +280,18 @@ def test_bodies_are_limited_whether_or_not_they_say_their_size(
         )
 
 
-def test_a_shelf_keeps_no_more_what_ifs_than_it_has_room_for(
+def test_a_profile_store_keeps_only_so_many_what_ifs_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.storage.profiles.READY", 2)
-    shelf = Shelf(ArtifactStore(str(tmp_path)))
-    digests = [shelf.add(*make_profile(seed).dumps())[0] for seed in range(4)]
+    monkeypatch.setattr("service.storage.profile_store.MAX_WHATIFS", 2)
+    store = ProfileStore(ArtifactStore(str(tmp_path)))
+    digests = [store.add(*make_profile(seed).dumps())[0] for seed in range(4)]
     from allocator.demands.constraints import Constraints
 
     for each in digests:
-        with shelf.whatif(each, "full", Constraints()) as whatif:
+        with store.whatif(each, "full", Constraints()) as whatif:
             assert whatif.plan(whatif.byte_range[1]).slack_bytes == 0
-    assert len(shelf._ready) == 2
+    assert len(store._whatifs) == 2
 
 
 def test_the_server_of_the_command_line_answers_and_documents_itself(server: Served) -> None:

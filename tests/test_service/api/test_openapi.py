@@ -52,7 +52,7 @@ def known(
         else {"database_url": request.getfixturevalue("postgres").fresh("fuzzed")}
     )
     backend = backend_in(folder, active_jobs=200, webhook_targets=("192.0.2.0/24",), **settings)
-    digest, _ = backend.shelf.add(*make_profile(4).dumps())
+    digest, _ = backend.profiles.add(*make_profile(4).dumps())
     backend.holdings.add("local", digest)
     job, _ = backend.desk.submit(
         Submission("local", {"model": "model", "budget": "4bpw"}, profile=digest)

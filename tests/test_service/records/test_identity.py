@@ -75,7 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     )
     _, mine = backend.keys.create("me", "all", list(SCOPES))
     _, theirs = backend.keys.create("they", "all", list(SCOPES))
-    digest, _ = backend.shelf.add(*make_profile(4).dumps())
+    digest, _ = backend.profiles.add(*make_profile(4).dumps())
     backend.holdings.add("me", digest)
     job, _ = backend.desk.submit(
         Submission("me", {"model": "model", "budget": "4bpw"}, profile=digest)

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from service.errors import RequestError, StorageError
-from service.storage.artifacts import Artifact, ArtifactStore
+from service.storage.artifact import Artifact
+from service.storage.artifact_store import ArtifactStore
 from tests.support.object_store import OLD, PLACE, PUT, content, keys, set_variables, sha256
 from tests.support.s3 import S3
 from tests.support.served import free_port
@@ -215,7 +216,7 @@ def answering(status: int) -> Iterator[int]:
 
 def test_a_folder_needs_neither_torch_nor_s3(tmp_path: Path) -> None:
     code = (
-        "import sys; from service.storage.artifacts import ArtifactStore; "
+        "import sys; from service.storage.artifact_store import ArtifactStore; "
         f"ArtifactStore({str(tmp_path)!r}); print(*sys.modules)"
     )
     loaded = subprocess.run(

@@ -13,7 +13,8 @@ import pytest
 
 from service.errors import ArtifactDamaged, ArtifactUnknown, RequestError, StorageError
 from service.ids import new_id
-from service.storage.artifacts import LEFTOVER_SECONDS, MANIFEST, Artifact, ArtifactStore
+from service.storage.artifact import MANIFEST, Artifact
+from service.storage.artifact_store import LEFTOVER_SECONDS, ArtifactStore
 from service.storage.blobs import PIECE_BYTES
 from tests.support.object_store import (
     NEW,
@@ -32,7 +33,7 @@ BIG_BYTES = 200 * 10**6
 MEASURE = """
 import sys
 from pathlib import Path
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 
 def peak_kib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
@@ -193,7 +194,7 @@ def test_put_that_was_deleted_before_its_manifest_came_takes_it_back(
         if point == "artifact-written":
             store.delete(PLACE)
 
-    monkeypatch.setattr("service.storage.artifacts.failpoint", delete_at)
+    monkeypatch.setattr("service.storage.artifact_store.failpoint", delete_at)
     with pytest.raises(StorageError, match="was deleted while it was put"):
         store.put(PLACE, OLD)
     assert not store.exists(PLACE)

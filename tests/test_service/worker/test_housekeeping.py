@@ -18,7 +18,7 @@ from service.records.engine import Client, workflow_id
 from service.records.jobs import JobStore, Status
 from service.records.submission import Desk, Quota, Submission, set_quota
 from service.settings import ServiceSettings
-from service.storage.artifacts import ArtifactStore
+from service.storage.artifact_store import ArtifactStore
 from service.worker.housekeeping import Housekeeper
 from service.worker.liveness import Presence
 

@@ -1,4 +1,4 @@
-"""Profiles by digest: immutable once they are on the shelf, and made ready for what-ifs once for each set of constraints."""
+"""Profiles by digest: they never change, and their what-ifs are prepared once."""
 
 import re
 from collections import OrderedDict
@@ -12,37 +12,39 @@ from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
 from allocator.profile import Profile, profile_digest
 from service.errors import ArtifactUnknown, ProfileUnknown, RequestError
-from service.storage.artifacts import Artifact, ArtifactStore
+from service.storage.artifact import Artifact
+from service.storage.artifact_store import ArtifactStore
 
-READY = 64
-"""What-ifs that are kept ready; of more, the one asked longest ago is forgotten."""
+MAX_WHATIFS = 64
+"""What-ifs that are kept in memory. Beyond that, the least recently used one is dropped."""
 
+HEAD = "profile.json"
+ARRAYS = "profile.npz"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-HEAD, ARRAYS = "profile.json", "profile.npz"
 
 
 @dataclass(slots=True)
-class _Ready:
-    """A what-if, or the place where one thread makes it.
+class _Entry:
+    """A prepared what-if, or the place where one thread prepares it.
 
-    The solver inside serves one question at a time.
+    The solver inside serves one question at a time, so a thread holds the lock while it asks.
     """
 
     lock: Lock = field(default_factory=Lock)
     whatif: WhatIf | None = None
 
 
-class Shelf:
+class ProfileStore:
     """Profiles in an artifact store, each at a place of its own that is named by its digest."""
 
     def __init__(self, artifacts: ArtifactStore) -> None:
-        """Keep them in `artifacts`."""
+        """Keep profiles in `artifacts`."""
         self._artifacts = artifacts
-        self._ready: OrderedDict[tuple[str, str, Constraints], _Ready] = OrderedDict()
+        self._whatifs: OrderedDict[tuple[str, str, Constraints], _Entry] = OrderedDict()
         self._lock = Lock()
 
     def add(self, head: bytes, arrays: bytes) -> tuple[str, bool]:
-        """Put a profile on the shelf; return its digest and whether it is new.
+        """Store a profile; return its digest and whether it is new.
 
         Raises:
             ProfileError: it is damaged.
@@ -68,47 +70,48 @@ class Shelf:
                 f"there is no profile {digest[:80]!r} with a file {name[:80]!r}; list them"
             ) from error
 
-    def profile(self, digest: str) -> Profile:
+    def get(self, digest: str) -> Profile:
         """Return a profile.
 
         Raises:
-            ProfileUnknown: it is not there.
-            ProfileError, ArtifactDamaged: it was damaged since.
+            ProfileUnknown: it does not exist.
+            ProfileError, ArtifactDamaged: its files are damaged.
         """
         self.find(digest, HEAD)
-        return Profile.loads(
-            *(self._artifacts.read(_place(digest), name) for name in (HEAD, ARRAYS))
-        )
+        files = (self._artifacts.read(_place(digest), name) for name in (HEAD, ARRAYS))
+        return Profile.loads(*files)
 
     def remove(self, digest: str) -> None:
-        """Take a profile off the shelf; one that is not there is none to take."""
+        """Remove a profile, if it exists."""
         with self._lock:
-            for key in [key for key in self._ready if key[0] == digest]:
-                del self._ready[key]
+            for key in [key for key in self._whatifs if key[0] == digest]:
+                del self._whatifs[key]
         self._artifacts.delete(_place(digest))
 
     @contextmanager
     def whatif(self, digest: str, coupling: str, constraints: Constraints) -> Iterator[WhatIf]:
-        """Lend the what-if of a profile under constraints to one thread, making it ready first if it is not.
+        """Lend the what-if of a profile under constraints to one thread at a time.
+
+        It is prepared first unless it is in memory.
 
         Raises:
-            ProfileUnknown: the profile is not there.
+            ProfileUnknown: the profile does not exist.
             AllocatorError: the constraints cannot be understood or met.
         """
         key = digest, coupling, constraints
         with self._lock:
-            ready = self._ready.setdefault(key, _Ready())
-            self._ready.move_to_end(key)
-            while len(self._ready) > READY:
-                self._ready.popitem(last=False)
-        with ready.lock:
-            if ready.whatif is None:
-                ready.whatif = WhatIf(self.profile(digest).with_coupling(coupling), constraints)
-            yield ready.whatif
+            entry = self._whatifs.setdefault(key, _Entry())
+            self._whatifs.move_to_end(key)
+            while len(self._whatifs) > MAX_WHATIFS:
+                self._whatifs.popitem(last=False)
+        with entry.lock:
+            if entry.whatif is None:
+                entry.whatif = WhatIf(self.get(digest).with_coupling(coupling), constraints)
+            yield entry.whatif
 
 
 def _place(digest: str) -> str:
-    """Return where a profile is kept.
+    """Return where a profile is stored.
 
     Raises:
         ProfileUnknown: no profile could have this digest.
@@ -126,7 +129,7 @@ def read_profile(folder: Path) -> Profile:
         ProfileError: the files are damaged.
     """
     try:
-        head, arrays = ((folder / name).read_bytes() for name in ("profile.json", "profile.npz"))
+        head, arrays = ((folder / name).read_bytes() for name in (HEAD, ARRAYS))
     except OSError as error:
         raise RequestError(f"profile {str(folder)!r} cannot be read: {error}") from error
     return Profile.loads(head, arrays)
