@@ -32,7 +32,7 @@ from service.api.wire import (
 )
 from service.errors import BodyTooLarge
 from service.problems import problem_of
-from service.report.curves import FrontierTable, span_of
+from service.report.frontier_table import FrontierTable, frontier_span
 
 MOST_BYTES = 256 * 2**20
 """Largest file of a profile that is taken."""
@@ -145,7 +145,7 @@ def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -
             None if text is None else Budget.parse(text).weight_bytes(layers)
             for text in (body.low, body.high)
         ]
-        points = frontier(whatif, budgets_between(*span_of(whatif, *ends), body.points))
+        points = frontier(whatif, budgets_between(*frontier_span(whatif, *ends), body.points))
         return FrontierTable.of(whatif.profile, points).to_json()
 
 

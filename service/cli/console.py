@@ -28,7 +28,8 @@ from quantizer.durable import Progress as OnProgress
 from quantizer.known_error import ExitCode, KnownError
 from service.logs import err
 from service.process import keep_freed_memory
-from service.report.document import Report, summary_rows
+from service.report.document import Report
+from service.report.summary import summary_rows
 from service.stages.progress import Reporter
 
 LINE_SECONDS = 15
@@ -161,16 +162,16 @@ def print_report(report: Report) -> None:
         "layer bytes",
         "perplexity",
         escape("KL [nats/token]"),
-        title=f"{report['model']['name']}",
+        title=report.model.name,
     )
     for row in summary_rows(report):
         table.add_row(*row)
     out.print(table)
-    used = report["plan_bytes"] / report["budget_bytes"]
+    used = report.plan_bytes / report.budget_bytes
     out.print(
-        f"budget {report['budget']} = {report['budget_bytes']:,} bytes, plan "
-        f"{report['plan_bytes']:,} bytes ({used:.2%}), "
-        f"weight files {report['checkpoint_bytes']:,} bytes (original {report['original_bytes']:,})"
+        f"budget {report.budget} = {report.budget_bytes:,} bytes, plan "
+        f"{report.plan_bytes:,} bytes ({used:.2%}), "
+        f"weight files {report.checkpoint_bytes:,} bytes (original {report.original_bytes:,})"
     )
-    for note in report["notes"]:
+    for note in report.notes:
         out.print(f"note: {note}", markup=False)

@@ -4,7 +4,6 @@
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from service.cli.files import read_text_file
 from service.errors import RequestError
 from service.logs import set_up_logging
 from service.process import quiet_libraries
+from service.report.document import Report
 from service.settings import default_cache
 
 app = typer.Typer(
@@ -146,11 +146,9 @@ def run(
 ) -> None:
     """Squeeze MODEL into a budget, and prove the result on held-out text."""
     with told_errors(as_json=as_json):
-        from service import pipeline  # noqa: PLC0415  --help must not wait for torch
+        from service import pipeline, single_stages  # noqa: PLC0415  --help must not wait for torch
         from service.report.deliver import check_output, deliver  # noqa: PLC0415
         from service.request.request import make_request  # noqa: PLC0415
-        from service.stages import estimate as estimate_stage  # noqa: PLC0415  --help must not wait for torch
-        from service.stages import prepare as prepare_stage  # noqa: PLC0415
         from service.storage.stage_store import StageStore  # noqa: PLC0415
 
         request = make_request(
@@ -163,17 +161,14 @@ def run(
         )  # fmt: skip
         store = StageStore(cache)
         if dry:
-            plan = estimate_stage.dry_run(
-                request, prepare_stage.prepare(request, store, read_weights=False)
-            )
-            print_pairs(plan, as_json=as_json)
+            print_pairs(single_stages.estimate_run(request, store), as_json=as_json)
             return
         check_output(out_folder)
         with reporting() as reporter:
             report, checkpoint = pipeline.run(request, store, reporter)
         deliver(out_folder, checkpoint, report)
         if as_json:
-            print_json(report)
+            print_json(report.to_json())
             return
         print_report(report)
         out.print(f"checkpoint: {out_folder.resolve()}", markup=False)
@@ -200,10 +195,9 @@ def profile(
 ) -> None:
     """Measure what each layer of MODEL costs at each fidelity, around a uniform plan near the budget."""
     with told_errors(as_json=as_json):
+        from service import single_stages  # noqa: PLC0415  --help must not wait for torch
         from service.report.deliver import deliver  # noqa: PLC0415
         from service.request.request import make_request  # noqa: PLC0415
-        from service.stages import prepare as prepare_stage  # noqa: PLC0415
-        from service.stages import profile as profile_stage  # noqa: PLC0415
         from service.storage.stage_store import StageStore  # noqa: PLC0415
 
         request = make_request(
@@ -211,13 +205,9 @@ def profile(
             probe_windows=probe_windows, probe_tokens=probe_tokens, group_size=group_size, signal=signal, context=context,
             seed=seed, device=device,
         )  # fmt: skip
-        store = StageStore(cache)
-        profiling = profile_stage.profile_task(
-            request, prepare_stage.prepare(request, store), store
-        )
         with reporting() as reporter:
-            measured = profile_stage.profile(store, profiling, reporter)
-        deliver(out_folder, store.path(profiling.key), None)
+            measured, folder = single_stages.profile_model(request, StageStore(cache), reporter)
+        deliver(out_folder, folder, None)
         low, high = measured.budget_range
         summary = {
             "profile": str(out_folder.resolve()),
@@ -259,45 +249,33 @@ def quantize(
 ) -> None:
     """Quantize MODEL as a plan says, into a folder that transformers loads."""
     with told_errors(as_json=as_json):
-        from quantizer.models.source import find_model  # noqa: PLC0415
         from quantizer.plans.plan import Plan  # noqa: PLC0415
         from quantizer.texts.text import TextSpec  # noqa: PLC0415
+        from service import single_stages  # noqa: PLC0415  --help must not wait for torch
         from service.report.deliver import check_output, deliver  # noqa: PLC0415
         from service.request.effort import find_effort  # noqa: PLC0415
-        from service.request.request import BATCH  # noqa: PLC0415
-        from service.stages import checkpoint as checkpoint_stage  # noqa: PLC0415
-        from service.stages import machine as machine_stage  # noqa: PLC0415
-        from service.stages import tuning as tuning_stage  # noqa: PLC0415
-        from service.stages import windows as windows_stage  # noqa: PLC0415
         from service.stages.recipe import find_recipe  # noqa: PLC0415
-        from service.stages.requantize import quantize_by  # noqa: PLC0415
         from service.storage.stage_store import StageStore  # noqa: PLC0415
 
         check_output(out_folder)
-        level, way = find_effort(effort), find_recipe(recipe)
-        way.check(level)
-        chosen = Plan.loads(read_text_file(plan_file, "plan"))
-        store, machine = StageStore(cache), machine_stage.Machine.choose(device)
-        found = find_model(model, store.root / "models")
-        checkpoint_stage.check_plan(found, chosen)
-        text = TextSpec(calibration, calibration_windows, tokens, seed)
-        guard = windows_stage.windows_of(
-            store, found, replace(text, windows=guard_windows, skip=calibration_windows)
+        request = single_stages.QuantizeRequest(
+            model=model,
+            plan=Plan.loads(read_text_file(plan_file, "plan")),
+            text=TextSpec(calibration, calibration_windows, tokens, seed),
+            held_out_windows=guard_windows,
+            effort=find_effort(effort),
+            recipe=find_recipe(recipe),
+            seed=seed,
+            device=device,
         )
-        windows = windows_stage.quantizing_windows(store, found, text, guard, level)
         with reporting() as reporter:
-            carried_out, folder = quantize_by(
-                way, store, found, chosen, windows, BATCH, machine, reporter, "quantize"
-            )
-            wanted = tuning_stage.TuneRequest(way, level, text, guard, BATCH, seed)
-            task = tuning_stage.tune_task(store, found, carried_out, folder, wanted, machine)
-            best = tuning_stage.better(store, task, guard, reporter) if task.phases else folder
-        deliver(out_folder, best, None)
+            quantized = single_stages.quantize_model(request, StageStore(cache), reporter)
+        deliver(out_folder, quantized.checkpoint, None)
         summary = {
             "checkpoint": str(out_folder.resolve()),
-            "trained": best != folder,
-            "plan_bytes": carried_out.weight_bytes,
-            "bits_per_weight": carried_out.bits_per_weight,
+            "trained": quantized.trained,
+            "plan_bytes": quantized.plan.weight_bytes,
+            "bits_per_weight": quantized.plan.bits_per_weight,
         }
         print_pairs(summary, as_json=as_json)
 
@@ -320,12 +298,8 @@ def evaluate(
     Perplexity and KL divergence, with standard errors.
     """
     with told_errors(as_json=as_json):
-        from quantizer.models.source import find_model  # noqa: PLC0415
         from quantizer.texts.text import TextSpec  # noqa: PLC0415
-        from service.request.request import BATCH  # noqa: PLC0415
-        from service.stages import evaluation as evaluation_stage  # noqa: PLC0415
-        from service.stages import machine as machine_stage  # noqa: PLC0415
-        from service.stages import windows as windows_stage  # noqa: PLC0415
+        from service import single_stages  # noqa: PLC0415  --help must not wait for torch
         from service.storage.stage_store import StageStore  # noqa: PLC0415
 
         for path in checkpoints:
@@ -334,16 +308,14 @@ def evaluate(
                     f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no "
                     "plan.json"
                 )
-        store, machine = StageStore(cache), machine_stage.Machine.choose(device)
-        found = find_model(model, store.root / "models")
-        windows = windows_stage.windows_of(
-            store, found, TextSpec(evaluation, evaluation_windows, tokens, None)
+        request = single_stages.EvaluateRequest(
+            model=model,
+            checkpoints={str(path): path for path in checkpoints},
+            text=TextSpec(evaluation, evaluation_windows, tokens, None),
+            device=device,
         )
-        named = {str(path): path for path in checkpoints}
         with reporting() as reporter:
-            scores = evaluation_stage.evaluation(
-                store, found, named, windows, BATCH, machine, reporter
-            )
+            scores = single_stages.evaluate_checkpoints(request, StageStore(cache), reporter)
         print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
 
 
@@ -361,7 +333,7 @@ def report(
         if as_json:
             print_json(document)
         else:
-            print_report(document)
+            print_report(Report.from_json(document))
 
 
 app.command()(operations.serve)

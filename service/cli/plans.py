@@ -175,7 +175,7 @@ def frontier(
         from allocator.answers.frontier import frontier as solve  # noqa: PLC0415
         from allocator.answers.whatif import WhatIf  # noqa: PLC0415
         from allocator.demands.budget import Budget  # noqa: PLC0415
-        from service.report import curves  # noqa: PLC0415
+        from service.report.frontier_table import FrontierTable, frontier_span  # noqa: PLC0415
 
         if points < 2:  # noqa: PLR2004
             raise RequestError(f"{points} points are no frontier; give 2 or more")
@@ -188,9 +188,9 @@ def frontier(
             None if text is None else Budget.parse(text).weight_bytes(measured.layers)
             for text in (low, high)
         ]
-        span = curves.span_of(whatif, *ends)
+        span = frontier_span(whatif, *ends)
         check_new(csv, png, html)
-        found = curves.FrontierTable.of(measured, solve(whatif, budgets_between(*span, points)))
+        found = FrontierTable.of(measured, solve(whatif, budgets_between(*span, points)))
         for path, render in ((csv, found.csv), (png, found.png), (html, found.html)):
             if path is not None:
                 write_new(path, render())

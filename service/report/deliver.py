@@ -1,14 +1,16 @@
-"""Put results where the user wants them: all at once, never half."""
+"""Put results into the output folder: all of them, or none."""
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
-
-import pandas as pd
+from typing import Any
 
 from quantizer.durable import sync_folder
 from service.errors import OutputError
 from service.report.document import Report
+from service.report.layers import LayerInfo
 from service.report.page import render_page
 from service.storage.disk import disk_errors, link_or_copy
 
@@ -16,7 +18,7 @@ REPORT_JSON, REPORT_PAGE, LAYER_TABLE = "report.json", "report.html", "layers.cs
 
 
 def check_output(folder: Path) -> None:
-    """Refuse an output folder that holds something, before any work is done.
+    """Refuse an output folder that is not empty, before any work is done.
 
     Raises:
         OutputError: it is a file, or not empty.
@@ -30,37 +32,46 @@ def check_output(folder: Path) -> None:
 
 
 def layer_table(report: Report) -> str:
-    """Return a report's layers as CSV.
+    """Return a report's layers as CSV, one row a layer.
 
-    One row a layer, with fidelity, bytes, and the damage of each change from the context.
+    Columns are fidelity, bytes, and the change of the loss at each fidelity [nats/token].
     """
-    rows = [
-        {
-            "layer": name,
-            "block": row["block"],
-            "kind": row["kind"],
-            "out_features": row["shape"][0],
-            "in_features": row["shape"][1],
-            "fidelity": row["fidelity"],
-            "weight_bytes": row["weight_bytes"],
-            "uniform_fidelity": report["uniform"][name],
-            **{
-                f"damage_{fidelity}": value
-                for fidelity, value in report["damage_nats_per_token"][name].items()
-            },
-        }
-        for name, row in report["plan"]["layers"].items()
-    ]
-    return str(pd.DataFrame(rows).to_csv(index=False))
+    rows = [_layer_row(report, name, layer) for name, layer in report.plan.layers.items()]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _layer_row(report: Report, name: str, layer: LayerInfo) -> dict[str, Any]:
+    out_features, in_features = layer.shape
+    damage = report.damage_nats_per_token[name]
+    return {
+        "layer": name,
+        "block": layer.block,
+        "kind": layer.kind,
+        "out_features": out_features,
+        "in_features": in_features,
+        "fidelity": layer.fidelity,
+        "weight_bytes": layer.weight_bytes,
+        "uniform_fidelity": report.uniform[name],
+        **{f"damage_{fidelity}": loss for fidelity, loss in damage.items()},
+    }
 
 
 def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
     """Make the output folder: the checkpoint's files, and the report beside them.
 
-    The folder appears whole or not at all.
+    The folder appears complete or not at all.
+
+    Args:
+        folder: new or empty.
+        checkpoint: folder whose files are delivered.
+        report: None for a folder without report.
 
     Raises:
-        OutputError: the folder has come to hold something meanwhile.
+        OutputError: the folder is in use by now.
         StorageError: the disk is full.
     """
     check_output(folder)
@@ -73,7 +84,7 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
                 link_or_copy(file, temporary / file.name)
             if report is not None:
                 (temporary / REPORT_JSON).write_text(
-                    json.dumps(report, indent=1) + "\n", encoding="utf-8"
+                    json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8"
                 )
                 (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
                 (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")

@@ -1,36 +1,109 @@
-"""The result of a run as a stable document, and how it is read."""
+"""The report of a run: the result as a stable JSON document."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from service.errors import RequestError
+from service.report import json_values
+from service.report.layers import PlanInfo, TableInfo
+from service.report.methods import (
+    CalibrationInfo,
+    ModelInfo,
+    ProfileInfo,
+    Provenance,
+    TrainingInfo,
+)
+from service.report.quality import Evaluation, Prediction, RandomPlanChecks, SelectionInfo
 
 SCHEMA = "bitwright.report/1"
 
-Report = dict[str, Any]
-"""JSON values. Fields are added, never renamed or removed, within a schema version."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The result of a run.
 
-_SHOWN = {"untuned": "plan, before training"}
+    Fields are added, never renamed or removed, within a version of the schema. Fields with a default
+    are missing in reports that were written before them.
 
-
-def summary_rows(report: Report) -> list[tuple[str, str, str, str, str]]:
-    """Return the table that people look at first.
-
-    Model, bits per weight, layer bytes, perplexity, KL.
+    Attributes:
+        schema: name and version of this format.
+        model: the original model.
+        budget: as the user wrote it.
+        constraints: further demands on the plan, see
+            `allocator.demands.constraints.Constraints.to_json`.
+        budget_bytes: the budget of the quantized layers.
+        plan_bytes: size of the quantized layers.
+        slack_bytes: bytes of the budget that are not used.
+        bits_per_weight: average size of a weight of the quantized layers.
+        checkpoint_bytes: size of all weight files of the checkpoint.
+        original_bytes: size of all weight files of the original.
+        original_layer_bytes: size of the layers in the original.
+        tables: embedding and head by name, if they are quantized.
+        unquantized_bytes: size of everything in the checkpoint that is not quantized.
+        uniform_bytes: size of the layers under the best uniform plan.
+        evaluation: scores on held-out text.
+        calibration: the calibration text.
+        tuning: how the delivered layers were trained.
+        guard: the comparison of candidate plans.
+        profile: how the effects of layers were measured.
+        prediction: predicted and measured loss.
+        checks: predictions for random plans; null if none were asked for.
+        plan: the delivered plan.
+        uniform: fidelity of each layer under the best uniform plan, by name of the layer.
+        damage_nats_per_token: change of the loss when a layer alone takes a fidelity [nats/token],
+            by name of the layer and of the fidelity.
+        notes: what the user should know, in sentences.
+        seconds: wall time by stage.
+        provenance: versions and circumstances.
     """
-    evaluation = report["evaluation"]
-    sizes = {"original": report["original_layer_bytes"], "uniform": report["uniform_bytes"]}
-    sizes |= {name: report["plan_bytes"] for name in ("untuned", "plan") if name in evaluation}
-    bits_per_byte = report["bits_per_weight"] / report["plan_bytes"]
-    return [
-        (
-            _SHOWN.get(name, name),
-            f"{size * bits_per_byte:.3f}",
-            f"{size:,}",
-            _with_error(evaluation[name]["perplexity"], evaluation[name]["perplexity_stderr"], 2),
-            _with_error(evaluation[name]["kl_nats_per_token"], evaluation[name]["kl_stderr"], 4),
-        )
-        for name, size in sizes.items()
-    ]
 
+    schema: str
+    model: ModelInfo
+    budget: str
+    constraints: Mapping[str, Any] = field(default_factory=dict)
+    budget_bytes: int
+    plan_bytes: int
+    slack_bytes: int
+    bits_per_weight: float
+    checkpoint_bytes: int
+    original_bytes: int
+    original_layer_bytes: int
+    tables: Mapping[str, TableInfo] = field(default_factory=dict)
+    unquantized_bytes: int
+    uniform_bytes: int
+    evaluation: Evaluation
+    calibration: CalibrationInfo
+    tuning: TrainingInfo | None = None
+    guard: SelectionInfo | None = None
+    profile: ProfileInfo | None = None
+    prediction: Prediction
+    checks: RandomPlanChecks | None = None
+    plan: PlanInfo
+    uniform: Mapping[str, str]
+    damage_nats_per_token: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+    seconds: Mapping[str, float]
+    provenance: Provenance
 
-def _with_error(value: float, error: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+    @property
+    def delivered(self) -> str:
+        """Name of the candidate plan that is delivered."""
+        return "plan" if self.guard is None else self.guard.delivered
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        document: dict[str, Any] = json_values.to_json(self)
+        return document
+
+    @classmethod
+    def from_json(cls, document: Any) -> "Report":
+        """Return the report that `to_json` wrote, of this version of the package or an older one.
+
+        Raises:
+            RequestError: the schema is another one, or a field is missing or of the wrong type.
+        """
+        schema = document.get("schema") if isinstance(document, dict) else None
+        if schema != SCHEMA:
+            raise RequestError(f"report schema {schema!r}; this version reads {SCHEMA!r}")
+        return json_values.from_json(cls, document, "the report")

@@ -1,29 +1,27 @@
-"""The report as one self-contained page: no script, no file beside it, nothing fetched."""
+"""The report as one self-contained page, without scripts, other files or downloads."""
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from service.report import pictures
-from service.report.document import Report, summary_rows
+from service.report.document import Report
+from service.report.json_values import to_json
+from service.report.page_template import page_template
+from service.report.summary import summary_rows
 
 
 def render_page(report: Report) -> str:
     """Return the HTML page of a report."""
-    environment = Environment(
-        loader=PackageLoader("service.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
     charts = {
         "bits": pictures.bits_heat_map(report),
         "damage": pictures.damage_heat_map(report),
         "prediction": pictures.prediction_chart(report),
         "blocks": pictures.block_chart(report),
     }
-    if report["checks"]:
-        charts["checks"] = pictures.check_chart(report)
-    return environment.get_template("report.html.j2").render(
+    if report.checks is not None:
+        charts["checks"] = pictures.check_chart(report.checks)
+    return page_template("report.html.j2").render(
         report=report,
+        provenance=to_json(report.provenance),
         summary=summary_rows(report),
         charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704  drawn here, from numbers and escaped names
         gain=_gain(report),
@@ -31,6 +29,9 @@ def render_page(report: Report) -> str:
 
 
 def _gain(report: Report) -> float | None:
-    """Return by which share the plan's KL is below the uniform plan's, or None where the latter is zero."""
-    uniform = report["evaluation"]["uniform"]["kl_nats_per_token"]
-    return 1 - report["evaluation"]["plan"]["kl_nats_per_token"] / uniform if uniform > 0 else None
+    """Return the share of the uniform plan's KL that the plan saves, or None if there is none."""
+    uniform = report.evaluation.uniform.kl_nats_per_token
+    plan = report.evaluation.plan.kl_nats_per_token
+    if plan is None or uniform is None or uniform <= 0:
+        return None
+    return 1 - plan / uniform

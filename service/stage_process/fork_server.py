@@ -116,8 +116,7 @@ def _become_stage(
 def main() -> None:
     """Import what stages need; then fork a stage for each request until the worker is gone."""
     quiet_libraries()
-    from service import pipeline  # noqa: F401, PLC0415  takes seconds, and comes after the line above
-    from service.stages import estimate as estimate_stage  # noqa: F401, PLC0415  takes seconds, and comes after the line above
+    from service import pipeline, single_stages  # noqa: F401, PLC0415  must follow the line above
 
     getproctitle()  # finds where the title lies while the variables are where they were
     gc.collect()

@@ -1,7 +1,4 @@
-"""The stages of the main job: each takes what the stages before it made, and keeps what it makes.
-
-calibration -> profile -> plan -> checkpoint -> evaluation -> report
-"""
+"""The stage that quantizes a model as a plan says, into a checkpoint that transformers loads."""
 
 import hashlib
 from importlib.metadata import version
@@ -20,98 +17,101 @@ from quantizer.conversion.embeddings import (
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
 from quantizer.models.folder import ModelFolder
-from quantizer.models.loading import load_model, meta_model
+from quantizer.models.loading import meta_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
-from quantizer.running.moments import Calibration
 from quantizer.running.structure import find_layers
-from service.stages.machine import Machine
-from service.stages.progress import Reporter
+from service.stages.context import RunContext
 from service.stages.windows import Windows
-from service.storage.stage_store import StageKey, StageStore
+from service.storage.stage_store import StageKey
 
 
-def check_plan(model: ModelFolder, chosen: Plan) -> None:
+def check_plan(model: ModelFolder, plan: Plan) -> None:
     """Refuse a plan that was made for other layers than the model's.
 
     Raises:
         PlanError: names the first layer that differs.
     """
     bare = meta_model(model)
-    tables = [table for table in find_embeddings(bare) if table in chosen.embeddings]
-    for planned, found in zip_longest(chosen.layers, (*find_layers(bare), *tables)):
-        if planned != found:
+    tables = [table for table in find_embeddings(bare) if table in plan.embeddings]
+    for planned, actual in zip_longest(plan.layers, (*find_layers(bare), *tables)):
+        if planned != actual:
             raise PlanError(
-                f"the plan has layer {planned}, the model {model.name!r} has {found} in its "
+                f"the plan has layer {planned}, the model {model.name!r} has {actual} in its "
                 "place; make a plan for it"
             )
 
 
-def checkpoint(
-    store: StageStore,
-    model: ModelFolder,
-    chosen: Plan,
+def make_checkpoint(
+    context: RunContext,
+    plan: Plan,
     windows: Windows,
-    batch: int,
-    machine: Machine,
-    reporter: Reporter,
     label: str,
     rounding: Rounding = DEFAULT_ROUNDING,
 ) -> Path:
-    """Quantize the model as the plan says and return the folder of the checkpoint, complete and loadable."""
+    """Quantize the model as a plan says, or continue where this was interrupted.
+
+    Args:
+        context: gives the model and the machine.
+        plan: fidelities of layers, embedding and head.
+        windows: calibration windows that layers are quantized on.
+        label: what the step is called while progress is shown.
+        rounding: how codes are found.
+
+    Returns:
+        The folder of the checkpoint, complete and loadable.
+    """
     inputs: dict[str, Any] = {
-        "model": model.sha256,
+        "model": context.model.sha256,
         "calibration": windows.sha256,
-        "plan": {name: fidelity.name for name, fidelity in chosen.by_name.items()},
-        "batch": batch,
+        "plan": {name: fidelity.name for name, fidelity in plan.by_name.items()},
+        "batch": context.batch,
         "method": blocks.METHOD,
-        "machine": machine.inputs(),
+        "machine": context.machine.inputs(),
         "transformers": version("transformers"),
     }
     if rounding != DEFAULT_ROUNDING:
         inputs["rounding"] = rounding.name
 
     def make(folder: Path, parts: PartStore) -> None:
-        loaded = load_model(model, machine.dtype, machine.device)
-        choices = {name: (fidelity,) for name, fidelity in chosen.by_name.items()}
-        calibration = Calibration(windows.tokens.to(machine.device), batch)
-        told, runner = reporter.step(label), machine.runner(loaded)
-        tables = quantize_embeddings(
-            runner,
-            {each.name: how for each, how in chosen.embeddings.items()},
-            calibration.batches(),
-        )
-        set_embedding_weights(loaded, tables)
+        runner = context.load()
+        calibration = context.calibration(windows)
+        table_fidelities = {table.name: fidelity for table, fidelity in plan.embeddings.items()}
+        tables = quantize_embeddings(runner, table_fidelities, calibration.batches())
+        set_embedding_weights(runner.model, tables)
         quantize_blocks(
             runner,
-            chosen.without_embeddings.layers,
-            choices,
+            plan.without_embeddings.layers,
+            {name: (fidelity,) for name, fidelity in plan.by_name.items()},
             calibration,
             parts,
-            told,
+            context.reporter.step(label),
             rounding=rounding,
         )
-        pack_model(loaded, chosen, stored_weights(chosen, parts) | tables)
-        save_checkpoint(loaded, model, chosen, folder / "model")
+        pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
+        save_checkpoint(runner.model, context.model, plan, folder / "model")
 
-    return store.get(StageKey("checkpoint", inputs), make) / "model"
+    return context.store.get(StageKey("checkpoint", inputs), make) / "model"
 
 
-def stored_weights(chosen: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
-    """Return the stored forms of all layers in blocks out of the parts that `quantize_blocks` kept, by name."""
-    chosen = chosen.without_embeddings
+def stored_weights(plan: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
+    """Return the quantized weights of all layers in blocks, by name.
+
+    They are read from the parts that `quantize_blocks` stored.
+    """
+    layer_plan = plan.without_embeddings
+    fidelities = layer_plan.by_name
     weights: dict[str, QuantizedWeight] = {}
-    names = chosen.by_name
-    choices = {name: (fidelity,) for name, fidelity in names.items()}
-    for block in read_blocks(parts, chosen.layers, choices):
-        weights |= {name: forms[names[name].name] for name, forms in block.weights.items()}
+    choices = {name: (fidelity,) for name, fidelity in fidelities.items()}
+    for block in read_blocks(parts, layer_plan.layers, choices):
+        for name, candidates in block.weights.items():
+            weights[name] = candidates[fidelities[name].name]
     return weights
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Return a digest of a checkpoint's weights and configuration."""
+    """Return the SHA-256 of a checkpoint's weights and configuration."""
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
-    return hashlib.sha256(
-        "\n".join(f"{file.name}:{file_sha256(file)}" for file in files).encode()
-    ).hexdigest()
+    lines = "\n".join(f"{file.name}:{file_sha256(file)}" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()

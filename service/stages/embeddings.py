@@ -1,14 +1,14 @@
-"""The stage in which the ways to store embedding and head are measured."""
+"""The stage that measures and chooses how embedding and head are stored."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from allocator.answers.embeddings import TableChoice
+from allocator.answers.embeddings import TableChoice, choose_tables
 from allocator.demands.menu import uniform_bytes
+from allocator.profile import Profile
 from quantizer.conversion import blocks
 from quantizer.conversion.embeddings import (
     EMBEDDING_FIDELITIES,
@@ -16,110 +16,112 @@ from quantizer.conversion.embeddings import (
     quantize_embeddings,
 )
 from quantizer.durable import PartStore
-from quantizer.models.folder import ModelFolder
-from quantizer.models.loading import load_model
 from quantizer.plans.plan import LayerSpec
-from service.stages.machine import Machine
-from service.stages.progress import Reporter
+from service.request.request import RunRequest
+from service.stages.calibration_windows import RunWindows
+from service.stages.context import RunContext
+from service.stages.prepare import PreparedRun
 from service.stages.windows import Windows
-from service.storage.stage_store import StageKey, StageStore
+from service.storage.stage_store import StageKey
 
 PROBES = 8
-"""Windows that tables are measured on: each way is run on all of them."""
+"""Probe windows that embedding and head are measured on; each option is run on all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableTask:
-    """All that decides what tables cost.
+    """Everything that decides what the ways to store embedding and head cost, beside the context.
 
     Attributes:
-        model: the original.
-        tables: its embedding and head.
-        item_bytes: bytes of a weight that is not quantized.
+        tables: embedding and head.
         calibration: windows that they are quantized on.
         probes: windows that they are measured on.
-        batch: windows that are run at once.
-        machine: where.
     """
 
-    model: ModelFolder
     tables: tuple[LayerSpec, ...]
-    item_bytes: int
     calibration: Windows
     probes: Windows
-    batch: int
-    machine: Machine
 
-    @property
-    def key(self) -> StageKey:
-        """What the losses are kept under."""
+    def key(self, context: RunContext) -> StageKey:
+        """Return what the losses are stored under."""
         inputs = {
-            "model": self.model.sha256,
+            "model": context.model.sha256,
             "calibration": self.calibration.sha256,
             "probes": self.probes.sha256,
             "used": PROBES,
-            "batch": self.batch,
+            "batch": context.batch,
             "options": [option.name for option in EMBEDDING_FIDELITIES],
             "method": blocks.METHOD,
-            "machine": self.machine.inputs(),
+            "machine": context.machine.inputs(),
         }
         return StageKey("tables", inputs)
 
 
-def ways_of(store: StageStore, task: TableTask, reporter: Reporter) -> list[list[TableChoice]]:
-    """Return for each table the ways to store it.
+def choose_embeddings(
+    context: RunContext,
+    request: RunRequest,
+    prepared: PreparedRun,
+    profile: Profile,
+    windows: RunWindows,
+) -> PreparedRun:
+    """Choose the fidelities of embedding and head, where they are quantized.
 
-    As it is, and at each of `quantizer.conversion.embeddings.EMBEDDING_FIDELITIES`.
+    Returns:
+        The prepared run with these fidelities, and with the budget that they leave to the layers.
     """
-    losses = _losses(store, task, reporter)
-    return [
-        [TableChoice(table, None, table.weights * task.item_bytes, 0.0)]
-        + [
-            TableChoice(table, each, uniform_bytes((table,), each), losses[table.name][each.name])
-            for each in EMBEDDING_FIDELITIES
-        ]
-        for table in task.tables
+    if not prepared.tables:
+        return prepared
+    task = TableTask(prepared.tables, windows.calibration, windows.probes)
+    losses = measure_tables(context, task)
+    options = [
+        _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
     ]
+    chosen = choose_tables(profile, request.constraints, options, prepared.shared_bytes)
+    return replace(
+        prepared,
+        budget_bytes=prepared.shared_bytes - sum(choice.weight_bytes for choice in chosen),
+        embedding_fidelities={
+            choice.table: choice.fidelity for choice in chosen if choice.fidelity is not None
+        },
+    )
 
 
-def likely_bytes(tables: Sequence[LayerSpec]) -> tuple[int, int]:
-    """Return what tables may take before it is known how they are stored.
+def _options(table: LayerSpec, losses: dict[str, float], item_bytes: int) -> list[TableChoice]:
+    """Return the ways to store a table: unquantized, and at each of `EMBEDDING_FIDELITIES`."""
+    unquantized = TableChoice(table, None, table.weights * item_bytes, 0.0)
+    quantized = [
+        TableChoice(table, option, uniform_bytes((table,), option), losses[option.name])
+        for option in EMBEDDING_FIDELITIES
+    ]
+    return [unquantized, *quantized]
 
-    At the middle one of the ways, and at the smallest.
-    """
-    return uniform_bytes(
-        tables, EMBEDDING_FIDELITIES[len(EMBEDDING_FIDELITIES) // 2]
-    ), uniform_bytes(tables, EMBEDDING_FIDELITIES[-1])
 
-
-def _losses(store: StageStore, task: TableTask, reporter: Reporter) -> dict[str, dict[str, float]]:
-    """Measure what each way costs; by name of the table and of the fidelity."""
-    machine = task.machine
+def measure_tables(context: RunContext, task: TableTask) -> dict[str, dict[str, float]]:
+    """Return the loss of each option, [nats/token], by name of the table and of the fidelity."""
 
     def make(folder: Path, _: PartStore) -> None:
-        loaded, told = (
-            load_model(task.model, machine.dtype, machine.device),
-            reporter.step("embedding and head"),
-        )
-        runner, batches = (
-            machine.runner(loaded),
-            torch.split(task.calibration.tokens.to(machine.device), task.batch),
-        )
-        probes, found = task.probes.tokens[:PROBES].to(machine.device), {}
+        machine = context.machine
+        report_progress = context.reporter.step("embedding and head")
+        runner = context.load()
+        batches = torch.split(context.on_device(task.calibration), context.batch)
+        probes = task.probes.tokens[:PROBES].to(machine.device)
+        losses: dict[str, dict[str, float]] = {}
         for at, table in enumerate(task.tables):
-            forms = [
+            candidates = [
                 quantize_embeddings(runner, {table.name: option}, batches)[table.name]
                 for option in EMBEDDING_FIDELITIES
             ]
-            changed = [{table.name: form.dequantize(machine.dtype)} for form in forms]
-            losses = embedding_losses(loaded, changed, probes, machine.precision)
-            found[table.name] = {
-                option.name: loss for option, loss in zip(EMBEDDING_FIDELITIES, losses, strict=True)
+            changed = [{table.name: each.dequantize(machine.dtype)} for each in candidates]
+            measured = embedding_losses(runner.model, changed, probes, machine.precision)
+            losses[table.name] = {
+                option.name: loss
+                for option, loss in zip(EMBEDDING_FIDELITIES, measured, strict=True)
             }
-            told(at + 1, len(task.tables))
-        (folder / "tables.json").write_text(json.dumps(found), encoding="utf-8")
+            report_progress(at + 1, len(task.tables))
+        (folder / "tables.json").write_text(json.dumps(losses), encoding="utf-8")
 
+    folder = context.store.get(task.key(context), make)
     losses: dict[str, dict[str, float]] = json.loads(
-        (store.get(task.key, make) / "tables.json").read_text(encoding="utf-8")
+        (folder / "tables.json").read_text(encoding="utf-8")
     )
     return losses

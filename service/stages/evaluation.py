@@ -1,7 +1,8 @@
-"""The stage that scores checkpoints on held-out text."""
+"""The stage that scores checkpoints on windows of text."""
 
 import gc
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,63 +10,70 @@ import torch
 
 from quantizer.durable import PartStore
 from quantizer.kernels.precision import matmul_autocast
-from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.models.source import check_checkpoint
-from quantizer.running import evaluate
+from quantizer.running import evaluate as scoring
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.memory import to_device
 from quantizer.running.quality import Quality
 from service.stages.checkpoint import checkpoint_digest
+from service.stages.context import RunContext
 from service.stages.machine import Machine
-from service.stages.progress import Reporter
 from service.stages.windows import Windows
-from service.storage.disk import _write
-from service.storage.stage_store import StageKey, StageStore
+from service.storage.stage_store import StageKey
+
+ORIGINAL = "original"
+"""Name of the original model among those that are scored."""
 
 
-def evaluation(
-    store: StageStore,
-    model: ModelFolder,
-    checkpoints: dict[str, Path],
+def evaluate(
+    context: RunContext,
+    checkpoints: Mapping[str, Path],
     windows: Windows,
-    batch: int,
-    machine: Machine,
-    reporter: Reporter,
     label: str = "evaluate",
     *,
     fast: bool = False,
 ) -> dict[str, Quality]:
-    """Score the original and the saved checkpoints on the same windows, side by side.
+    """Score the original and saved checkpoints on the same windows, side by side.
 
-    `fast` is enough to tell which is best.
+    Args:
+        context: gives the original model and the machine.
+        checkpoints: folders by name.
+        windows: what they are scored on.
+        label: what the step is called while progress is shown.
+        fast: whether matrix products run in the machine's fast precision instead of float32. It is
+            precise enough to compare checkpoints.
+
+    Returns:
+        Quality by name; the original is called `original`.
     """
+    machine = context.machine
     precision = machine.precision if fast else torch.float32
     inputs = {
-        "model": model.sha256,
+        "model": context.model.sha256,
         "checkpoints": {name: checkpoint_digest(path) for name, path in checkpoints.items()},
         "windows": windows.sha256,
-        "batch": batch,
+        "batch": context.batch,
         "products": str(precision),
-        "method": evaluate.METHOD,
+        "method": scoring.METHOD,
         "machine": machine.inputs(),
     }
 
     def make(folder: Path, parts: PartStore) -> None:
-        models = {"original": load_model(model, machine.dtype, machine.device)}
-        models |= {name: load_checkpoint(path, machine) for name, path in checkpoints.items()}
+        models = {ORIGINAL: load_model(context.model, machine.dtype, machine.device)}
+        for name, path in checkpoints.items():
+            models[name] = load_checkpoint(path, machine)
+        progress = context.reporter.step(label)
         with matmul_autocast(precision, torch.device(machine.device)):
             scores = evaluate_models(
-                models, "original", windows.tokens, batch, parts, reporter.step(label)
+                models, ORIGINAL, windows.tokens, context.batch, parts, progress
             )
-        _write(
-            folder / "evaluation.json",
-            json.dumps({name: score.to_json() for name, score in scores.items()}),
-        )
+        document = {name: score.to_json() for name, score in scores.items()}
+        (folder / "evaluation.json").write_text(json.dumps(document), encoding="utf-8")
         models.clear()
         gc.collect()
 
-    folder = store.get(StageKey("evaluation", inputs), make)
+    folder = context.store.get(StageKey("evaluation", inputs), make)
     stored = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     return {name: Quality.from_json(values) for name, values in stored.items()}
 
@@ -77,7 +85,7 @@ def load_checkpoint(path: Path, machine: Machine) -> Any:
         ModelError: it is not one that is safe to load.
         MemoryShort: it does not fit on the device.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415  see quantizer.models.loading
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415  takes seconds to import
 
     check_checkpoint(path)
     loaded = AutoModelForCausalLM.from_pretrained(

@@ -1,43 +1,100 @@
-"""The stage that solves for a plan."""
+"""The stage that solves for plans, and finds the uniform plans that they are compared with."""
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from allocator import allocate as solver
 from allocator.answers.allocation import Allocation
+from allocator.answers.uniform import likely_uniform_plans
 from allocator.demands.constraints import Constraints
 from allocator.profile import Profile
+from quantizer.durable import PartStore
+from quantizer.plans.fidelity import SCALE_BITS
+from quantizer.plans.plan import Plan
 from service.request.request import RunRequest
-from service.storage.disk import _write
-from service.storage.stage_store import StageKey, StageStore
+from service.stages.context import RunContext
+from service.storage.stage_store import StageKey
+
+PLAN, ADDITIVE, UNIFORM = "plan", "additive", "uniform"
+"""Names of candidates: the solver's plan, its plan without coupling, and how uniform ones begin."""
 
 
-def plan(
-    store: StageStore, measured: Profile, budget_bytes: int, constraints: Constraints
+@dataclass(frozen=True, slots=True)
+class CandidatePlans:
+    """The plans that are quantized and compared before one of them is delivered.
+
+    Attributes:
+        allocations: the solver's plans by name, `plan` first.
+        uniforms: the uniform plans by name, the most promising one first. A uniform plan stores all
+            layers alike.
+    """
+
+    allocations: Mapping[str, Allocation]
+    uniforms: Mapping[str, Plan]
+
+    @property
+    def by_name(self) -> dict[str, Plan]:
+        """All plans by name, the solver's first."""
+        solved = {name: allocation.plan for name, allocation in self.allocations.items()}
+        return solved | dict(self.uniforms)
+
+    def allocation(self, name: str, profile: Profile) -> Allocation:
+        """Return a candidate as an answer to the run's budget, with the loss that is predicted."""
+        if name in self.allocations:
+            return self.allocations[name]
+        return self.allocations[PLAN].replaced_by(self.uniforms[name], profile)
+
+
+def solve_plans(
+    context: RunContext, request: RunRequest, profile: Profile, budget_bytes: int
+) -> CandidatePlans:
+    """Return the candidate plans of a budget.
+
+    They are the plan with the coupling that the request names, the additive plan where it differs,
+    and as many uniform plans as the effort allows.
+    """
+    constraints = request.constraints
+    coupled = profile.with_coupling(request.method.coupling)
+    plan = solve_plan(context, coupled, budget_bytes, constraints)
+    additive = solve_plan(context, profile.with_coupling("none"), budget_bytes, constraints)
+    allocations = {PLAN: plan}
+    if additive.plan != plan.plan:
+        allocations[ADDITIVE] = additive
+    rivals = likely_uniform_plans(profile, budget_bytes)[: request.effort.rivals]
+    return CandidatePlans(allocations, {uniform_name(rival): rival for rival in rivals})
+
+
+def solve_plan(
+    context: RunContext, profile: Profile, budget_bytes: int, constraints: Constraints
 ) -> Allocation:
     """Solve for the plan of a budget.
 
-    Solving takes less time than looking it up; the plan is kept as a record of the run.
+    It is always solved anew, which takes less time than the lookup. It is stored as a record of the
+    run.
     """
-    allocation = solver.allocate(measured, budget_bytes, constraints)
+    allocation = solver.allocate(profile, budget_bytes, constraints)
     inputs = {
-        "profile": measured.digest,
+        "profile": profile.digest,
         "budget_bytes": budget_bytes,
         "constraints": asdict(constraints),
         "method": solver.METHOD,
     }
-    store.get(
-        StageKey("plan", inputs), lambda folder, _: _write(folder / "plan.json", allocation.dumps())
-    )
+
+    def make(folder: Path, _: PartStore) -> None:
+        (folder / "plan.json").write_text(allocation.dumps(), encoding="utf-8")
+
+    context.store.get(StageKey("plan", inputs), make)
     return allocation
 
 
-def plans_of(
-    profile: Profile, request: RunRequest, budget_bytes: int, store: StageStore
-) -> dict[str, Allocation]:
-    """Return the plan with the coupling that was asked for and, where it differs, the additive plan."""
+def uniform_name(plan: Plan) -> str:
+    """Return a name for a uniform plan.
 
-    def solve(coupling: str) -> Allocation:
-        return plan(store, profile.with_coupling(coupling), budget_bytes, request.constraints)
-
-    found, additive = {"plan": solve(request.method.coupling)}, solve("none")
-    return found if additive.plan == found["plan"].plan else found | {"additive": additive}
+    It states the code widths, the group size and, where they are not the default ones, the bits of
+    the scales.
+    """
+    widest = max(plan.fidelities, key=lambda fidelity: (fidelity.bits_hi, fidelity.ratio))
+    scales = f"s{widest.scale_bits}" if widest.scale_bits < SCALE_BITS[0] else ""
+    lowest = min(fidelity.bits_lo for fidelity in plan.fidelities)
+    return f"{UNIFORM} {lowest}+{widest.bits_hi} g{widest.group_size}{scales}"

@@ -1,113 +1,135 @@
-"""What is settled before any weight is read: model, sizes, budget, menu."""
+"""The stage that fixes everything before any weight is read: layers, sizes, budget, menu."""
 
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
-from allocator.answers.embeddings import choose_tables
 from allocator.answers.whatif import check_feasible
 from allocator.demands.menu import Menu, check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile
 from allocator.signals import find_signal
 from quantizer.conversion.embeddings import find_embeddings
-from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import meta_model
-from quantizer.models.source import find_model
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, Plan
 from quantizer.running.structure import find_layers
 from service.request.request import AUTO, KEEP, RunRequest
-from service.stages import machine as machine_stage
-from service.stages import windows as windows_stage
-from service.stages.embeddings import TableTask, likely_bytes, ways_of
-from service.stages.progress import Reporter
-from service.stages.sizes import ModelSizes, measure_sizes, rest_of_file
-from service.storage.stage_store import StageStore
+from service.stages.context import RunContext
+from service.stages.embedding_options import likely_bytes
+from service.stages.model_sizes import ModelSizes, measure_sizes, rest_of_file
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A request once the model's shape is known, before any weight is touched.
+class PreparedRun:
+    """A request once the model's structure is known.
 
     Attributes:
-        model: the checked model folder.
         layers: the layers to quantize.
-        sizes: bytes of the model by parts.
+        sizes: bytes of the original model by parts.
         budget_bytes: the budget of the quantized layers.
         menu: fidelities that fit the budget.
-        tables: embedding and head, where they join what is quantized.
-        shared_bytes: the budget of layers and such tables together; `budget_bytes` is what likely
-            tables leave of it, until they are chosen.
+        tables: embedding and head, where they are quantized too.
+        shared_bytes: the budget of layers, embedding and head together. `budget_bytes` is what an
+            expected size of embedding and head leaves of it, until their fidelities are chosen.
+        embedding_fidelities: the chosen fidelities of embedding and head; tables that stay as they are
+            are missing.
     """
 
-    model: ModelFolder
     layers: tuple[LayerSpec, ...]
     sizes: ModelSizes
     budget_bytes: int
     menu: Menu
     tables: tuple[LayerSpec, ...] = ()
     shared_bytes: int = 0
+    embedding_fidelities: Mapping[LayerSpec, Fidelity] = field(default_factory=dict)
 
     @property
     def unquantized_bytes(self) -> int:
-        """Bytes of the file beside the layers; with likely tables, where they join."""
-        kept = sum(table.weights for table in self.tables) * self.sizes.item_bytes
-        return self.sizes.unquantized_bytes - kept + self.shared_bytes - self.budget_bytes
+        """Bytes of the checkpoint beside the layers, with embedding and head in any form."""
+        table_bytes = sum(table.weights for table in self.tables) * self.sizes.item_bytes
+        quantized_table_bytes = self.shared_bytes - self.budget_bytes
+        return self.sizes.unquantized_bytes - table_bytes + quantized_table_bytes
+
+    def whole_plan(self, layer_plan: Plan) -> Plan:
+        """Return a plan of the layers with embedding and head after them."""
+        return layer_plan.with_embeddings(self.embedding_fidelities)
 
 
-def prepare(
-    request: RunRequest,
-    store: StageStore,
-    given: Profile | None = None,
-    *,
-    read_weights: bool = True,
-) -> Task:
-    """Find the model and settle the budget.
+@dataclass(frozen=True, slots=True)
+class _Structure:
+    """What of a model can be quantized, and its sizes."""
 
-    Without `read_weights` nothing but headers is read, which is enough for a dry run.
+    layers: tuple[LayerSpec, ...]
+    tables: tuple[LayerSpec, ...]
+    sizes: ModelSizes
+
+
+def prepare(context: RunContext, request: RunRequest, given: Profile | None = None) -> PreparedRun:
+    """Find the model's layers, and fix the budget and the menu of fidelities.
+
+    Args:
+        context: gives the model.
+        request: gives budget, constraints and method.
+        given: a profile of this model, where none is to be measured.
 
     Raises:
-        ModelError: the model cannot be used.
-        ProfileError: the given profile is of another model.
+        ProfileError: the given profile was measured on another model.
         BudgetInfeasible: the budget is below the smallest plan.
         RuleError, LimitInfeasible: the constraints cannot be understood, or not be met.
-        BudgetNotNeeded: the model fits the budget as it is.
+        BudgetNotNeeded: the model fits the budget without quantization.
     """
-    model = find_model(request.model, store.root / "models", read_weights=read_weights)
-    skeleton = meta_model(model)
+    skeleton = meta_model(context.model)
     layers = find_layers(skeleton)
-    sizes = measure_sizes(model, skeleton, layers)
-    if given is not None and (
-        given.layers != layers or (read_weights and given.model_sha256 != model.sha256)
-    ):
+    sizes = measure_sizes(context.model, skeleton, layers)
+    if given is not None:
+        _check_profile(given, context, layers)
+    may_quantize_tables = request.whole_file and request.embeddings != KEEP
+    tables = find_embeddings(skeleton) if may_quantize_tables else ()
+    structure = _Structure(layers, tables, sizes)
+    *earlier, last = _table_attempts(request, tables)
+    for joining, table_bytes in earlier:
+        with suppress(BudgetInfeasible):
+            return _prepare_with(request, structure, joining, table_bytes, given)
+    return _prepare_with(request, structure, *last, given)
+
+
+def _check_profile(given: Profile, context: RunContext, layers: tuple[LayerSpec, ...]) -> None:
+    model = context.model
+    other_weights = bool(model.sha256) and given.model_sha256 != model.sha256
+    if given.layers != layers or other_weights:
         raise ProfileError(
             f"the given profile was measured on another model than {model.name!r}; measure this one"
         )
-    tables = find_embeddings(skeleton) if request.whole_file and request.embeddings != KEEP else ()
-    attempts: list[tuple[tuple[LayerSpec, ...], int]] = (
-        [((), 0)] if not tables or request.embeddings == AUTO else []
-    )
-    attempts += [(tables, taken) for taken in likely_bytes(tables)] if tables else []
-    *others, last = attempts
-    for joining, taken in others:
-        with suppress(BudgetInfeasible):
-            return settle(request, model, layers, sizes, joining, taken, given)
-    return settle(request, model, layers, sizes, *last, given)
 
 
-def settle(
+def _table_attempts(
+    request: RunRequest, tables: tuple[LayerSpec, ...]
+) -> list[tuple[tuple[LayerSpec, ...], int]]:
+    """Return ways to treat embedding and head, in the order in which they are tried.
+
+    Each is a pair: the tables that are quantized, and the bytes that they are expected to take.
+    """
+    attempts: list[tuple[tuple[LayerSpec, ...], int]] = []
+    if not tables or request.embeddings == AUTO:
+        attempts.append(((), 0))
+    if tables:
+        attempts += [(tables, expected) for expected in likely_bytes(tables)]
+    return attempts
+
+
+def _prepare_with(
     request: RunRequest,
-    model: ModelFolder,
-    layers: tuple[LayerSpec, ...],
-    sizes: ModelSizes,
+    structure: _Structure,
     tables: tuple[LayerSpec, ...],
     table_bytes: int,
     given: Profile | None,
-) -> Task:
-    """Settle budget and menu, with tables that join the layers and may take so many bytes.
+) -> PreparedRun:
+    """Fix budget and menu, with tables that are quantized and expected to take `table_bytes`.
 
     Raises as `prepare` does.
     """
+    layers, sizes = structure.layers, structure.sizes
     shared_bytes = request.budget.weight_bytes(layers)
     if request.whole_file:
         shared_bytes = rest_of_file(request.budget, shared_bytes, sizes, layers, tables)
@@ -115,41 +137,11 @@ def settle(
     if budget_bytes <= 0:
         raise BudgetInfeasible(
             f"budget {request.budget.text} for the whole file leaves {shared_bytes} bytes for the "
-            "layers, embedding and head, "
-            f"which take {table_bytes} bytes alone; give more"
+            f"layers, embedding and head, which take {table_bytes} bytes alone; give more"
         )
     check_budget(layers, budget_bytes, sizes.layer_bytes)
     reach = find_signal(request.method.signal).reach.largest_plan
     menu = choose_menu(layers, budget_bytes, request.group_size, reach)
-    check_feasible(
-        layers,
-        menu.fidelities if given is None else given.fidelities,
-        budget_bytes,
-        request.constraints,
-    )
-    return Task(model, layers, sizes, budget_bytes, menu, tables, shared_bytes)
-
-
-def with_tables(
-    request: RunRequest, task: Task, profile: Profile, store: StageStore, reporter: Reporter
-) -> tuple[Task, dict[LayerSpec, Fidelity]]:
-    """Return the task with the budget that the best way to store embedding and head leaves to the layers, and that way."""
-    if not task.tables:
-        return task, {}
-    amounts = request.amounts
-    measuring = TableTask(
-        model=task.model,
-        tables=task.tables,
-        item_bytes=task.sizes.item_bytes,
-        calibration=windows_stage.windows_of(store, task.model, amounts.calibration),
-        probes=windows_stage.windows_of(store, task.model, amounts.probes),
-        batch=amounts.batch,
-        machine=machine_stage.Machine.choose(request.device),
-    )
-    found = choose_tables(
-        profile, request.constraints, ways_of(store, measuring, reporter), task.shared_bytes
-    )
-    left = task.shared_bytes - sum(way.weight_bytes for way in found)
-    return replace(task, budget_bytes=left), {
-        way.table: way.fidelity for way in found if way.fidelity is not None
-    }
+    fidelities = menu.fidelities if given is None else given.fidelities
+    check_feasible(layers, fidelities, budget_bytes, request.constraints)
+    return PreparedRun(layers, sizes, budget_bytes, menu, tables, shared_bytes)

@@ -1,93 +1,77 @@
-"""The stage that measures a model."""
+"""The stage that measures how storing each layer at each fidelity changes the model's loss."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from allocator.demands.menu import Menu
 from allocator.profile import Profile
 from allocator.profiling import profiler
-from allocator.profiling.candidates import Candidates, quantize_candidates
+from allocator.profiling.candidates import Candidates
 from allocator.profiling.context import ProfileSpec
-from allocator.profiling.prediction_check import (
-    PredictionCheck,
-    PredictionCheckSpec,
-    check_predictions,
-)
 from allocator.profiling.profiler import ProfileProgress, ProfilingInputs
 from allocator.signals import find_signal
-from quantizer.conversion import blocks
 from quantizer.durable import PartStore
-from quantizer.models.folder import ModelFolder
-from quantizer.models.loading import load_model
-from quantizer.running.moments import Calibration
 from quantizer.running.structure import find_layers
 from service.request.request import RunRequest
-from service.stages.machine import Machine
-from service.stages.prepare import Task
-from service.stages.progress import Reporter
-from service.stages.windows import Windows, windows_of
-from service.storage.disk import _write, link_or_copy
+from service.stages.context import RunContext
+from service.stages.layer_candidates import CandidatesTask, quantize_layers
+from service.stages.prepare import PreparedRun
+from service.stages.windows import Windows
 from service.storage.profile_store import read_profile
-from service.storage.stage_store import StageKey, StageStore
+from service.storage.stage_store import StageKey
 
 PROBE_BATCH = 2
 """Probe windows that are run at once.
 
-A backward pass keeps what all blocks compute on them in memory.
+A backward pass keeps the activations of all blocks in memory.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileTask:
-    """All that decides a profile.
+    """Everything that decides a profile, beside the context.
 
     Attributes:
-        model: what is measured.
-        menu: fidelities and context; the budget enters through it only, so near budgets share a
-            profile.
-        calibration: windows that layers are quantized on.
+        candidates: the quantized candidates of all layers. The budget enters through their menu
+            only, so similar budgets share a profile.
         probes: windows that effects are measured on.
-        signal: how they are measured.
+        signal: how they are measured, see `allocator.signals`.
         in_original: whether they are measured in the original model, see
             `allocator.profiling.context.ProfileSpec`.
-        keep_all: whether all quantized forms are kept, so that any plan can be assembled from them.
-        batch: windows that are run at once.
         seed: of everything random.
-        machine: where it is measured.
     """
 
-    model: ModelFolder
-    menu: Menu
-    calibration: Windows
+    candidates: CandidatesTask
     probes: Windows
     signal: str
     in_original: bool
-    keep_all: bool
-    batch: int
     seed: int
-    machine: Machine
 
-    @property
-    def forms_key(self) -> StageKey:
-        """What the quantized forms are kept under, which all signals share."""
-        inputs = {
-            "model": self.model.sha256,
-            "calibration": self.calibration.sha256,
-            "menu": [fidelity.name for fidelity in self.menu.fidelities],
-            "context": self.menu.context,
-            "keep_all": self.keep_all,
-            "batch": self.batch,
-            "method": blocks.METHOD,
-            "machine": self.machine.inputs(),
-        }
-        return StageKey("forms", inputs)
+    @classmethod
+    def for_request(
+        cls, request: RunRequest, prepared: PreparedRun, calibration: Windows, probes: Windows
+    ) -> "ProfileTask":
+        """Return everything that decides the profile of a run.
 
-    @property
-    def key(self) -> StageKey:
-        """What the profile is kept under."""
+        Args:
+            request: gives the method and the seed.
+            prepared: gives the menu.
+            calibration: windows that layers are quantized on.
+            probes: windows that effects are measured on, with all their tokens.
+        """
+        amounts = request.amounts
+        candidates = CandidatesTask(prepared.menu, calibration, keep_all=amounts.check_plans > 0)
+        return cls(
+            candidates=candidates,
+            probes=probes.first_tokens(amounts.probe_tokens),
+            signal=request.method.signal,
+            in_original=request.method.in_original,
+            seed=request.seed,
+        )
+
+    def key(self, context: RunContext) -> StageKey:
+        """Return what the profile is stored under."""
         inputs = {
-            "forms": self.forms_key.digest,
+            "forms": self.candidates.key(context).digest,
             "probes": self.probes.sha256,
             "signal": self.signal,
             "in_original": self.in_original,
@@ -97,135 +81,33 @@ class ProfileTask:
         return StageKey("profile", inputs)
 
 
-def forms(store: StageStore, task: ProfileTask, reporter: Reporter) -> Path:
-    """Quantize every layer at every fidelity of the menu, or go on where it was left.
-
-    Return the folder of the parts.
-    """
+def measure_profile(context: RunContext, task: ProfileTask) -> Profile:
+    """Measure the effect of every layer and fidelity, or continue where this was interrupted."""
 
     def make(folder: Path, parts: PartStore) -> None:
-        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-        calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
-        told = reporter.step("profile: quantize")
-        quantize_candidates(
-            task.machine.runner(loaded),
-            Candidates(find_layers(loaded), task.menu, parts),
-            calibration,
-            told,
-            keep_all=task.keep_all,
+        stored = quantize_layers(context, task.candidates)
+        runner = context.load()
+        spec = ProfileSpec(
+            find_signal(task.signal),
+            context.on_device(task.probes),
+            PROBE_BATCH,
+            task.seed,
+            task.in_original,
         )
-        for part in parts.paths():
-            link_or_copy(part, folder / part.name)
-
-    return store.get(task.forms_key, make)
-
-
-def profile(store: StageStore, task: ProfileTask, reporter: Reporter) -> Profile:
-    """Measure the effect of every layer and fidelity, or go on where it was left."""
-    machine = task.machine
-
-    def make(folder: Path, parts: PartStore) -> None:
-        made = PartStore(forms(store, task, reporter))
-        loaded = load_model(task.model, machine.dtype, machine.device)
+        progress = ProfileProgress(
+            context.reporter.step("profile: context"),
+            context.reporter.step(f"profile: {task.signal}"),
+        )
         inputs = ProfilingInputs(
-            machine.runner(loaded),
-            Candidates(find_layers(loaded), task.menu, made),
-            Calibration(task.calibration.tokens.to(machine.device), task.batch),
-            model_sha256=task.model.sha256,
-            calibration_sha256=task.calibration.sha256,
+            runner,
+            Candidates(find_layers(runner.model), task.candidates.menu, stored),
+            context.calibration(task.candidates.calibration),
+            model_sha256=context.model.sha256,
+            calibration_sha256=task.candidates.calibration.sha256,
         )
-        measured = profiler.profile_model(
-            inputs,
-            ProfileSpec(
-                find_signal(task.signal),
-                task.probes.tokens.to(machine.device),
-                PROBE_BATCH,
-                task.seed,
-                task.in_original,
-            ),
-            parts,
-            ProfileProgress(
-                reporter.step("profile: context"), reporter.step(f"profile: {task.signal}")
-            ),
-        )
+        measured = profiler.profile_model(inputs, spec, parts, progress)
         head, arrays = measured.dumps()
         (folder / "profile.json").write_bytes(head)
         (folder / "profile.npz").write_bytes(arrays)
 
-    return read_profile(store.get(task.key, make))
-
-
-def checks(
-    store: StageStore,
-    task: ProfileTask,
-    measured: Profile,
-    budget_bytes: int,
-    count: int,
-    windows: Windows,
-    reporter: Reporter,
-) -> list[PredictionCheck]:
-    """Measure random plans that the profile never saw; `task` must keep all forms."""
-    inputs = {
-        "profile": task.key.digest,
-        "budget_bytes": budget_bytes,
-        "count": count,
-        "windows": windows.sha256,
-    }
-
-    def make(folder: Path, parts: PartStore) -> None:
-        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-        tokens, made = (
-            windows.tokens.to(task.machine.device),
-            PartStore(forms(store, task, reporter)),
-        )
-        told = reporter.step("check")
-        found = check_predictions(
-            task.machine.runner(loaded),
-            measured,
-            Candidates(measured.layers, task.menu, made),
-            PredictionCheckSpec(budget_bytes, count, tokens),
-            parts,
-            told,
-        )
-        _write(folder / "checks.json", json.dumps([asdict(check) for check in found]))
-
-    folder = store.get(StageKey("checks", inputs), make)
-    return [
-        PredictionCheck(**row)
-        for row in json.loads((folder / "checks.json").read_text(encoding="utf-8"))
-    ]
-
-
-def profile_task(request: RunRequest, task: Task, store: StageStore) -> ProfileTask:
-    """Return all that decides the profile of a request."""
-    amounts, machine = request.amounts, Machine.choose(request.device)
-    return ProfileTask(
-        model=task.model,
-        menu=task.menu,
-        calibration=windows_of(store, task.model, amounts.calibration),
-        probes=windows_of(store, task.model, amounts.probes, amounts.probe_tokens),
-        signal=request.method.signal,
-        in_original=request.method.in_original,
-        keep_all=amounts.check_plans > 0,
-        batch=amounts.batch,
-        seed=request.seed,
-        machine=machine,
-    )
-
-
-def checks_of(
-    request: RunRequest,
-    task: Task,
-    profiling: ProfileTask,
-    profile: Profile,
-    windows: Windows,
-    store: StageStore,
-    reporter: Reporter,
-) -> list[PredictionCheck]:
-    """Return the random plans that were measured, as many as the request wants."""
-    count = request.amounts.check_plans
-    return (
-        checks(store, profiling, profile, task.budget_bytes, count, windows, reporter)
-        if count
-        else []
-    )
+    return read_profile(context.store.get(task.key(context), make))

@@ -1,25 +1,52 @@
-"""Named ways to make the checkpoint of a plan.
+"""Named ways to make the checkpoint of a plan: the default one, and single published methods."""
 
-The usual one, and the source methods each by itself.
-"""
-
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
 
 from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
+from quantizer.training.descent import TrainingSpec
 from service.errors import RequestError
 from service.request.effort import Effort
 
 BLOCKS, MODEL = "blocks", "model"
 """Kinds of training: one block after another, or all of the model end to end."""
 
-SCALES: Mapping[str, Any] = {"trained": "scales", "scale_rate": 3e-2}
-CLIPPING: Mapping[str, Any] = {"trained": "clipping", "scale_rate": 1e-3}
-"""Changes of `quantizer.training.descent.TrainingSpec` that train scales alone, and ranges.
 
-There codes follow, and turn over in masses
-where scales move as far as they may alone."""
+@dataclass(frozen=True, slots=True)
+class TrainedParameters:
+    """What of the quantized layers is trained, and how fast.
+
+    Attributes:
+        trained: one of `quantizer.training.descent.TRAINED`.
+        scale_rate: learning rate of scales.
+        salient: which groups' scales are trained, one of `quantizer.importance.saliency.RULES`.
+        penalty: lambda of the penalty on moving weights that matter, 0 for none.
+    """
+
+    trained: str
+    scale_rate: float
+    salient: str = "all"
+    penalty: float = 0.0
+
+    def applied_to(self, spec: TrainingSpec) -> TrainingSpec:
+        """Return the specification of a training of these parameters."""
+        return replace(
+            spec,
+            trained=self.trained,
+            scale_rate=self.scale_rate,
+            salient=self.salient,
+            penalty=self.penalty,
+        )
+
+
+CODES = TrainedParameters("codes", scale_rate=1e-2)
+"""Codes and scales together."""
+SCALES = TrainedParameters("scales", scale_rate=3e-2)
+"""Scales alone."""
+CLIPPING = TrainedParameters("clipping", scale_rate=1e-3)
+"""Scales, with codes that follow: the range in which weights are not clipped.
+
+Many codes change at once when scales move as far as `SCALES` lets them, so the rate is lower.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +58,16 @@ class Recipe:
         rounding: how codes are found.
         requantized: whether the plan's outliers are the weights that the post-quantization integral
             ranks highest, see `service.stages.requantize`.
-        kind: what is trained, one of `BLOCKS` and `MODEL`; None leaves that to the effort and the
-            machine.
-        changes: fields of `quantizer.training.descent.TrainingSpec` that are not the usual ones.
+        kind: what is trained, `BLOCKS` or `MODEL`; None leaves this, and what of the layers is
+            trained, to the effort and the machine.
+        parameters: what of the layers is trained, if `kind` is given.
     """
 
     name: str
     rounding: Rounding = DEFAULT_ROUNDING
     requantized: bool = False
     kind: str | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    parameters: TrainedParameters = CODES
 
     def check(self, effort: Effort) -> None:
         """Refuse an effort that leaves nothing of the recipe.
@@ -55,17 +82,17 @@ class Recipe:
             )
 
 
-USUAL = Recipe("usual")
+DEFAULT_RECIPE = Recipe("usual")
 RECIPES = {
     each.name: each
     for each in (
-        USUAL,
+        DEFAULT_RECIPE,
         Recipe("rtn", Rounding("rtn")),
         Recipe("requant", requantized=True),
         Recipe("blockwise", kind=BLOCKS),
-        Recipe("sgr-q", kind=MODEL, changes={**SCALES, "salient": "knee"}),
-        Recipe("apiq", kind=BLOCKS, changes=CLIPPING),
-        Recipe("signiq", kind=BLOCKS, changes={**CLIPPING, "penalty": 0.1}),
+        Recipe("sgr-q", kind=MODEL, parameters=replace(SCALES, salient="knee")),
+        Recipe("apiq", kind=BLOCKS, parameters=CLIPPING),
+        Recipe("signiq", kind=BLOCKS, parameters=replace(CLIPPING, penalty=0.1)),
     )
 }
 

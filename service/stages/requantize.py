@@ -1,7 +1,4 @@
-"""The stage that keeps single weights in 16 bits.
-
-Those that the post-quantization integral ranks highest.
-"""
+"""The stage that keeps single weights in 16 bits: those that the post-quantization integral ranks highest."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,19 +11,14 @@ from quantizer.durable import PartStore
 from quantizer.errors import PlanError
 from quantizer.importance import selection
 from quantizer.importance.selection import SelectedWeights, select_weights
-from quantizer.models.folder import ModelFolder
-from quantizer.models.loading import load_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import LayerScores
-from quantizer.running.moments import Calibration
-from service.stages import checkpoint as checkpoint_stage
-from service.stages.checkpoint import checkpoint_digest, stored_weights
-from service.stages.machine import Machine
-from service.stages.progress import Reporter
+from service.stages.checkpoint import checkpoint_digest, make_checkpoint, stored_weights
+from service.stages.context import RunContext
 from service.stages.recipe import Recipe
 from service.stages.windows import Windows
-from service.storage.stage_store import StageKey, StageStore
+from service.storage.stage_store import StageKey
 
 RANKING_WINDOWS = 8
 """Calibration windows that weights are ranked on."""
@@ -34,159 +26,128 @@ RANKING_WINDOWS = 8
 
 @dataclass(frozen=True, slots=True)
 class RequantTask:
-    """All that decides a checkpoint whose most important weights stay in 16 bits.
+    """Everything that decides a checkpoint whose most important weights stay in 16 bits.
 
     Attributes:
-        model: the original.
-        checkpoint: folder of the plan's checkpoint without outliers, against which weights are
-            ranked.
-        plan: a plan with outliers; how many weights stay in all is what counts, not how they are
-            spread over layers.
+        checkpoint: folder of the plan's checkpoint without outliers, on which weights are ranked.
+        plan: a plan with outliers. It decides how many weights stay in 16 bits in total; their
+            distribution over layers is chosen here.
         calibration: windows that layers are quantized on.
-        batch: windows that are run at once.
-        machine: where.
     """
 
-    model: ModelFolder
     checkpoint: Path
     plan: Plan
     calibration: Windows
-    batch: int
-    machine: Machine
 
     @property
-    def bare(self) -> Plan:
+    def bare_plan(self) -> Plan:
         """The plan of the checkpoint without outliers."""
         return Plan.loads((self.checkpoint / "plan.json").read_text(encoding="utf-8"))
 
     @property
     def share(self) -> float:
-        """Share of all weights that stay."""
-        pairs = list(
-            zip(
-                self.plan.without_embeddings.layers,
-                self.plan.without_embeddings.fidelities,
-                strict=True,
-            )
-        )
+        """Share of all weights that stay in 16 bits."""
+        plan = self.plan.without_embeddings
         kept = sum(
             fidelity.outlier_count(layer.out_features, layer.in_features)
-            for layer, fidelity in pairs
+            for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
         )
-        return kept / sum(layer.weights for layer, _ in pairs)
+        return kept / sum(layer.weights for layer in plan.layers)
 
-    @property
-    def key(self) -> StageKey:
-        """What the checkpoint is kept under."""
+    def key(self, context: RunContext) -> StageKey:
+        """Return what the checkpoint is stored under."""
         inputs = {
-            "model": self.model.sha256,
+            "model": context.model.sha256,
             "checkpoint": checkpoint_digest(self.checkpoint),
             "share": self.share,
             "calibration": self.calibration.sha256,
             "ranking": RANKING_WINDOWS,
-            "batch": self.batch,
+            "batch": context.batch,
             "method": [blocks.METHOD, selection.METHOD],
-            "machine": self.machine.inputs(),
+            "machine": context.machine.inputs(),
         }
         return StageKey("requantized", inputs)
 
 
-def quantize_by(
-    recipe: Recipe,
-    store: StageStore,
-    model: ModelFolder,
-    plan: Plan,
-    calibration: Windows,
-    batch: int,
-    machine: Machine,
-    reporter: Reporter,
-    label: str,
+def quantize_by_recipe(
+    context: RunContext, recipe: Recipe, plan: Plan, calibration: Windows, label: str
 ) -> tuple[Plan, Path]:
-    """Quantize the model by a recipe, and return the plan that was carried out and the folder of the checkpoint.
+    """Quantize the model by a recipe.
 
-    Only a recipe that ranks single weights changes the plan: it spreads the same number of outliers
-    over layers anew.
+    Args:
+        context: gives the model and the machine.
+        recipe: how.
+        plan: fidelities of layers, embedding and head.
+        calibration: windows that layers are quantized on.
+        label: what the step is called while progress is shown.
+
+    Returns:
+        The plan of the checkpoint, and its folder. Only a recipe that ranks single weights changes
+        the plan: it distributes the same number of outliers over layers anew.
 
     Raises:
-        PlanError: weights are to be ranked, and the plan keeps none.
+        PlanError: weights are to be ranked, and the plan has no outliers.
     """
-
-    def plain(chosen: Plan) -> Path:
-        return checkpoint_stage.checkpoint(
-            store, model, chosen, calibration, batch, machine, reporter, label, recipe.rounding
-        )
-
     if not recipe.requantized:
-        return plan, plain(plan)
+        return plan, make_checkpoint(context, plan, calibration, label, recipe.rounding)
     if not any(fidelity.outlier_share for fidelity in plan.fidelities):
         raise PlanError(
             f"recipe {recipe.name!r} chooses outliers, the plan has none: give fidelities such as "
             "int2+3r0.1g64o0.005"
         )
-    bare = Plan(
-        plan.layers, tuple(replace(fidelity, outlier_share=0.0) for fidelity in plan.fidelities)
-    )
-    folder = requantize(
-        store, RequantTask(model, plain(bare), plan, calibration, batch, machine), reporter
-    )
+    without_outliers = (replace(fidelity, outlier_share=0.0) for fidelity in plan.fidelities)
+    bare_plan = Plan(plan.layers, tuple(without_outliers))
+    bare = make_checkpoint(context, bare_plan, calibration, label, recipe.rounding)
+    folder = requantize(context, RequantTask(bare, plan, calibration))
     return Plan.loads((folder / "plan.json").read_text(encoding="utf-8")), folder
 
 
-def requantize(store: StageStore, task: RequantTask, reporter: Reporter) -> Path:
-    """Rank the weights of a quantized model, keep the highest and quantize the rest anew around them.
+def requantize(context: RunContext, task: RequantTask) -> Path:
+    """Rank the weights of a quantized model, keep the highest and quantize the others anew.
 
     Returns:
-        the folder of the checkpoint; its plan.json says each layer's share.
+        The folder of the checkpoint; its plan.json states each layer's share of outliers.
     """
 
     def make(folder: Path, parts: PartStore) -> None:
-        kept = _rank(task, reporter)
-        layers, stored = task.plan.without_embeddings, read_weights(task.checkpoint, task.bare)
-        spread = Plan(
-            layers.layers, tuple(kept.fidelity(name, base) for name, base in layers.by_name.items())
-        )
-        plan, forms = (
-            spread.with_embeddings(task.plan.embeddings),
-            {table.name: stored[table.name] for table in task.plan.embeddings},
-        )
-        loaded = load_model(task.model, task.machine.dtype, task.machine.device)
-        choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
-        scores = {name: LayerScores(weights=each) for name, each in kept.scores.items()}
-        calibration = Calibration(task.calibration.tokens.to(task.machine.device), task.batch)
-        set_embedding_weights(loaded, forms)
+        kept = _rank(context, task)
+        layer_plan = task.plan.without_embeddings
+        fidelities = tuple(kept.fidelity(name, each) for name, each in layer_plan.by_name.items())
+        spread = Plan(layer_plan.layers, fidelities)
+        plan = spread.with_embeddings(task.plan.embeddings)
+        stored = read_weights(task.checkpoint, task.bare_plan)
+        tables = {table.name: stored[table.name] for table in task.plan.embeddings}
+        runner = context.load()
+        set_embedding_weights(runner.model, tables)
         quantize_blocks(
-            task.machine.runner(loaded),
+            runner,
             spread.layers,
-            choices,
-            calibration,
+            {name: (fidelity,) for name, fidelity in plan.by_name.items()},
+            context.calibration(task.calibration),
             parts,
-            reporter.step("requantize"),
-            scores=scores,
+            context.reporter.step("requantize"),
+            scores={name: LayerScores(weights=each) for name, each in kept.scores.items()},
         )
-        pack_model(loaded, plan, stored_weights(plan, parts) | forms)
-        save_checkpoint(loaded, task.model, plan, folder / "model")
+        pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
+        save_checkpoint(runner.model, context.model, plan, folder / "model")
 
-    return store.get(task.key, make) / "model"
+    return context.store.get(task.key(context), make) / "model"
 
 
-def _rank(task: RequantTask, reporter: Reporter) -> SelectedWeights:
-    device, told = task.machine.device, reporter.step("rank weights")
-    loaded = load_model(task.model, task.machine.dtype, device)
+def _rank(context: RunContext, task: RequantTask) -> SelectedWeights:
+    machine = context.machine
+    progress = context.reporter.step("rank weights")
+    runner = context.load()
     originals = {
-        layer.name: get_linear(loaded, layer.name).weight.data.clone()
+        layer.name: get_linear(runner.model, layer.name).weight.data.clone()
         for layer in task.plan.without_embeddings.layers
     }
-    forms = read_weights(task.checkpoint, task.bare)
+    stored = read_weights(task.checkpoint, task.bare_plan)
     quantized = {
-        name: forms[name].to(device).dequantize(weight.dtype) for name, weight in originals.items()
+        name: stored[name].to(machine.device).dequantize(weight.dtype)
+        for name, weight in originals.items()
     }
-    windows = task.calibration.tokens[:RANKING_WINDOWS].to(device)
-    kept = select_weights(
-        task.machine.runner(loaded),
-        originals,
-        quantized,
-        windows,
-        task.share,
-    )
-    told(1, 1)
+    windows = task.calibration.tokens[:RANKING_WINDOWS].to(machine.device)
+    kept = select_weights(runner, originals, quantized, windows, task.share)
+    progress(1, 1)
     return kept

@@ -20,13 +20,14 @@ from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
 from service.cli.console import Lines
 from service.request.request import Method, RunRequest, make_request
-from service.stages import checkpoint as checkpoint_stage
-from service.stages import evaluation as evaluation_stage
-from service.stages import guard as guard_stage
-from service.stages import machine as machine_stage
-from service.stages import prepare as prepare_stage
-from service.stages import profile as profile_stage
-from service.stages import windows as windows_stage
+from service.single_stages import profile_task
+from service.stages.calibration_windows import text_windows
+from service.stages.checkpoint import make_checkpoint
+from service.stages.context import RunContext
+from service.stages.evaluation import evaluate
+from service.stages.plan import uniform_name
+from service.stages.prepare import prepare
+from service.stages.profile import measure_profile
 from service.storage.stage_store import StageStore
 from tests.benchmarks.record import circumstances
 
@@ -60,21 +61,20 @@ def plans_at(
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.methods:
         request = request_of(arguments, budget, METHODS[name])
-        task = prepare_stage.prepare(request, store)
+        context = RunContext.for_request(request, store, Lines())
+        prepared = prepare(context, request)
         start = time.monotonic()
-        profile = profile_stage.profile(
-            store, profile_stage.profile_task(request, task, store), Lines()
-        )
+        profile = measure_profile(context, profile_task(context, request, prepared))
         seconds = time.monotonic() - start
-        allocation = allocate(profile.with_coupling(METHODS[name].coupling), task.budget_bytes)
+        allocation = allocate(profile.with_coupling(METHODS[name].coupling), prepared.budget_bytes)
         found[name] = {
             "plan": allocation.plan,
             "predicted": allocation.predicted_loss,
             "seconds": seconds,
             "tokens": profile.tokens,
         }
-    for plan in uniform_plans(task.layers, task.menu.fidelities, task.budget_bytes):
-        found[guard_stage.label_of(plan)] = {"plan": plan}
+    for plan in uniform_plans(prepared.layers, prepared.menu.fidelities, prepared.budget_bytes):
+        found[uniform_name(plan)] = {"plan": plan}
     return found
 
 
@@ -83,29 +83,13 @@ def score(
 ) -> dict[str, Quality]:
     """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
-    model, machine = (
-        prepare_stage.prepare(request, store).model,
-        machine_stage.Machine.choose("cpu"),
-    )
-    calibration = windows_stage.windows_of(store, model, request.amounts.calibration)
-    windows = windows_stage.windows_of(store, model, request.amounts.evaluation)
-
-    def checkpoint(name: str, plan: Plan) -> Path:
-        return checkpoint_stage.checkpoint(
-            store,
-            model,
-            plan,
-            calibration,
-            request.amounts.batch,
-            machine,
-            Lines(),
-            f"{budget} {name}",
-        )
-
-    folders = {name: checkpoint(name, plan) for name, plan in plans.items()}
-    return evaluation_stage.evaluation(
-        store, model, folders, windows, request.amounts.batch, machine, Lines()
-    )
+    context = RunContext.for_request(request, store, Lines())
+    calibration = text_windows(context, request.amounts.calibration)
+    folders = {
+        name: make_checkpoint(context, plan, calibration, f"{budget} {name}")
+        for name, plan in plans.items()
+    }
+    return evaluate(context, folders, text_windows(context, request.amounts.evaluation))
 
 
 def rows_at(arguments: argparse.Namespace, store: StageStore, budget: str) -> list[dict[str, Any]]:

@@ -33,8 +33,10 @@ from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
 from service.cli.console import Lines
 from service.process import keep_freed_memory
-from service.stages import machine as machine_stage
-from service.stages import windows as windows_stage
+from service.request.request import BATCH
+from service.stages.calibration_windows import text_windows
+from service.stages.context import MODELS_FOLDER, RunContext
+from service.stages.machine import Machine
 from service.storage.stage_store import StageStore
 from tests.benchmarks.quantizers import ALL, OTHER, store_rows
 from tests.benchmarks.record import circumstances
@@ -108,7 +110,7 @@ def row_of(
 
 
 def whole_rows(
-    arguments: argparse.Namespace, original: Any, windows: Tensor, machine: machine_stage.Machine
+    arguments: argparse.Namespace, original: Any, windows: Tensor, machine: Machine
 ) -> list[dict[str, Any]]:
     """Score all that is asked for on all of the text at once.
 
@@ -153,18 +155,18 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     keep_freed_memory()
-    store, machine = StageStore(arguments.cache), machine_stage.Machine.choose("cpu")
-    folder = find_model(arguments.model, store.root / "models")
+    store = StageStore(arguments.cache)
+    machine = Machine.choose("cpu")
+    folder = find_model(arguments.model, store.root / MODELS_FOLDER)
+    context = RunContext(store, folder, machine, Lines(), BATCH)
     original = load_model(folder, machine.dtype, machine.device)
     held_out = TextSpec(arguments.evaluation, 16, 512, None)
     if arguments.whole:
-        text = windows_stage.windows_of(store, folder, replace(held_out, windows=0))
+        text = text_windows(context, replace(held_out, windows=0))
         store_rows(whole_rows(arguments, original, text.tokens, machine))
         return
     specs = {"held out": held_out, "other": TextSpec(OTHER, 16, 512, None)}
-    texts = {
-        name: windows_stage.windows_of(store, folder, spec).tokens for name, spec in specs.items()
-    }
+    texts = {name: text_windows(context, spec).tokens for name, spec in specs.items()}
     for budget in arguments.budgets:
         for axis, name in NAMES.items():
             row = row_of(arguments, original, texts, budget, axis)

@@ -33,7 +33,8 @@ from quantizer.running.structure import LayerSpec, find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.descent import TrainingSpec
 from service.request.effort import EFFORTS, FAST, USUAL
-from service.stages.tuning import ADAPTER_RATE, CODE_RATE, SCALE_RATE
+from service.stages.recipe import CODES
+from service.stages.training_phases import ADAPTER_RATE, CODE_RATE
 from service.storage.stage_store import PartStore
 from tests.benchmarks.record import circumstances
 
@@ -165,7 +166,7 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         effort.block_steps,
         BATCH,
         code_rate=CODE_RATE,
-        scale_rate=SCALE_RATE,
+        scale_rate=CODES.scale_rate,
         adapter_rate=ADAPTER_RATE,
         precision=torch.bfloat16,
     )

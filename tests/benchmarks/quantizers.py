@@ -30,7 +30,6 @@ from allocator.allocate import allocate
 from allocator.answers.uniform import likely_uniform_plans, uniform_plan
 from allocator.profile import Profile
 from quantizer.importance.saliency import RULES
-from quantizer.models.folder import ModelFolder
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
@@ -39,14 +38,16 @@ from service.logs import set_up_logging
 from service.process import keep_freed_memory
 from service.request.effort import FAST, find_effort
 from service.request.request import RunRequest, make_request
-from service.stages import evaluation as evaluation_stage
-from service.stages import machine as machine_stage
-from service.stages import prepare as prepare_stage
-from service.stages import profile as profile_stage
-from service.stages import windows as windows_stage
-from service.stages.recipe import CLIPPING, RECIPES, SCALES, USUAL, Recipe
-from service.stages.requantize import quantize_by
-from service.stages.tuning import Phase, TuneRequest, tune, tune_task
+from service.single_stages import profile_task
+from service.stages.calibration_windows import quantizing_windows, text_windows
+from service.stages.context import RunContext
+from service.stages.evaluation import evaluate
+from service.stages.prepare import prepare
+from service.stages.profile import measure_profile
+from service.stages.recipe import CLIPPING, DEFAULT_RECIPE, RECIPES, SCALES, Recipe
+from service.stages.requantize import quantize_by_recipe
+from service.stages.training import TrainingRequest, train, training_task
+from service.stages.training_phases import Phase
 from service.storage.stage_store import StageStore
 from tests.benchmarks.record import circumstances
 
@@ -57,7 +58,7 @@ KEPT = 1.0
 """Seconds below which a stage was not made but found."""
 
 T = TypeVar("T")
-LayerScores = dict[str, dict[str, Any]]
+Scores = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Row:
     """
 
     plan: str | Mapping[str, str]
-    recipe: Recipe = USUAL
+    recipe: Recipe = DEFAULT_RECIPE
     effort: str = FAST
     text: str | None = None
 
@@ -108,12 +109,14 @@ BEST = "best"
 
 
 def _sgr(rule: str) -> Row:
-    return Row("uniform", replace(RECIPES["sgr-q"], changes={**SCALES, "salient": rule}), TRAINED)
+    return Row(
+        "uniform", replace(RECIPES["sgr-q"], parameters=replace(SCALES, salient=rule)), TRAINED
+    )
 
 
 def _signiq(penalty: float) -> Row:
     return Row(
-        ADAPTED, replace(RECIPES["signiq"], changes={**CLIPPING, "penalty": penalty}), TRAINED
+        ADAPTED, replace(RECIPES["signiq"], parameters=replace(CLIPPING, penalty=penalty)), TRAINED
     )
 
 
@@ -181,8 +184,8 @@ def plan_of(
 class Made:
     """One checkpoint, and how it came about."""
 
+    context: RunContext
     request: RunRequest
-    model: ModelFolder
     plan: Plan
     folder: Path
     phases: tuple[Phase, ...]
@@ -191,63 +194,35 @@ class Made:
 
 def make(arguments: argparse.Namespace, budget: str, method: str) -> Made:
     """Make one checkpoint, or find it."""
-    row, store = ROWS[method], StageStore(arguments.cache)
-    request, machine = (
-        request_of(arguments, budget, row.effort),
-        machine_stage.Machine.choose(arguments.device),
-    )
-    task, spent = prepare_stage.prepare(request, store), Spent()
-
+    row, spent = ROWS[method], Spent()
+    request = request_of(arguments, budget, row.effort)
+    context = RunContext.for_request(request, StageStore(arguments.cache), Lines())
+    prepared = prepare(context, request)
     profile = spent.timed(
         "profile",
-        lambda: profile_stage.profile(
-            store, profile_stage.profile_task(request, task, store), Lines()
-        ),
+        lambda: measure_profile(context, profile_task(context, request, prepared)),
     )
-    plan = plan_of(row.plan, profile, request, budget, task.budget_bytes)
-    guard = windows_stage.windows_of(store, task.model, request.amounts.guard)
+    plan = plan_of(row.plan, profile, request, budget, prepared.budget_bytes)
+    text = request.amounts.calibration
+    held_out = text_windows(context, request.amounts.guard)
     effort = find_effort(row.text or row.effort)
-    calibration = windows_stage.quantizing_windows(
-        store, task.model, request.amounts.calibration, guard, effort
-    )
-    batch, label = request.amounts.batch, f"{budget} {method}"
+    calibration = quantizing_windows(context, text, held_out, effort)
+    label = f"{budget} {method}"
     plan, folder = spent.timed(
-        "quantize",
-        lambda: quantize_by(
-            row.recipe, store, task.model, plan, calibration, batch, machine, Lines(), label
-        ),
+        "quantize", lambda: quantize_by_recipe(context, row.recipe, plan, calibration, label)
     )
-    wanted = TuneRequest(
-        row.recipe, request.effort, request.amounts.calibration, guard, batch, request.seed
-    )
-    tuning = tune_task(store, task.model, plan, folder, wanted, machine)
-    if tuning.phases:
-        folder = spent.timed("tune", lambda: tune(store, tuning, Lines()))
-    return Made(request, task.model, plan, folder, tuning.phases, spent)
+    wanted = TrainingRequest(row.recipe, request.effort, text, held_out, request.seed)
+    training = training_task(context, plan, folder, wanted)
+    if training.phases:
+        folder = spent.timed("tune", lambda: train(context, training))
+    return Made(context, request, plan, folder, training.phases, spent)
 
 
-def score(
-    arguments: argparse.Namespace,
-    made: Made,
-    checkpoints: dict[str, Path],
-    text: TextSpec,
-    *,
-    fast: bool,
-) -> LayerScores:
+def score(made: Made, checkpoints: dict[str, Path], text: TextSpec, *, fast: bool) -> Scores:
     """Return the scores of the original and of checkpoints on one text."""
-    store, machine = StageStore(arguments.cache), machine_stage.Machine.choose(arguments.device)
-    windows = windows_stage.windows_of(store, made.model, text)
-    found = evaluation_stage.evaluation(
-        store,
-        made.model,
-        checkpoints,
-        windows,
-        made.request.amounts.batch,
-        machine,
-        Lines(),
-        fast=fast,
-    )
-    return {name: quality.to_json() for name, quality in found.items()}
+    windows = text_windows(made.context, text)
+    qualities = evaluate(made.context, checkpoints, windows, fast=fast)
+    return {name: quality.to_json() for name, quality in qualities.items()}
 
 
 def on_gpu(device: str) -> dict[str, Any]:
@@ -270,8 +245,7 @@ def row_of(arguments: argparse.Namespace, budget: str, method: str) -> dict[str,
     made = make(arguments, budget, method)
     texts = {"held out": made.request.amounts.evaluation, "other": TextSpec(OTHER, 16, 512, None)}
     scores = {
-        name: score(arguments, made, {"it": made.folder}, text, fast=False)
-        for name, text in texts.items()
+        name: score(made, {"it": made.folder}, text, fast=False) for name, text in texts.items()
     }
     return {
         "budget_bpw": float(budget),
@@ -299,9 +273,7 @@ def score_whole(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     }
     one = next(iter(made.values()))
     text = replace(one.request.amounts.evaluation, windows=0)
-    scores = score(
-        arguments, one, {" ".join(key): each.folder for key, each in made.items()}, text, fast=True
-    )
+    scores = score(one, {" ".join(key): each.folder for key, each in made.items()}, text, fast=True)
     return [
         {
             "budget_bpw": float(budget),

@@ -14,6 +14,7 @@ from quantizer.kernels.path import choose_kernel_path
 from quantizer.plans.plan import Plan
 from service.request.request import BATCH
 from tests.support.commands import bitwright, bitwright_json, run_options
+from tests.support.reports import check_report
 from tests.support.tiny_models import save_tiny
 
 
@@ -26,6 +27,7 @@ def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(
     model, out = save_tiny(tmp_path / "model", family), tmp_path / "out"
     report = bitwright_json(*run_options(model, tmp_path / "cache", out))
 
+    check_report(report)
     plan = Plan.loads((out / "plan.json").read_text())
     assert (
         report["plan_bytes"]
@@ -113,7 +115,7 @@ def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
     assert guard["lead_over_uniform"] == pytest.approx(
         1 - loss[guard["delivered"]] / loss[guard["uniform"]]
     )
-    assert any("the guard delivers" in note for note in report["notes"]) == (
+    assert any("instead of the solver's plan" in note for note in report["notes"]) == (
         guard["delivered"] != "plan"
     )
     assert report["profile"]["signal"] == method[0]
@@ -126,7 +128,9 @@ def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
 
 def test_random_plans_check_the_predictions(tiny_llama: Path, tmp_path: Path) -> None:
     options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "out")
-    checks = bitwright_json(*options, "--check-plans", "12")["checks"]
+    report = bitwright_json(*options, "--check-plans", "12")
+    check_report(report)
+    checks = report["checks"]
 
     assert len(checks["plans"]) == 12
     assert len({row["measured_kl_nats_per_token"] for row in checks["plans"]}) == 12

@@ -11,19 +11,18 @@ from transformers import AutoModelForCausalLM
 
 from quantizer.conversion.checkpoint import quantized_bytes, read_weights
 from quantizer.importance.selection import select_weights
-from quantizer.models.loading import load_model, meta_model
+from quantizer.models.loading import meta_model
 from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
-from service.stages.machine import Machine
+from service.stages.calibration_windows import text_windows
 from service.stages.recipe import RECIPES
 from service.stages.requantize import RANKING_WINDOWS
-from service.stages.windows import windows_of
-from service.storage.stage_store import StageStore
 from tests.support.commands import SMALL, bitwright, bitwright_json
+from tests.support.run_contexts import run_context
 
 PLAIN = "int2+4r0.5g32"
 ADAPTED = "int2+4r0.5g32a8"
@@ -83,7 +82,7 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
 ) -> None:
     model = correlated if RECIPES[recipe].kind is None else tiny_llama
     plan = save_plan(
-        model, tmp_path, ADAPTED if RECIPES[recipe].changes.get("trained") == "clipping" else PLAIN
+        model, tmp_path, ADAPTED if RECIPES[recipe].parameters.trained == "clipping" else PLAIN
     )
     bitwright_json("quantize", model, *quantize_options(tmp_path, plan, "usual", "fast"))
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
@@ -134,23 +133,22 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
     """Rank weights anew, from the checkpoint without outliers that the command line leaves if it is asked for it."""
     bare = save_plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
     bitwright_json("quantize", model, *quantize_options(folder, bare, "usual", "fast"))
-    source, store = find_model(str(model), folder / "models"), StageStore(folder / "cache")
-    machine = Machine.choose("cpu")
-    loaded = load_model(source, machine.dtype, machine.device)
+    context = run_context(model, folder / "cache")
+    runner = context.load()
     originals = {
-        layer.name: get_linear(loaded, layer.name).weight.data.clone() for layer in plan.layers
+        layer.name: get_linear(runner.model, layer.name).weight.data.clone()
+        for layer in plan.layers
     }
     forms = read_weights(folder / "usual", Plan.loads(bare.read_text()))
-    windows = windows_of(store, source, TextSpec("builtin:calibration", 4, 64, 0)).tokens[
-        :RANKING_WINDOWS
-    ]
+    calibration = text_windows(context, TextSpec("builtin:calibration", 4, 64, 0))
+    windows = calibration.tokens[:RANKING_WINDOWS]
     share = sum(
         f.outlier_count(s.out_features, s.in_features)
         for s, f in zip(plan.layers, plan.fidelities, strict=True)
     )
     weights = sum(layer.weights for layer in plan.layers)
     quantized = {name: form.dequantize() for name, form in forms.items()}
-    return select_weights(machine.runner(loaded), originals, quantized, windows, share / weights)
+    return select_weights(runner, originals, quantized, windows, share / weights)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from service.errors import StageKilled
-from service.stage_process.command import as_called, finite
+from service.stage_process.job_request import as_called
+from service.stage_process.progress_lines import finite
 from service.worker.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
 from tests.support.served import is_gone
 

@@ -1,6 +1,7 @@
-"""Promises of training what is delivered.
+"""Training of the delivered plan.
 
-Nearer to the original at the same bytes, never on the guard's text, resumable.
+It is nearer to the original at the same bytes, is never trained on held-out windows, and can be
+interrupted.
 """
 
 import json
@@ -13,18 +14,17 @@ from transformers import AutoModelForCausalLM
 
 import quantizer  # noqa: F401  teaches transformers the format
 from quantizer.conversion.checkpoint import quantized_bytes, read_weights
-from quantizer.models.source import find_model
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
-from service.cli.console import Lines
 from service.errors import RequestError
 from service.request.effort import EFFORTS, find_effort
-from service.stages.machine import Machine
+from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.recipe import BLOCKS, MODEL
-from service.stages.tuning import TuneTask, choose_phases, training_windows, tune
-from service.stages.windows import quantizing_windows, windows_of
-from service.storage.stage_store import StageStore
+from service.stages.training import TrainingTask, train, training_windows
+from service.stages.training_phases import choose_phases
 from tests.support.commands import SMALL, bitwright_json, run_options, stop_when
+from tests.support.reports import check_report
+from tests.support.run_contexts import run_context
 
 GIGABYTE = 10**9
 
@@ -39,6 +39,7 @@ def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
     fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
     report = bitwright_json(*_options(tiny_llama, tmp_path, "balanced"))
 
+    check_report(report)
     assert fast["tuning"] == {"effort": "fast", "phases": [], "windows": 0}
     assert fast["guard"]["tuned"] is None
     assert "untuned" not in fast["evaluation"]
@@ -84,21 +85,20 @@ def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(
     assert weights[0] == weights[1]
 
 
-def test_windows_of_the_guard_are_never_trained_on(tiny_llama: Path, tmp_path: Path) -> None:
-    store, model = StageStore(tmp_path), find_model(str(tiny_llama), tmp_path / "models")
+def test_held_out_windows_are_never_trained_on(tiny_llama: Path, tmp_path: Path) -> None:
+    context = run_context(tiny_llama, tmp_path)
     text = TextSpec("builtin:calibration", 4, 64, 0)
-    guard = windows_of(store, model, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
-    every = windows_of(store, model, TextSpec("builtin:calibration", 0, 64, None))
+    guard = text_windows(context, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
+    every = text_windows(context, TextSpec("builtin:calibration", 0, 64, None))
     phases = choose_phases(find_effort("best"), 1000, GIGABYTE, 4, torch.float32, 0)
-    chosen = training_windows(store, model, text, phases, guard)
+    chosen = training_windows(context, text, phases, guard)
 
     held_out = {tuple(row.tolist()) for row in guard.tokens}
     rows = [tuple(row.tolist()) for row in chosen.tokens]
     assert not held_out & set(rows)
     assert len(rows) == min(1600, sum(tuple(row.tolist()) not in held_out for row in every.tokens))
     few = training_windows(
-        store,
-        model,
+        context,
         text,
         choose_phases(find_effort("balanced"), 1000, GIGABYTE, 1, torch.float32, 0),
         guard,
@@ -110,18 +110,18 @@ def test_windows_of_the_guard_are_never_trained_on(tiny_llama: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(("effort", "count"), [("fast", 4), ("balanced", 16), ("best", 32)])
-def test_more_effort_quantizes_on_more_windows_but_never_on_the_guards(
+def test_more_effort_quantizes_on_more_windows_but_never_on_held_out_ones(
     effort: str, count: int, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    store, model = StageStore(tmp_path), find_model(str(tiny_llama), tmp_path / "models")
+    context = run_context(tiny_llama, tmp_path)
     text = TextSpec("builtin:calibration", 4, 64, 0)
-    guard = windows_of(store, model, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
-    chosen = quantizing_windows(store, model, text, guard, find_effort(effort))
+    guard = text_windows(context, TextSpec("builtin:calibration", 40, 64, 0, skip=7))
+    chosen = quantizing_windows(context, text, guard, find_effort(effort))
     rows = {tuple(row.tolist()) for row in chosen.tokens}
     assert len(chosen.tokens) == count
     assert not rows & {tuple(row.tolist()) for row in guard.tokens}
     if effort == "fast":
-        assert torch.equal(chosen.tokens, windows_of(store, model, text).tokens)
+        assert torch.equal(chosen.tokens, text_windows(context, text).tokens)
 
 
 def test_models_too_large_to_train_whole_are_trained_block_by_block() -> None:
@@ -141,15 +141,13 @@ def test_models_too_large_to_train_whole_are_trained_block_by_block() -> None:
 
 def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path: Path) -> None:
     fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
-    store, model = StageStore(tmp_path / "cache"), find_model(str(tiny_llama), tmp_path / "models")
+    context = run_context(tiny_llama, tmp_path / "cache")
     plan = Plan.loads((tmp_path / "fast" / "plan.json").read_text())
     phases = choose_phases(find_effort("balanced"), 10**12, GIGABYTE, 4, torch.float32, 0)
-    guard = windows_of(store, model, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
-    windows = training_windows(
-        store, model, TextSpec("builtin:calibration", 4, 64, 0), phases, guard
-    )
-    task = TuneTask(model, tmp_path / "fast", plan, windows, phases, Machine.choose("cpu"))
-    folder = tune(store, task, Lines())
+    guard = text_windows(context, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
+    windows = training_windows(context, TextSpec("builtin:calibration", 4, 64, 0), phases, guard)
+    task = TrainingTask(tmp_path / "fast", plan, windows, phases)
+    folder = train(context, task)
 
     assert (folder / "plan.json").read_text() == (tmp_path / "fast" / "plan.json").read_text()
     assert read_weights(folder, plan).keys() == plan.by_name.keys()
@@ -171,7 +169,7 @@ def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path
     )
     assert before == pytest.approx(fast["evaluation"]["plan"]["kl_nats_per_token"])
     assert trained < 0.95 * before
-    assert tune(store, task, Lines()) == folder
+    assert train(context, task) == folder
     assert (
         json.loads((folder.parent / "manifest.json").read_text())["inputs"]["phases"][1]["trained"]
         == "scales"

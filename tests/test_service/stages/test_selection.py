@@ -1,15 +1,16 @@
-"""The guard delivers the plan that is nearest to the original, and says by how much it leads."""
+"""The candidate plan that is nearest to the original is delivered, and its lead is stated."""
 
-import json
 import math
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantizer.running.quality import Quality
-from service.stages.guard import Guard
+from service.stages.delivery import Delivery
+from service.stages.selection import Selection, is_nearer
+from service.stages.training import TrainingResult
 from tests.support.synthetic_profiles import PROPERTY
 
 DIVERGENCES = st.floats(0, 10)
@@ -19,9 +20,9 @@ def quality(kl: float) -> Quality:
     return Quality(20 * math.exp(kl), 1.0, 3.0 + kl, 0.05, kl, 0.01, 8, 8 * 511)
 
 
-def judge(**divergences: float) -> Guard:
-    """Return the finding for candidates of these KL divergences, in this order, beside the original."""
-    return Guard.judge(
+def select(**divergences: float) -> Selection:
+    """Return the selection from candidates of these KL divergences, in this order, beside the original."""
+    return Selection.of(
         {"original": quality(0.0)} | {name: quality(kl) for name, kl in divergences.items()}
     )
 
@@ -31,20 +32,22 @@ def judge(**divergences: float) -> Guard:
 def test_no_candidate_is_nearer_to_the_original_than_the_delivered_one(
     plan: float, additive: float, uniform: float
 ) -> None:
-    found = judge(plan=plan, additive=additive, uniform=uniform)
+    found = select(plan=plan, additive=additive, uniform=uniform)
     divergences = {"plan": plan, "additive": additive, "uniform": uniform}
     assert divergences[found.delivered] == min(divergences.values())
 
 
 @pytest.mark.parametrize("best", ["plan", "additive", "uniform"])
 def test_any_candidate_may_win(best: str) -> None:
-    assert judge(**({"plan": 0.5, "additive": 0.5, "uniform": 0.5} | {best: 0.4})).delivered == best
+    assert (
+        select(**({"plan": 0.5, "additive": 0.5, "uniform": 0.5} | {best: 0.4})).delivered == best
+    )
 
 
 def test_the_divergence_decides_and_not_the_perplexity() -> None:
     fluent = Quality(10.0, 1.0, 2.3, 0.05, 0.6, 0.01, 8, 8 * 511)
     assert (
-        Guard.judge({"original": quality(0.0), "plan": fluent, "uniform": quality(0.5)}).delivered
+        Selection.of({"original": quality(0.0), "plan": fluent, "uniform": quality(0.5)}).delivered
         == "uniform"
     )
 
@@ -53,8 +56,8 @@ def test_the_divergence_decides_and_not_the_perplexity() -> None:
     "names", [("plan", "additive", "uniform"), ("uniform", "plan", "additive")]
 )
 def test_the_first_of_equals_is_delivered(names: tuple[str, ...]) -> None:
-    assert judge(**dict.fromkeys(names, 0.25)).delivered == names[0]
-    assert judge(**({names[0]: 0.5} | dict.fromkeys(names[1:], 0.25))).delivered == names[1]
+    assert select(**dict.fromkeys(names, 0.25)).delivered == names[0]
+    assert select(**({names[0]: 0.5} | dict.fromkeys(names[1:], 0.25))).delivered == names[1]
 
 
 def test_a_forbidden_candidate_is_compared_but_not_delivered() -> None:
@@ -64,13 +67,13 @@ def test_a_forbidden_candidate_is_compared_but_not_delivered() -> None:
         "additive": quality(0.4),
         "uniform": quality(0.1),
     }
-    found = Guard.judge(qualities, {"uniform"})
+    found = Selection.of(qualities, {"uniform"})
     assert (found.delivered, found.uniform) == ("additive", "uniform")
     assert found.lead == pytest.approx(1 - 0.4 / 0.1)
 
 
 def test_the_original_is_never_delivered() -> None:
-    assert judge(uniform=3.0).delivered == "uniform"
+    assert select(uniform=3.0).delivered == "uniform"
 
 
 @pytest.mark.parametrize("names", [("plan", "uniform"), ("uniform", "plan")])
@@ -78,8 +81,8 @@ def test_a_candidate_without_a_finite_divergence_is_not_delivered_when_another_h
     names: tuple[str, str],
 ) -> None:
     broken, sound = names
-    assert judge(**{broken: math.nan, sound: 0.5}).delivered == sound
-    assert judge(**{broken: math.inf, sound: 0.5}).delivered == sound
+    assert select(**{broken: math.nan, sound: 0.5}).delivered == sound
+    assert select(**{broken: math.inf, sound: 0.5}).delivered == sound
 
 
 @pytest.mark.parametrize(
@@ -89,13 +92,13 @@ def test_a_candidate_without_a_finite_divergence_is_not_delivered_when_another_h
 def test_the_lead_is_the_share_of_the_uniform_plans_divergence_that_is_saved(
     plan: float, uniform: float, lead: float
 ) -> None:
-    assert judge(plan=plan, uniform=uniform).lead == pytest.approx(lead, abs=1e-12)
+    assert select(plan=plan, uniform=uniform).lead == pytest.approx(lead, abs=1e-12)
 
 
 @pytest.mark.parametrize("best", ["uniform 2+3 g128", "uniform 2+4 g256"])
 def test_the_lead_is_over_the_best_of_several_uniform_plans(best: str) -> None:
     divergences = {"plan": 0.3, "uniform 2+3 g128": 0.5, "uniform 2+4 g256": 0.5} | {best: 0.4}
-    found = judge(**divergences)
+    found = select(**divergences)
     assert (found.delivered, found.uniform) == ("plan", best)
     assert found.lead == pytest.approx(0.25)
 
@@ -105,26 +108,17 @@ def test_the_lead_is_over_the_best_of_several_uniform_plans(best: str) -> None:
 def test_the_lead_is_never_negative_and_at_most_all(
     plan: float, additive: float, uniform: float
 ) -> None:
-    assert 0 <= judge(plan=plan, additive=additive, uniform=uniform).lead <= 1
+    assert 0 <= select(plan=plan, additive=additive, uniform=uniform).lead <= 1
 
 
-def test_the_finding_is_json_of_all_candidates_without_the_original() -> None:
-    found = judge(plan=0.15, additive=0.3, uniform=0.2)
-    document = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert document == {
-        "delivered": "plan",
-        "uniform": "uniform",
-        "lead_over_uniform": pytest.approx(0.25),
-        "candidates": {
-            "plan": quality(0.15).to_json(),
-            "additive": quality(0.3).to_json(),
-            "uniform": quality(0.2).to_json(),
-        },
-        "tuned": None,
+def test_the_original_is_no_candidate() -> None:
+    found = select(plan=0.15, additive=0.3, uniform=0.2)
+    assert found.candidates == {
+        "plan": quality(0.15),
+        "additive": quality(0.3),
+        "uniform": quality(0.2),
     }
-    assert replace(found, tuned=quality(0.1)).to_json() == document | {
-        "tuned": quality(0.1).to_json()
-    }
+    assert (found.delivered_quality, found.uniform_quality) == (quality(0.15), quality(0.2))
 
 
 @pytest.mark.parametrize(
@@ -134,5 +128,17 @@ def test_the_finding_is_json_of_all_candidates_without_the_original() -> None:
 def test_a_trained_plan_is_delivered_only_where_it_is_nearer_to_the_original(
     tuned: float, kept: bool
 ) -> None:
-    assert replace(judge(plan=0.15, uniform=0.2), tuned=quality(tuned)).keeps_tuned == kept
-    assert not judge(plan=0.15, uniform=0.2).keeps_tuned
+    selection = select(plan=0.15, uniform=0.2)
+    checkpoints = {"plan": Path("plan"), "uniform": Path("uniform")}
+    result = TrainingResult(
+        Path("plan"), Path("trained"), selection.delivered_quality, quality(tuned)
+    )
+    delivery = Delivery(selection, checkpoints, result)
+    assert is_nearer(quality(tuned), selection.delivered_quality) == kept
+    assert delivery.is_trained == kept
+    assert delivery.checkpoint == (Path("trained") if kept else Path("plan"))
+    evaluated = {"plan": delivery.checkpoint, "uniform": Path("uniform")}
+    assert delivery.evaluated == evaluated | ({"untuned": Path("plan")} if kept else {})
+    untrained = Delivery(selection, checkpoints, None)
+    assert not untrained.is_trained
+    assert untrained.checkpoint == Path("plan")

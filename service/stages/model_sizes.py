@@ -1,4 +1,4 @@
-"""Sizes of a model by its parts, before anything is quantized."""
+"""Bytes of a model by its parts, before anything is quantized."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from quantizer.plans.plan import LayerSpec
 
 _TENSORS_PER_LAYER = 7
 _HEADER_BYTES_PER_TENSOR = 120
-"""More than a safetensors header says of a tensor besides the layer's name.
+"""Upper bound of what a safetensors header states of a tensor besides the layer's name.
 
 Tensor name, dtype, shape, offsets.
 """
@@ -29,7 +29,7 @@ class ModelSizes:
         layer_bytes: weights of the layers to quantize, without biases, in the stored dtype.
         unquantized_bytes: everything else in the files: embeddings, head, norms, biases, headers.
         layer_weights: number of weights in the layers to quantize.
-        vocabulary: tokens that the head tells apart.
+        vocabulary: number of tokens that the head distinguishes.
         item_bytes: bytes of one weight.
     """
 
@@ -39,6 +39,11 @@ class ModelSizes:
     layer_weights: int
     vocabulary: int
     item_bytes: int
+
+    @property
+    def other_weights(self) -> int:
+        """Number of weights beside the layers to quantize; file headers count as weights."""
+        return self.unquantized_bytes // self.item_bytes
 
 
 def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]) -> ModelSizes:
@@ -51,22 +56,18 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
         skeleton: the model without storage for its weights.
         layers: its layers.
     """
+    item_bytes = int(getattr(torch, model.dtype).itemsize)
+    layer_weights = sum(layer.weights for layer in layers)
+    layer_bytes = layer_weights * item_bytes
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    weights, item_bytes = (
-        sum(layer.weights for layer in layers),
-        getattr(torch, model.dtype).itemsize,
-    )
-    total, layer_bytes = (
-        checkpoint_bytes(model.path) or parameters * item_bytes,
-        weights * item_bytes,
-    )
+    file_bytes = checkpoint_bytes(model.path) or parameters * item_bytes
     return ModelSizes(
-        total,
-        layer_bytes,
-        total - layer_bytes,
-        weights,
-        skeleton.config.get_text_config().vocab_size,
-        item_bytes,
+        file_bytes=file_bytes,
+        layer_bytes=layer_bytes,
+        unquantized_bytes=file_bytes - layer_bytes,
+        layer_weights=layer_weights,
+        vocabulary=skeleton.config.get_text_config().vocab_size,
+        item_bytes=item_bytes,
     )
 
 
@@ -77,9 +78,16 @@ def rest_of_file(
     layers: Sequence[LayerSpec],
     tables: Sequence[LayerSpec] = (),
 ) -> int:
-    """Return what a budget for the whole file leaves for the quantized layers, and tables where some join them, in bytes.
+    """Return the bytes that a budget for the whole file leaves for what is quantized.
 
-    Room is kept for the file headers, which name more tensors than before.
+    Bytes for the file headers are set aside; they name more tensors than before.
+
+    Args:
+        budget: as the user wrote it, for messages.
+        file_bytes: the budget in bytes.
+        sizes: bytes of the original by parts.
+        layers: the layers to quantize.
+        tables: embedding and head, where they are quantized too.
 
     Raises:
         BudgetInfeasible: it leaves nothing.
@@ -93,7 +101,7 @@ def rest_of_file(
     if left <= 0:
         raise BudgetInfeasible(
             f"budget {budget.text} for the whole file: {others + headers} bytes of it are not "
-            "quantized "
-            "(embeddings, head, norms, headers), which leaves nothing for the layers; give more"
+            "quantized (embeddings, head, norms, headers), which leaves nothing for the layers; "
+            "give more"
         )
     return left

@@ -1,0 +1,167 @@
+"""Single stages, as the commands `profile`, `quantize`, `evaluate` and `run --dry-run` use them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from allocator.profile import Profile
+from quantizer.models.source import find_model
+from quantizer.plans.plan import Plan
+from quantizer.running.quality import Quality
+from quantizer.texts.text import TextSpec
+from service.request.effort import Effort
+from service.request.request import BATCH, RunRequest
+from service.stages.calibration_windows import quantizing_windows, text_windows
+from service.stages.checkpoint import check_plan
+from service.stages.clock import Clock
+from service.stages.context import MODELS_FOLDER, RunContext
+from service.stages.estimate import dry_run
+from service.stages.evaluation import evaluate
+from service.stages.machine import Machine
+from service.stages.prepare import PreparedRun, prepare
+from service.stages.profile import ProfileTask, measure_profile
+from service.stages.progress import Reporter, Silent
+from service.stages.recipe import Recipe
+from service.stages.requantize import quantize_by_recipe
+from service.stages.training import TrainingRequest, train_and_compare, training_task
+from service.storage.stage_store import StageStore
+
+
+def estimate_run(
+    request: RunRequest, store: StageStore, given: Profile | None = None
+) -> dict[str, Any]:
+    """Return what a run would do and take, as JSON values, without reading any weight.
+
+    Raises as `service.stages.prepare.prepare` does.
+    """
+    context = RunContext.for_request(request, store, Silent(), read_weights=False)
+    return dry_run(context, request, prepare(context, request, given))
+
+
+def profile_model(
+    request: RunRequest, store: StageStore, reporter: Reporter
+) -> tuple[Profile, Path]:
+    """Measure a model's profile; return it and the folder that it is stored in."""
+    context = RunContext.for_request(request, store, reporter)
+    task = profile_task(context, request, prepare(context, request))
+    return measure_profile(context, task), store.path(task.key(context))
+
+
+def profile_task(context: RunContext, request: RunRequest, prepared: PreparedRun) -> ProfileTask:
+    """Return everything that decides a profile; only the windows that it needs are cut."""
+    calibration = text_windows(context, request.amounts.calibration)
+    probes = text_windows(context, request.amounts.probes)
+    return ProfileTask.for_request(request, prepared, calibration, probes)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeRequest:
+    """What a user asks of `quantize`.
+
+    Attributes:
+        model: a folder, a GGUF file, or a Hugging Face id.
+        plan: fidelities of layers, embedding and head.
+        text: calibration windows that layers are quantized on.
+        held_out_windows: further windows of this text, on which the trained checkpoint is compared
+            with the untrained one.
+        effort: how much work goes into the layers.
+        recipe: how they are quantized and trained.
+        seed: of everything random.
+        device: `cpu`, `cuda`, or `auto`.
+
+    Raises:
+        RequestError: the effort leaves nothing of the recipe.
+    """
+
+    model: str
+    plan: Plan
+    text: TextSpec
+    held_out_windows: int
+    effort: Effort
+    recipe: Recipe
+    seed: int
+    device: str
+
+    def __post_init__(self) -> None:
+        """Refuse an effort that leaves nothing of the recipe."""
+        self.recipe.check(self.effort)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedModel:
+    """A quantized checkpoint.
+
+    Attributes:
+        checkpoint: its folder.
+        plan: its plan, which differs from the one asked for if the recipe moves outliers.
+        trained: whether its layers were trained.
+    """
+
+    checkpoint: Path
+    plan: Plan
+    trained: bool
+
+
+def quantize_model(
+    request: QuantizeRequest, store: StageStore, reporter: Reporter
+) -> QuantizedModel:
+    """Quantize a model as a plan says, and train its layers.
+
+    The trained checkpoint is kept only if it is nearer to the original on held-out windows.
+
+    Raises:
+        QuantizerError: model, plan or text cannot be used.
+    """
+    context = _context(request.model, request.device, store, reporter)
+    check_plan(context.model, request.plan)
+    held_out_text = replace(
+        request.text, windows=request.held_out_windows, skip=request.text.windows
+    )
+    held_out = text_windows(context, held_out_text)
+    windows = quantizing_windows(context, request.text, held_out, request.effort)
+    plan, checkpoint = quantize_by_recipe(
+        context, request.recipe, request.plan, windows, "quantize"
+    )
+    wanted = TrainingRequest(request.recipe, request.effort, request.text, held_out, request.seed)
+    training = training_task(context, plan, checkpoint, wanted)
+    if not training.phases:
+        return QuantizedModel(checkpoint, plan, trained=False)
+    untrained = evaluate(context, {"untrained": checkpoint}, held_out, "compare", fast=True)
+    result = train_and_compare(context, training, untrained["untrained"], held_out, Clock())
+    trained = result is not None and result.is_nearer
+    return QuantizedModel(result.nearer if result else checkpoint, plan, trained)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateRequest:
+    """What a user asks of `evaluate`.
+
+    Attributes:
+        model: a folder, a GGUF file, or a Hugging Face id.
+        checkpoints: folders of quantized checkpoints of this model, by name.
+        text: windows that they are scored on.
+        device: `cpu`, `cuda`, or `auto`.
+    """
+
+    model: str
+    checkpoints: Mapping[str, Path]
+    text: TextSpec
+    device: str
+
+
+def evaluate_checkpoints(
+    request: EvaluateRequest, store: StageStore, reporter: Reporter
+) -> dict[str, Quality]:
+    """Score a model and quantized checkpoints of it; return qualities by name.
+
+    Raises:
+        QuantizerError: the model, a checkpoint or the text cannot be used.
+    """
+    context = _context(request.model, request.device, store, reporter)
+    return evaluate(context, request.checkpoints, text_windows(context, request.text))
+
+
+def _context(model: str, device: str, store: StageStore, reporter: Reporter) -> RunContext:
+    folder = find_model(model, store.root / MODELS_FOLDER)
+    return RunContext(store, folder, Machine.choose(device), reporter, BATCH)
