@@ -19,7 +19,8 @@ ORIGINAL = "original"
 INTEGRAL_NODES = 2
 """Gauss-Legendre nodes on the path of `integral`.
 
-With 32 nodes, shares change by less than tests/benchmarks/LOG.md says.
+With 32 nodes, no share of SmolLM2 changes by more than 0.0016 nats/token: tests/benchmarks/LOG.md,
+"shares of the damage instead of effects".
 """
 NOISE_LEVELS = (0.05, 0.1, 0.2)
 """Relative sizes of the noise of `noise`. The source uses 15 levels; the fit has one parameter."""
@@ -96,6 +97,7 @@ class Signal:
         reach: for which plans its profiles predict the loss.
         contexts: contexts in which it can be measured, of `UNIFORM` and `ORIGINAL`; its default
             first.
+        coupled: whether its loss model has products between layers; otherwise damages add up.
         cost: work and memory of a measurement.
     """
 
@@ -105,6 +107,7 @@ class Signal:
     probe_tokens: int
     reach: Reach
     contexts: tuple[str, ...]
+    coupled: bool
     cost: SignalCost
 
     def in_original(self, *, requested: bool) -> bool:
@@ -130,6 +133,7 @@ INTEGRAL = Signal(
     probe_tokens=512,
     reach=Reach(0.15, 0.45, prefers_smaller_context=True),
     contexts=(UNIFORM,),
+    coupled=False,
     cost=SignalCost(3 * INTEGRAL_NODES + 1, 0, 4 * INTEGRAL_NODES + 2, all_probes_at_once=False),
 )
 
@@ -141,6 +145,7 @@ OUTPUT = Signal(
     probe_tokens=128,
     reach=NARROW,
     contexts=(UNIFORM, ORIGINAL),
+    coupled=True,
     cost=SignalCost(0, 2 * _PER_CHANGE, SKETCH_WIDTH + 3, all_probes_at_once=True),
 )
 
@@ -151,6 +156,7 @@ GRADIENT = Signal(
     probe_tokens=128,
     reach=NARROW,
     contexts=(UNIFORM,),
+    coupled=True,
     cost=SignalCost(5, 0, 6, all_probes_at_once=False),
 )
 
@@ -161,6 +167,7 @@ NOISE = Signal(
     probe_tokens=128,
     reach=NARROW,
     contexts=(ORIGINAL,),
+    coupled=False,
     cost=SignalCost(0, len(NOISE_LEVELS) * _PER_CHANGE, SKETCH_WIDTH + 3, all_probes_at_once=True),
 )
 
@@ -171,11 +178,15 @@ HESSIAN = Signal(
     probe_tokens=512,
     reach=NARROW,
     contexts=(UNIFORM,),
+    coupled=False,
     cost=SignalCost(1, 0, 2, all_probes_at_once=False),
 )
 
 DEFAULT = INTEGRAL
-"""The signal that is measured unless the user chooses another; README.md compares them."""
+"""The signal that is measured unless the user chooses another.
+
+Compared in tests/benchmarks/LOG.md, "signals compared, plans quantized in full".
+"""
 
 SIGNALS: Mapping[str, Signal] = MappingProxyType(
     {signal.name: signal for signal in (INTEGRAL, OUTPUT, GRADIENT, NOISE, HESSIAN)}

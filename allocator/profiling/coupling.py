@@ -5,7 +5,8 @@ therefore the same in every plan that gives the layer that fidelity: it belongs 
 term. Only products between different layers need a quadratic term. They are fitted by principal
 factors (Thurstone's common factors, with each layer's own part left free). At the same rank, this
 leaves out several times less of the products than the leading eigenvectors of the whole matrix do,
-and it makes the relaxed program many times tighter: tests/benchmarks/LOG.md.
+and it makes the relaxed program many times tighter: tests/benchmarks/LOG.md, "the solver, on the
+profile of `output` with full coupling".
 """
 
 import numpy as np

@@ -6,7 +6,7 @@ error. If the squared output error of a fidelity lies a share f of the way from 
 end's, the fidelity has f times the effect of that end, plus an uncorrelated remainder of f (1 - f)
 times the squared effect, as for independent errors. For SmolLM2, interpolated damages are off by
 0.0021 nats/token. The damages are 0.0036, and a measured one has a standard error of 0.003:
-tests/benchmarks/LOG.md.
+tests/benchmarks/LOG.md, "what interpolation costs".
 """
 
 from dataclasses import dataclass, replace

@@ -95,6 +95,29 @@ def test_costs_of_signals_that_change_one_layer_at_a_time_grow_with_the_layers()
     ]
 
 
+def table_row(signal: Signal) -> str:
+    """Return the row of a signal in the table of allocator/README.md."""
+    reach = f"-{signal.reach.below:.0%} .. +{signal.reach.above:.0%}".replace("%", " %")
+    per_layer = signal.cost.products_per_layer
+    products = f"{per_layer:g} L".removeprefix("1 ") if per_layer else signal.cost.layer_products
+    cells = (
+        f"`{signal.name}`",
+        "coupled" if signal.coupled else "additive",
+        ", ".join(signal.contexts),
+        f"{signal.probe_windows} x {signal.probe_tokens}",
+        reach,
+        products,
+        signal.cost.other_products,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_table_of_the_readme_agrees() -> None:
+    readme = (ROOT / "allocator" / "README.md").read_text()
+    table = readme.split("<!-- signals: begin -->")[1].split("<!-- signals: end -->")[0]
+    assert table.strip().splitlines()[2:] == [table_row(signal) for signal in SIGNALS.values()]
+
+
 def test_a_wide_reach_takes_a_context_below_the_budget() -> None:
     assert find_signal("integral").reach.largest_plan == 1.45
     assert NARROW.largest_plan is None

@@ -93,6 +93,7 @@ def test_a_profile_says_what_was_measured(
     assert profile.layers == find_layers(model)
     assert profile.fidelities == MENU.fidelities
     assert profile.context == (None if signal == "noise" else MENU.context)
+    assert bool(len(profile.factor)) == SIGNALS[signal].coupled
     assert profile.tokens == PROBES.numel()
     assert (profile.model_sha256, profile.calibration_sha256) == ("a" * 64, "b" * 64)
     assert_same(Profile.loads(*profile.dumps()), profile)
