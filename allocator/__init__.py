@@ -1,1 +1,1 @@
-"""Decides how a budget of bytes is spent on a model's layers: measures, then optimises."""
+"""Decides how a budget of bytes is spent on the layers of a model: measures, then optimises."""

@@ -130,16 +130,7 @@ class Profile:
     @property
     def weight_bytes(self) -> NDArray[np.int64]:
         """Exact bytes of each layer at each fidelity, [L, K]."""
-        return np.array(
-            [
-                [
-                    fidelity.weight_bytes(layer.out_features, layer.in_features)
-                    for fidelity in self.fidelities
-                ]
-                for layer in self.layers
-            ],
-            dtype=np.int64,
-        )
+        return layer_sizes(self.layers, self.fidelities)
 
     @property
     def digest(self) -> str:
@@ -285,6 +276,20 @@ def profile_digest(head: bytes, arrays: bytes) -> str:
     SHA-256 of the JSON document's length (8 bytes, big-endian), the document, and the arrays.
     """
     return hashlib.sha256(len(head).to_bytes(8) + head + arrays).hexdigest()
+
+
+def layer_sizes(layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity]) -> NDArray[np.int64]:
+    """Return the exact bytes of each layer at each fidelity, [L, K]."""
+    return np.array(
+        [
+            [
+                fidelity.weight_bytes(layer.out_features, layer.in_features)
+                for fidelity in fidelities
+            ]
+            for layer in layers
+        ],
+        dtype=np.int64,
+    )
 
 
 def shares_of(profile: Profile, plan: Plan) -> Array:

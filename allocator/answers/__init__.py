@@ -1,1 +1,1 @@
-"""Questions that a profile answers: what-ifs, frontiers, comparisons, the uniform rival."""
+"""Answers from a profile: what-ifs, frontiers, comparisons of plans, the uniform baseline."""

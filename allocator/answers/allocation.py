@@ -1,7 +1,4 @@
-"""The answer to "what is the best plan within this budget".
-
-The plan, and the proof of how good it is.
-"""
+"""The answer to "what is the best plan within this budget": the plan, and how good it is."""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,7 +11,15 @@ from quantizer.plans.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class LimitUse:
-    """What a plan uses of a limit other than the budget, and the loss that one more unit of it would save."""
+    """How a plan uses a limit other than the budget.
+
+    Attributes:
+        name: of the limit.
+        unit: of the amounts, `bytes` or `us`.
+        used: by the plan.
+        most: the limit.
+        price: dual price: the loss that one more unit would save, [nats/token].
+    """
 
     name: str
     unit: str
@@ -25,7 +30,7 @@ class LimitUse:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """A plan, and what the solver says of it.
+    """A plan, and what the solver knows of it.
 
     Attributes:
         plan: one fidelity for each layer.
@@ -34,7 +39,8 @@ class Allocation:
         predicted_loss: modelled KL divergence from the original on calibration text, [nats/token].
         bound: modelled loss that no plan within the same limits can be below, proven by
             `allocator.solver.bound`.
-        price: modelled loss that one more byte would save, [nats/token/byte].
+        price: dual price of a byte: the modelled loss that one more byte would save,
+            [nats/token/byte].
         limits: use of further limits.
         decided_by: the rule that decided each layer, empty where none did; empty altogether where
             there are no rules.
@@ -67,7 +73,11 @@ class Allocation:
         return self.budget_bytes - self.weight_bytes
 
     def replaced_by(self, plan: Plan, profile: Profile) -> "Allocation":
-        """Return an allocation that delivers another plan for the same budget, without word of further limits and rules."""
+        """Return the allocation with another plan for the same budget.
+
+        The use of further limits and the deciding rules are left out: they are those of the old
+        plan.
+        """
         loss = profile.loss_of_shares(shares_of(profile, plan))
         return replace(
             self,
@@ -79,7 +89,7 @@ class Allocation:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan's JSON with the solver's findings beside it.
+        """Return the plan's JSON with the results of the solver beside it.
 
         `Plan.from_json` reads the plan back.
         """

@@ -1,11 +1,11 @@
-"""How two plans of the same model differ, and what a plan that a person edited costs."""
+"""How two plans of the same model differ, and what an edited plan costs and breaks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from allocator.answers.whatif import WhatIf
-from allocator.demands.rules import decide
+from allocator.demands.rules import apply_rules
 from allocator.errors import ProfileError
 from allocator.profile import Profile, shares_of
 from quantizer.plans.plan import LayerSpec, Plan
@@ -16,7 +16,14 @@ _SHOWN_LAYERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One layer that two plans store differently."""
+    """One layer that two plans store differently.
+
+    Attributes:
+        layer: its name.
+        before: fidelity in the first plan.
+        after: fidelity in the second.
+        bytes_more: how much larger the second is; negative where it is smaller.
+    """
 
     layer: str
     before: str
@@ -33,7 +40,7 @@ class Difference:
         layers: how many layers there are.
         bytes_before: size of the first plan.
         bytes_after: size of the second.
-        loss_before: modelled loss of the first, where a profile was given.
+        loss_before: modelled loss of the first, [nats/token], where a profile was given.
         loss_after: modelled loss of the second.
     """
 
@@ -75,7 +82,10 @@ class Difference:
 def compare_plans(before: Plan, after: Plan, profile: Profile | None = None) -> Difference:
     """Return what changes from one plan of a model to another.
 
-    With a profile, what that does to the modelled loss too.
+    Args:
+        before: the first plan.
+        after: the second.
+        profile: predicts the losses of both.
 
     Raises:
         ProfileError: the plans, or the profile, are of models with other layers.
@@ -91,20 +101,24 @@ def compare_plans(before: Plan, after: Plan, profile: Profile | None = None) -> 
         strict=True,
     )
     changes = tuple(
-        Change(layer.name, one.name, two.name, much - less)
-        for layer, one, two, less, much in rows
+        Change(layer.name, one.name, two.name, two_bytes - one_bytes)
+        for layer, one, two, one_bytes, two_bytes in rows
         if one != two
     )
-    losses = (
-        (loss_of(profile, before), loss_of(profile, after)) if profile is not None else (None, None)
+    return Difference(
+        changes=changes,
+        layers=len(before.layers),
+        bytes_before=before.weight_bytes,
+        bytes_after=after.weight_bytes,
+        loss_before=None if profile is None else loss_of(profile, before),
+        loss_after=None if profile is None else loss_of(profile, after),
     )
-    return Difference(changes, len(before.layers), before.weight_bytes, after.weight_bytes, *losses)
 
 
 def loss_of(profile: Profile, plan: Plan) -> float:
-    """Return the modelled loss of any plan of the profile's model.
+    """Return the modelled loss of any plan of the profile's model, [nats/token].
 
-    Fidelities off its menu are interpolated by their bytes.
+    Fidelities that the profile did not measure are interpolated by their bytes.
 
     Raises:
         ProfileError: it is a plan for other layers.
@@ -135,14 +149,14 @@ def check_layers(what: str, one: Sequence[LayerSpec], two: Sequence[LayerSpec]) 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """What a plan costs and what it breaks.
+    """What a plan costs and which constraints it breaks.
 
     Attributes:
         weight_bytes: its exact size.
         bits_per_weight: the same for each weight.
         predicted_loss: modelled KL divergence, [nats/token].
         off_menu: layers whose fidelity the profile did not measure; their effect is interpolated.
-        broken_ties: groups of layers that the target needs to agree and that do not, as sentences.
+        broken_ties: groups of layers that must share a fidelity and do not, as sentences.
         broken_rules: rules that a layer breaks, as sentences.
         broken_limits: limits that are exceeded, the budget among them, as sentences.
     """
@@ -175,59 +189,67 @@ class Pricing:
 
 
 def price_plan(whatif: WhatIf, plan: Plan, budget_bytes: int | None = None) -> Pricing:
-    """Return what a plan, such as one that a person edited, costs and breaks under the constraints of `whatif`.
+    """Return what a plan costs and breaks, such as one that a person edited.
+
+    Args:
+        whatif: profile and constraints.
+        plan: of the profile's model.
+        budget_bytes: that the plan should fit.
 
     Raises:
         ProfileError: it is a plan for other layers.
-        RuleError: the latency table does not know a fidelity of the plan.
+        RuleError: the latency table has no row for a fidelity of the plan.
     """
     profile = whatif.profile
     loss = loss_of(profile, plan)
     plan = reordered(plan, profile.layers)
     menu = set(profile.fidelities)
-    off = tuple(
+    off_menu = tuple(
         layer.name
         for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
         if fidelity not in menu
     )
     return Pricing(
-        plan.weight_bytes, plan.bits_per_weight, loss, off,
-        _broken_ties(whatif, plan), _broken_rules(whatif, plan), _broken_limits(whatif, plan, budget_bytes),
-    )  # fmt: skip
+        weight_bytes=plan.weight_bytes,
+        bits_per_weight=plan.bits_per_weight,
+        predicted_loss=loss,
+        off_menu=off_menu,
+        broken_ties=_broken_ties(whatif, plan),
+        broken_rules=_broken_rules(whatif, plan),
+        broken_limits=_broken_limits(whatif, plan, budget_bytes),
+    )
 
 
 def _broken_ties(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
+    target = whatif.constraints.target
+    reason = "" if target == "transformers" else f" for {target}"
     found = []
     for group in whatif.program.members:
         names = sorted({plan.fidelities[at].name for at in group})
         if len(names) > 1:
             shown = [plan.layers[at].name for at in group[:_SHOWN_LAYERS]]
             members = ", ".join([*shown, "..."] if len(group) > _SHOWN_LAYERS else shown)
-            found.append(f"{members} must agree{_for_target(whatif)}; they have {', '.join(names)}")
+            found.append(f"{members} must agree{reason}; they have {', '.join(names)}")
     return tuple(found)
 
 
-def _for_target(whatif: WhatIf) -> str:
-    return (
-        "" if whatif.constraints.target == "transformers" else f" for {whatif.constraints.target}"
-    )
-
-
 def _broken_rules(whatif: WhatIf, plan: Plan) -> tuple[str, ...]:
-    rules, groups, found = whatif.constraints.rules, whatif.program.members, []
-    menu = tuple(
-        dict.fromkeys((*whatif.profile.fidelities, *plan.fidelities))
-    )  # a rule may admit what is off the menu
-    decision = decide(plan.layers, menu, groups, rules)
+    rules = whatif.constraints.rules
+    groups = whatif.program.members
+    # a rule may admit a fidelity that is not on the profile's menu
+    menu = tuple(dict.fromkeys((*whatif.profile.fidelities, *plan.fidelities)))
+    removed_by = apply_rules(plan.layers, menu, groups, rules).removed_by
+    found = []
     for index, group in enumerate(groups):
         for at in group:
-            rule = int(decision.removed_by[index, menu.index(plan.fidelities[at])])
+            rule = int(removed_by[index, menu.index(plan.fidelities[at])])
             if rule >= 0:
                 found.append(
                     f"{plan.layers[at].name} has {plan.fidelities[at].name}, against the rule "
                     f"{str(rules[rule])!r}"
                 )
-    distinct, most = len(set(plan.fidelities)), whatif.constraints.most_distinct
+    distinct = len(set(plan.fidelities))
+    most = whatif.constraints.most_distinct
     if most is not None and distinct > most:
         found.append(f"{distinct} distinct fidelities; at most {most} were asked for")
     return tuple(found)
@@ -237,7 +259,9 @@ def _broken_limits(whatif: WhatIf, plan: Plan, budget_bytes: int | None) -> tupl
     found = []
     if budget_bytes is not None and plan.weight_bytes > budget_bytes:
         found.append(f"budget of {budget_bytes} bytes: the plan has {plan.weight_bytes}")
-    for name, unit, used, most in whatif.constraints.uses_of(plan):
-        if used > most * (1 + 1e-12):
-            found.append(f"limit {name!r} of {most:.10g} {unit}: the plan uses {used:.10g}")
+    found += [
+        f"limit {use.name!r} of {use.most:.10g} {use.unit}: the plan uses {use.used:.10g}"
+        for use in whatif.constraints.usage(plan)
+        if use.exceeded
+    ]
     return tuple(found)

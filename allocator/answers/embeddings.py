@@ -1,9 +1,8 @@
-"""How embedding and head are stored, where a budget is for the whole file.
+"""How embedding and head are stored, where a budget is for the whole checkpoint.
 
-A few ways each, so all of them are tried.
-
-Each way leaves some bytes to the layers, whose best plan is known for any budget; damage of tables
-and layers is taken to add up.
+There are a few options for each, so all combinations are tried. Each combination leaves some bytes
+to the layers, whose best plan is known for any budget. The losses of embedding, head and layers are
+taken to add up.
 """
 
 from collections.abc import Sequence
@@ -19,52 +18,59 @@ from quantizer.plans.plan import LayerSpec
 
 
 @dataclass(frozen=True, slots=True)
-class TableChoice:
-    """One way to store one table.
+class EmbeddingOption:
+    """One way to store an embedding or a head.
 
     Attributes:
-        table: which.
-        fidelity: how; None leaves it as it is.
-        weight_bytes: what it takes.
-        loss: what it costs, [nats/token].
+        embedding: the embedding or head.
+        fidelity: None leaves it unquantized.
+        weight_bytes: its exact size.
+        loss: measured KL divergence that it adds, [nats/token].
     """
 
-    table: LayerSpec
+    embedding: LayerSpec
     fidelity: Fidelity | None
     weight_bytes: int
     loss: float
 
 
-def choose_tables(
+def choose_embedding_options(
     profile: Profile,
     constraints: Constraints,
-    choices: Sequence[Sequence[TableChoice]],
+    options: Sequence[Sequence[EmbeddingOption]],
     budget_bytes: int,
-) -> tuple[TableChoice, ...]:
-    """Return for each table the way that leaves, with the best plan of the layers, the least modelled loss.
+) -> tuple[EmbeddingOption, ...]:
+    """Return the options that, with the best plan of the layers, have the least modelled loss.
 
     Args:
         profile: of the layers.
         constraints: what their plan must respect.
-        choices: the ways of each table.
-        budget_bytes: for tables and layers together.
+        options: of each embedding and head.
+        budget_bytes: for embedding, head and layers together.
+
+    Returns:
+        One option for each embedding and head.
 
     Raises:
-        BudgetInfeasible: no way leaves enough for the layers.
+        BudgetInfeasible: no combination leaves enough for the layers.
     """
-    whatif, best, least = WhatIf(profile, constraints), None, float("inf")
+    whatif = WhatIf(profile, constraints)
+    best: tuple[EmbeddingOption, ...] | None = None
+    least = float("inf")
     closest: BudgetInfeasible | None = None
-    for ways in sorted(
-        product(*choices), key=lambda ways: sum(way.weight_bytes for way in ways), reverse=True
-    ):
-        left = budget_bytes - sum(way.weight_bytes for way in ways)
+    for chosen in sorted(product(*options), key=_weight_bytes, reverse=True):
+        left_bytes = max(budget_bytes - _weight_bytes(chosen), 0)
         try:
-            loss = whatif.plan(max(left, 0)).predicted_loss + sum(way.loss for way in ways)
+            loss = whatif.plan(left_bytes).predicted_loss + sum(option.loss for option in chosen)
         except BudgetInfeasible as error:
             closest = error
             continue
         if loss < least:
-            best, least = ways, loss
+            best, least = chosen, loss
     if best is None:
-        raise closest or BudgetInfeasible("there is no way to store the tables")
+        raise closest or BudgetInfeasible("there is no way to store embedding and head")
     return best
+
+
+def _weight_bytes(options: Sequence[EmbeddingOption]) -> int:
+    return sum(option.weight_bytes for option in options)

@@ -1,8 +1,9 @@
-"""What each budget buys.
+"""The frontier of size and loss: the best plans from the smallest to the largest.
 
-The best plans from the smallest to the largest, where they bend, and the smallest one for a loss.
+Also where the frontier bends, and the smallest plan for a wanted loss.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,11 +13,16 @@ from allocator.answers.allocation import Allocation
 from allocator.answers.whatif import WhatIf
 from allocator.errors import LossUnreachable
 from allocator.profile import Array
+from allocator.solver.hull import lower_hull
 
-KNEE = 0.05
-"""A knee lies below the straight line to its neighbours by at least this share of the ranges of bytes and of loss."""
+KNEE_DEPTH = 0.05
+"""A knee lies below the straight line between its neighbours by at least this share of the ranges.
 
-_BISECTIONS = 40
+Bytes and loss are each measured in units of their range.
+"""
+
+_TRIED_BUDGETS = 33
+"""Budgets that are tried where more bytes do not always lower the loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +31,10 @@ class Point:
 
     Attributes:
         allocation: the plan, for the budget that was asked.
-        on_hull: whether no mix of two other plans is better: it lies on the lower convex hull of
-            (bytes, loss).
-        knee: whether the frontier bends here: less would cost much more, more would bring much
-            less.
+        on_hull: whether it is a corner of the lower convex hull of (bytes, loss), so that no mix of
+            two other plans is better.
+        knee: whether the frontier bends here: with fewer bytes the loss rises fast, with more it
+            falls slowly.
     """
 
     allocation: Allocation
@@ -42,9 +48,9 @@ def budgets_between(low_bytes: int, high_bytes: int, count: int) -> list[int]:
 
 
 def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
-    """Return the plans of several budgets by rising size.
+    """Return the best plans of several budgets, by rising budget.
 
-    Where a smaller plan is better, it stands for the larger budget too.
+    Where the plan of a smaller budget has less loss, it is the plan of the larger budget too.
 
     Raises:
         BudgetInfeasible: no plan fits the smallest of them.
@@ -54,69 +60,65 @@ def frontier(whatif: WhatIf, budgets_bytes: Sequence[int]) -> tuple[Point, ...]:
     for budget in sorted(set(budgets_bytes)):
         allocation = whatif.plan(budget)
         if found and allocation.predicted_loss > found[-1].predicted_loss:
-            # a smaller plan fits this budget too, and is better
-            kept = found[-1]
             allocation = replace(
-                kept,
+                found[-1],
                 budget_bytes=budget,
                 bound=allocation.bound,
                 price=allocation.price,
                 notes=allocation.notes,
             )
         found.append(allocation)
-    for at in range(
-        len(found) - 2, -1, -1
-    ):  # what no plan within a larger budget is below, none within a smaller one is
-        found[at] = replace(found[at], bound=max(found[at].bound, found[at + 1].bound))
-    sizes = np.array([allocation.weight_bytes for allocation in found], dtype=np.float64)
+    found = _with_falling_bounds(found)
+    sizes = np.array([allocation.weight_bytes for allocation in found], dtype=np.int64)
     losses = np.array([allocation.predicted_loss for allocation in found])
-    hull, bends = set(hull_of(sizes, losses)), set(knees_of(sizes, losses))
-    return tuple(Point(allocation, at in hull, at in bends) for at, allocation in enumerate(found))
+    corners = set(lower_hull(sizes, losses))
+    knees = set(knees_of(sizes.astype(np.float64), losses))
+    return tuple(
+        Point(allocation, at in corners, at in knees) for at, allocation in enumerate(found)
+    )
 
 
-def hull_of(sizes: Array, losses: Array) -> list[int]:
-    """Return the indices of the points on the lower convex hull, sizes rising."""
-    hull: list[int] = []
-    for at in range(len(sizes)):
-        if hull and sizes[hull[-1]] == sizes[at]:
-            if losses[at] >= losses[hull[-1]]:
-                continue
-            hull.pop()
-        while len(hull) > 1:
-            first, second = hull[-2:]
-            cross = (sizes[second] - sizes[first]) * (losses[at] - losses[first])
-            if cross > (sizes[at] - sizes[first]) * (losses[second] - losses[first]):
-                break
-            hull.pop()
-        hull.append(at)
-    return hull
+def _with_falling_bounds(allocations: Sequence[Allocation]) -> list[Allocation]:
+    """Return allocations by rising budget with the best bound that is known for each.
+
+    A bound for a larger budget holds for all smaller ones.
+    """
+    found: list[Allocation] = []
+    best = float("-inf")
+    for allocation in reversed(allocations):
+        best = max(best, allocation.bound)
+        found.append(replace(allocation, bound=best))
+    return found[::-1]
 
 
 def knees_of(sizes: Array, losses: Array) -> list[int]:
-    """Return the indices of the knees.
+    """Return the indices of the knees, sizes rising.
 
-    The point farthest below the line between the ends, and so on in both halves, see `KNEE`.
+    A knee is the point farthest below the line between two ends, see `KNEE_DEPTH`; the search then
+    goes on in both parts (the algorithm of Ramer, Douglas and Peucker).
     """
-    spread = float(np.ptp(sizes)), float(np.ptp(losses))
-    if min(spread) <= 0:
+    if min(float(np.ptp(sizes)), float(np.ptp(losses))) <= 0:
         return []
-    across, down = (sizes - sizes.min()) / spread[0], (losses - losses.min()) / spread[1]
+    across = (sizes - sizes.min()) / float(np.ptp(sizes))
+    down = (losses - losses.min()) / float(np.ptp(losses))
 
     def search(first: int, last: int) -> list[int]:
-        if last - first < 2 or across[last] == across[first]:  # noqa: PLR2004
-            return []
         inner = np.arange(first + 1, last)
+        if not len(inner) or across[last] == across[first]:
+            return []
         part = (across[inner] - across[first]) / (across[last] - across[first])
         below = down[first] + part * (down[last] - down[first]) - down[inner]
+        if below.max() < KNEE_DEPTH:
+            return []
         at = int(inner[below.argmax()])
-        return [] if below.max() < KNEE else [*search(first, at), at, *search(at, last)]
+        return [*search(first, at), at, *search(at, last)]
 
     return search(0, len(sizes) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Smallest:
-    """The answer to "how small can the plan be".
+    """The answer to "how small can a plan of this loss be".
 
     Attributes:
         allocation: the smallest plan that was found with the wanted loss or less.
@@ -131,50 +133,33 @@ def smallest_plan(whatif: WhatIf, most_loss: float) -> Smallest:
     """Return the smallest plan with a modelled loss of at most `most_loss`, [nats/token].
 
     Raises:
-        LossUnreachable: no plan of the menu has so small a loss; names the smallest that has been
-            found.
+        LossUnreachable: no plan of the menu has so small a loss; names the smallest that was found.
+        SolverFailed: the solver gave no usable answer.
     """
     low, high = whatif.byte_range
     best = whatif.plan(high)
     if best.predicted_loss > most_loss:
-        top = min(
-            (whatif.plan(budget) for budget in budgets_between(low, high, 33)),
-            key=lambda plan: plan.predicted_loss,
+        tried = (whatif.plan(budget) for budget in budgets_between(low, high, _TRIED_BUDGETS))
+        best = min(tried, key=lambda plan: plan.predicted_loss)
+    if best.predicted_loss > most_loss:
+        raise LossUnreachable(
+            f"no plan has a predicted KL of {most_loss:.6g} nats/token; the best that was found "
+            f"has {best.predicted_loss:.6g}, with {best.weight_bytes} bytes"
         )
-        if top.predicted_loss > most_loss:
-            raise LossUnreachable(
-                f"no plan has a predicted KL of {most_loss:.6g} nats/token; the best that was "
-                "found has "
-                f"{top.predicted_loss:.6g}, with {top.weight_bytes} bytes"
-            )
-        best = top
-    small, large = low - 1, best.weight_bytes
-    for _ in range(_BISECTIONS):
-        if large - small <= 1:
-            break
-        middle = (small + large) // 2
-        found = whatif.plan(middle)
-        if found.predicted_loss <= most_loss:
-            best, large = found, min(middle, found.weight_bytes)
-        else:
-            small = middle
-    return Smallest(
-        replace(best, budget_bytes=best.weight_bytes),
-        _bound_bytes(whatif, most_loss, best.weight_bytes),
-    )
+    while smaller := _smaller_plan(whatif, most_loss, best.weight_bytes):
+        best = smaller
+    best_bytes = best.weight_bytes
+    open_sizes = range(low, best_bytes)
+    at = bisect_left(open_sizes, True, key=lambda size: whatif.bound(size) <= most_loss)
+    return Smallest(replace(best, budget_bytes=best_bytes), low + at)
 
 
-def _bound_bytes(whatif: WhatIf, most_loss: float, found_bytes: int) -> int:
-    """Return the smallest budget whose bound does not rule the loss out."""
-    low, high = whatif.byte_range[0], found_bytes
-    if whatif.bound(low) <= most_loss:
-        return low
-    for _ in range(_BISECTIONS):
-        if high - low <= 1:
-            break
-        middle = (low + high) // 2
-        if whatif.bound(middle) > most_loss:
-            low = middle
-        else:
-            high = middle
-    return high
+def _smaller_plan(whatif: WhatIf, most_loss: float, below_bytes: int) -> Allocation | None:
+    """Return a plan of fewer bytes with a modelled loss of at most `most_loss`, if one is found.
+
+    Bisection takes the loss to fall with the budget. It does so only nearly, so that a second
+    search below a plan may find a smaller one.
+    """
+    budgets = range(whatif.byte_range[0], below_bytes)
+    at = bisect_left(budgets, True, key=lambda size: whatif.plan(size).predicted_loss <= most_loss)
+    return whatif.plan(budgets[at]) if at < len(budgets) else None

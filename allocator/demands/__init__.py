@@ -1,1 +1,1 @@
-"""What is asked of a plan: budget, menu, constraints, rules, ties."""
+"""What a user asks of a plan: budget, menu, constraints, rules, ties."""

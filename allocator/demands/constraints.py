@@ -1,4 +1,4 @@
-"""All that a plan must respect beside its budget, as a user states it."""
+"""Everything that a plan must respect besides its budget, as a user states it."""
 
 import csv
 from dataclasses import dataclass
@@ -8,20 +8,25 @@ from typing import Any, TextIO
 
 from allocator.demands.budget import Budget
 from allocator.demands.rules import Rule
-from allocator.demands.ties import matching
+from allocator.demands.ties import matching_layers
 from allocator.errors import RuleError
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 
+ROUNDING = 1e-12
+"""Relative excess over a limit that counts as a rounding error of the sum, not as a violation."""
+
+_COLUMNS = ("layer", "fidelity", "latency_us")
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Memory of its own that holds some of the layers, such as one of several devices.
+    """A memory of limited size that holds some of the layers, such as one of several devices.
 
     Attributes:
         name: what it is called.
         pattern: which layers it holds, in shell style.
-        most_bytes: how much it holds.
+        most_bytes: bytes of these layers that it can hold.
     """
 
     name: str
@@ -33,8 +38,8 @@ class Pool:
         """Return the pool written as NAME:PATTERN=SIZE, such as `gpu0:model.layers.[0-9].*=40MB`.
 
         Raises:
-            RuleError: it has another form.
-            BudgetError: the size is none, or counts bits per weight.
+            RuleError: it has another form, or its size is below a byte or in bits per weight.
+            BudgetError: the size cannot be understood.
         """
         name, colon, rest = text.partition(":")
         pattern, equals, size = rest.rpartition("=")
@@ -45,9 +50,10 @@ class Pool:
         budget = Budget.parse(size)
         if budget.per_weight:
             raise RuleError(f"pool {text!r}: give its size in bytes, such as 40MB")
-        if budget.weight_bytes(()) < 1:
-            raise RuleError(f"pool {text!r} holds no byte")
-        return cls(name.strip(), pattern.strip(), budget.weight_bytes(()))
+        most_bytes = budget.weight_bytes(())
+        if most_bytes < 1:
+            raise RuleError(f"pool {text!r} is smaller than a byte; give a size such as 40MB")
+        return cls(name.strip(), pattern.strip(), most_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,7 @@ class LatencyTable:
     """Measured times of layers.
 
     Attributes:
-        rows: (pattern of layer names, fidelity name, microseconds); of several rows that name a
+        rows: (pattern of layer names, fidelity name, microseconds); of several rows that match a
             layer the last one counts.
     """
 
@@ -68,15 +74,16 @@ class LatencyTable:
         Raises:
             RuleError: a column is missing, or a time is not a number of at least 0.
         """
-        rows, number = [], 1
+        rows = []
+        number = 1
         try:
             lines = csv.reader(file)
             names = [name.strip().lstrip("\ufeff") for name in next(lines, [])]
-            places = [names.index(name) for name in ("layer", "fidelity", "latency_us")]
+            places = [names.index(name) for name in _COLUMNS]
             for number, line in enumerate(lines, start=2):
                 if line:
-                    layer, fidelity, time = (line[place].strip() for place in places)
-                    rows.append((layer, fidelity, _microseconds(time, number)))
+                    cells = [line[place].strip() for place in places]
+                    rows.append((cells[0], cells[1], _microseconds(cells[2], number)))
         except (ValueError, IndexError, csv.Error) as err:
             raise RuleError(
                 f"latency table, line {number}: columns layer, fidelity and latency_us are needed "
@@ -88,7 +95,7 @@ class LatencyTable:
         """Return the time of a layer at a fidelity, in microseconds.
 
         Raises:
-            RuleError: the table does not say.
+            RuleError: the table has no row for them.
         """
         times = [
             time
@@ -103,18 +110,40 @@ class LatencyTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Constraints:
-    """Demands on a plan.
+class Usage:
+    """How much of a limit a plan uses.
 
     Attributes:
-        target: the engine that will serve the model, see `allocator.demands.ties`.
-        ties: further ties, see `allocator.demands.ties.group_layers`.
+        name: of the limit.
+        unit: of the amounts, `bytes` or `us`.
+        used: by the plan.
+        most: the limit.
+    """
+
+    name: str
+    unit: str
+    used: float
+    most: float
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether the plan uses more than the limit allows."""
+        return self.used > self.most * (1 + ROUNDING)
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a plan must respect besides its budget.
+
+    Attributes:
+        target: the inference engine that will serve the model, see `allocator.demands.ties`.
+        ties: further layers that share a fidelity, see `allocator.demands.ties.group_layers`.
         untied: patterns of layers that are not tied.
-        rules: demands on single layers, in order.
+        rules: rules on single layers, in order.
         pools: memories with limits of their own.
-        latency: times of layers, where time is limited.
-        most_latency_us: the limit of their sum.
-        most_distinct: fidelities that a plan may use at most.
+        latency: times of layers, where latency is limited.
+        most_latency_us: the limit of the sum of these times.
+        most_distinct: how many different fidelities a plan may use.
 
     Raises:
         RuleError: fields do not go together.
@@ -144,9 +173,9 @@ class Constraints:
             raise RuleError(f"pools {', '.join(names)}: each needs a name of its own")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the demands as JSON values, as a user states them.
+        """Return the constraints as JSON values, as a user states them.
 
-        Of a table of times its limit only.
+        Of the latency table, only the limit is included.
         """
         return {
             "target": self.target,
@@ -161,29 +190,23 @@ class Constraints:
             "most_distinct": self.most_distinct,
         }
 
-    def uses_of(self, plan: Plan) -> list[tuple[str, str, float, float]]:
-        """Return (name, unit, used, most) of each limit for a plan, whatever its fidelities.
+    def usage(self, plan: Plan) -> list[Usage]:
+        """Return how much of each pool, and of the latency limit, any plan uses.
 
         Raises:
-            RuleError: the latency table does not know a fidelity of the plan.
+            RuleError: the latency table has no row for a fidelity of the plan.
         """
-        found: list[tuple[str, str, float, float]] = []
+        sizes = plan.layer_bytes
+        found = []
         for pool in self.pools:
-            inside = matching(plan.layers, pool.pattern)
-            found.append(
-                (
-                    pool.name,
-                    "bytes",
-                    float(sum(plan.layer_bytes[at] for at in inside)),
-                    float(pool.most_bytes),
-                )
-            )
+            used_bytes = sum(sizes[at] for at in matching_layers(plan.layers, pool.pattern))
+            found.append(Usage(pool.name, "bytes", float(used_bytes), float(pool.most_bytes)))
         if self.latency is not None and self.most_latency_us is not None:
             times = [
                 self.latency.latency_us(layer, fidelity)
                 for layer, fidelity in zip(plan.layers, plan.fidelities, strict=True)
             ]
-            found.append(("latency", "us", float(sum(times)), self.most_latency_us))
+            found.append(Usage("latency", "us", float(sum(times)), self.most_latency_us))
         return found
 
 
@@ -197,5 +220,5 @@ def _microseconds(text: str, line: int) -> float:
     return time
 
 
-FREE = Constraints()
-"""No demands beside the budget."""
+UNCONSTRAINED = Constraints()
+"""Nothing but the budget."""

@@ -1,13 +1,13 @@
-"""What a user demands of single layers: pins, what is forbidden, and floors.
+"""Rules on single layers: fix a fidelity, forbid some, or bound the bits.
 
-Read in order; the last rule wins.
+Rules are read in order, and the last one wins.
 
-    *.down_proj=int4g64s6        the fidelity of these layers; a pattern such as int4* leaves a choice
+    *.down_proj=int4g64s6       the fidelity of these layers; a pattern such as int4* leaves a choice
     model.layers.0.*!=int2*     what these layers must not have
-    *.self_attn.*>=3            average code bits at least, scales not counted; <= is at most
+    *.self_attn.*>=3            least average code bits, without scales; <= is the most
 
 Each rule narrows what the rules before it left. Where nothing would be left, it replaces them. A
-rule that names one of several tied layers holds for all of them.
+rule that matches one of several tied layers holds for all of them.
 """
 
 import re
@@ -19,23 +19,26 @@ from math import isfinite, nan
 import numpy as np
 from numpy.typing import NDArray
 
-from allocator.demands.ties import matching
+from allocator.demands.ties import matching_layers
 from allocator.errors import RuleError
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 
 _RULE = re.compile(
-    r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)\s*(?P<value>[^=!<>\s]+)\s*"
+    r"\s*(?P<pattern>(?:\[[^\]\s]*\]|[^=!<>\s\[])+)\s*(?P<relation>!=|>=|<=|=)"
+    r"\s*(?P<value>[^=!<>\s]+)\s*"
 )
 
-
 _SAME_BITS = 1e-6
-_NONE = -1
+"""Average code bits that differ by less count as equal."""
+
+_ALLOWED = -1
+"""Stands in `AllowedFidelities.removed_by` where no rule removed the fidelity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One demand.
+    """One rule.
 
     Attributes:
         pattern: which layers, in shell style.
@@ -75,7 +78,7 @@ class Rule:
         return f"{self.pattern}{self.relation}{self.value}"
 
     def admits(self, fidelity: Fidelity) -> bool:
-        """Return whether the rule lets a layer that it names have this fidelity."""
+        """Return whether the rule lets a layer that it matches have this fidelity."""
         if self.relation == "=":
             return fnmatchcase(fidelity.name, self.value)
         if self.relation == "!=":
@@ -85,14 +88,14 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
-    """What rules leave to each group.
+class AllowedFidelities:
+    """The fidelities that rules leave to each of G groups of tied layers, of a menu of K.
 
     Attributes:
         allowed: bool [G, K], at least one in each row.
-        decided_by: the last rule that narrowed or replaced a group's choice, or None, [G].
-        removed_by: index of the rule that took a fidelity away from a group; -1 where it is
-            allowed, int64 [G, K].
+        decided_by: the last rule that narrowed or replaced the choice of a group, or None, [G].
+        removed_by: index of the rule that removed a fidelity from a group; -1 where it is allowed,
+            int64 [G, K].
     """
 
     allowed: NDArray[np.bool_]
@@ -101,35 +104,42 @@ class Decision:
 
 
 def code_bits(fidelity: Fidelity) -> float:
-    """Return the average width of a fidelity's codes, scales and zero points not counted."""
+    """Return the average width of a fidelity's codes, without scales and zero points."""
     return fidelity.bits_lo + fidelity.ratio * (fidelity.bits_hi - fidelity.bits_lo)
 
 
-def decide(
+def apply_rules(
     layers: Sequence[LayerSpec],
     fidelities: Sequence[Fidelity],
     groups: Sequence[Sequence[int]],
     rules: Sequence[Rule],
-) -> Decision:
-    """Apply rules in order.
+) -> AllowedFidelities:
+    """Return the fidelities that rules, applied in order, leave to each group.
+
+    Args:
+        layers: all layers.
+        fidelities: the menu.
+        groups: indices of layers that share a fidelity, see `group_layers`.
+        rules: in order.
 
     Raises:
-        RuleError: a rule names no layer, or admits no fidelity of the menu.
+        RuleError: a rule matches no layer, or admits no fidelity of the menu.
     """
     allowed = np.ones((len(groups), len(fidelities)), dtype=np.bool_)
     decided_by: list[Rule | None] = [None] * len(groups)
-    removed_by = np.full(allowed.shape, _NONE, dtype=np.int64)
+    removed_by = np.full(allowed.shape, _ALLOWED, dtype=np.int64)
     group_of = {at: index for index, group in enumerate(groups) for at in group}
     for index, rule in enumerate(rules):
         admitted = np.array([rule.admits(fidelity) for fidelity in fidelities])
         if not admitted.any():
             menu = ", ".join(fidelity.name for fidelity in fidelities)
             raise RuleError(f"rule {str(rule)!r} leaves no fidelity of the menu: {menu}")
-        for group in sorted({group_of[at] for at in matching(layers, rule.pattern)}):
+        for group in sorted({group_of[at] for at in matching_layers(layers, rule.pattern)}):
             both = allowed[group] & admitted
             left = both if both.any() else admitted
             if (left != allowed[group]).any():
                 removed_by[group, allowed[group] & ~left] = index
-                removed_by[group, left] = _NONE
-                allowed[group], decided_by[group] = left, rule
-    return Decision(allowed, tuple(decided_by), removed_by)
+                removed_by[group, left] = _ALLOWED
+                allowed[group] = left
+                decided_by[group] = rule
+    return AllowedFidelities(allowed, tuple(decided_by), removed_by)

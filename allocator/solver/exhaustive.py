@@ -1,7 +1,4 @@
-"""The slow exact twin of the solver: try every choice.
-
-For tests, and for problems of a handful of groups.
-"""
+"""The exact solution by trying every choice: the slow reference of tests, for a few groups."""
 
 from itertools import product
 
@@ -10,29 +7,36 @@ import numpy as np
 from allocator.errors import BudgetInfeasible
 from allocator.solver.program import Choice, Program
 
-LARGEST = 10**6
+MOST_CHOICES = 10**6
 """Choices that are tried at most."""
 
 
 def best_choice(program: Program, budget_bytes: int) -> tuple[Choice, float]:
-    """Return (fidelity of each group [G], modelled loss) of the best choice within all limits, the first of equals.
+    """Return the choice of least loss within the budget and all limits, with its loss.
+
+    Of choices of equal loss it is the first in the order of the menu.
+
+    Args:
+        program: what is chosen.
+        budget_bytes: the budget.
+
+    Returns:
+        The fidelity of each group, int64 [G], and the loss, [nats/token].
 
     Raises:
-        BudgetInfeasible: none is within all limits.
-        ValueError: there are more than `LARGEST` choices.
+        BudgetInfeasible: no choice is within the budget and all limits.
+        ValueError: there are more than `MOST_CHOICES` choices.
     """
     options = [np.flatnonzero(row).tolist() for row in program.allowed]
-    if np.prod([float(len(row)) for row in options]) > LARGEST:
-        raise ValueError(f"more than {LARGEST} choices are too many to try")
-    rows = np.arange(program.groups)
-    best, best_loss = None, np.inf
+    if np.prod([float(len(row)) for row in options]) > MOST_CHOICES:
+        raise ValueError(f"more than {MOST_CHOICES} choices are too many to try")
+    best: Choice | None = None
+    best_loss = np.inf
     for tried in product(*options):
         choice = np.array(tried, dtype=np.int64)
         if program.used_bytes(choice) > budget_bytes:
             continue
-        if any(
-            limit.cost[rows, choice].sum() > limit.most * (1 + 1e-12) for limit in program.limits
-        ):
+        if any(limit.used(choice) > limit.ceiling for limit in program.limits):
             continue
         loss = program.loss(choice)
         if loss < best_loss:

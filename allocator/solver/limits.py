@@ -1,12 +1,12 @@
-"""Further linear limits of a program: a byte pool or a latency bound."""
+"""The further linear constraints of a program: byte pools and a latency limit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from allocator.demands.constraints import Constraints
-from allocator.demands.ties import matching
-from allocator.profile import Array
+from allocator.demands.constraints import Constraints, Pool
+from allocator.demands.ties import matching_layers
+from allocator.profile import Array, layer_sizes
 from allocator.solver.program import Limit
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
@@ -20,39 +20,34 @@ def limits_of(
 ) -> tuple[Limit, ...]:
     """Return the further limits of a program.
 
+    Args:
+        constraints: as the user states them.
+        layers: all layers.
+        fidelities: the menu.
+        groups: indices of layers that share a fidelity.
+
     Raises:
         RuleError: a pool holds no layer, or the latency table has a gap.
     """
     limits = []
     for pool in constraints.pools:
-        inside = set(matching(layers, pool.pattern))
-
-        def size(at: int, fidelity: Fidelity, inside: set[int] = inside) -> float:
-            return (
-                fidelity.weight_bytes(layers[at].out_features, layers[at].in_features)
-                if at in inside
-                else 0
-            )
-
-        limits.append(Limit(pool.name, "bytes", _sums(groups, fidelities, size), pool.most_bytes))
+        cost = _summed(_pool_bytes(pool, layers, fidelities), groups)
+        limits.append(Limit(pool.name, "bytes", cost, pool.most_bytes))
     table = constraints.latency
     if table is not None and constraints.most_latency_us is not None:
-        cost = _sums(
-            groups, fidelities, lambda at, fidelity: table.latency_us(layers[at], fidelity)
-        )
+        times = [[table.latency_us(layer, fidelity) for fidelity in fidelities] for layer in layers]
+        cost = _summed(np.array(times), groups)
         limits.append(Limit("latency", "us", cost, constraints.most_latency_us))
     return tuple(limits)
 
 
-def _sums(
-    groups: Sequence[Sequence[int]],
-    fidelities: Sequence[Fidelity],
-    cost: Callable[[int, Fidelity], float],
-) -> Array:
-    """Return the cost of each group at each fidelity, [G, K]."""
-    return np.array(
-        [
-            [float(sum(cost(at, fidelity) for at in group)) for fidelity in fidelities]
-            for group in groups
-        ]
-    )
+def _pool_bytes(pool: Pool, layers: Sequence[LayerSpec], fidelities: Sequence[Fidelity]) -> Array:
+    """Return the bytes in a pool of each layer at each fidelity, [L, K]."""
+    inside = np.zeros((len(layers), 1))
+    inside[matching_layers(layers, pool.pattern)] = 1
+    return inside * layer_sizes(layers, fidelities)
+
+
+def _summed(cost: Array, groups: Sequence[Sequence[int]]) -> Array:
+    """Return costs of layers [L, K], summed over groups [G, K]."""
+    return np.array([cost[list(group)].sum(axis=0) for group in groups])

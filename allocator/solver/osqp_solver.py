@@ -1,9 +1,18 @@
-"""The relaxed program as OSQP solves it: set up once, then only bounds change.
+"""The relaxation as OSQP solves it: set up once, then only the bounds change with the budget.
 
-Variables are the shares x, the groups' effects u and the joint effect y, so that the Hessian is
-diagonal and the coupling stands in `rank` rows, see `allocator.solver.program`. Bytes are counted above
-the smallest choice and losses in units of the largest one. A solve is judged by the bound that its
-mix gives, which holds wherever the solver stops, not by the solver's residuals.
+The variables are the shares x [G, K], the effects u [G, D] of the groups and the joint effect
+y [rank], see `allocator.solver.program`. This makes the Hessian diagonal and leaves the coupling to
+`rank` rows of the constraint matrix. Bytes are counted above the smallest choice, in units of the
+largest of them; losses in units of `Program.scale`.
+
+A solution is judged by its duality gap, which holds wherever the solver stops, and not by the
+solver's residuals. With the prices p_i and the excess v_i = p_i (cost_i . x - most_i) of the budget
+and of each further limit, it is
+
+    gap = max(loss(x) + sum_i v_i - bound, 0.1 max_i |v_i|) / max(|loss(x)|, 0.01 range)
+
+where `range` is the difference of the losses of the smallest and the largest choice. The second
+argument of the first maximum bounds how far a limit is missed, or left unused, despite its price.
 """
 
 from collections.abc import Sequence
@@ -13,36 +22,30 @@ from typing import Any
 
 import numpy as np
 import osqp
-from numpy.typing import NDArray
 from scipy import sparse
 
 from allocator.errors import SolverFailed
 from allocator.profile import Array
 from allocator.solver.bound import lower_bound
-from allocator.solver.program import Program
+from allocator.solver.program import Limit, Program
+from allocator.solver.relaxation import ACCURACY, RelaxedSolution
 
 SOLVER = f"OSQP {version('osqp')}"
 
-ACCURACY = 1e-3
-"""A mix is good enough when its loss is above its bound by no more than this share of the loss, see `_RANGE`."""
+_RANGE_SHARE = 0.01
+"""Share of the range of losses that the gap is relative to where the loss is near zero."""
 
-_RANGE = 0.01
-"""Where the loss is near zero, accuracy is a share of this part of the losses from the smallest to the largest choice instead."""
-
-_OFF = 0.1
-"""Weight of what a mix uses more or less of a limit than it holds, at its price, in how good it is.
-
-As second-order error.
-"""
+_COMPLEMENTARITY_WEIGHT = 0.1
+"""Weight in the gap of the value of what a limit is missed or left unused by: a second-order error."""
 
 _CHUNK = 50
-"""Iterations between looks at the bound."""
+"""Iterations between two evaluations of the gap."""
 
 _CHUNKS = 20
 _RHO = 0.3
 """Step size that every solve begins with.
 
-One that an earlier solve ended with is too small at the start of the next.
+The one that an earlier solve ended with is too small at the start of the next.
 """
 
 _RHO_EVERY = 50
@@ -51,43 +54,32 @@ _RHO_EVERY = 50
 Counted, not timed, so that the same question has the same answer.
 """
 
+_SETTINGS = {
+    "verbose": False,
+    "eps_abs": 1e-9,
+    "eps_rel": 1e-9,
+    "max_iter": _CHUNK,
+    "check_termination": 0,
+    "rho": _RHO,
+    "adaptive_rho": 1,
+    "adaptive_rho_interval": _RHO_EVERY,
+    "polishing": False,
+}
+
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Iterate:
     """Where a solve begins, or ended, in OSQP's own vectors."""
 
     primal: Array
     dual: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Relaxed:
-    """A mix near the relaxed optimum of one budget.
-
-    Attributes:
-        share: rows sum to 1, [G, K].
-        bound: loss that no plan within the limits can be below, [nats/token].
-        price: of a byte, [nats/token/byte].
-        limit_prices: of one unit of each further limit.
-        excess: loss of the mix, and what it uses more or less than the limits hold at its price,
-            above the bound, or a part of that price alone if it is more, see `_OFF`; as a share of
-            the loss.
-        iterations: of the solver.
-    """
-
-    share: Array
-    bound: float
-    price: float
-    limit_prices: tuple[float, ...]
-    excess: float
-    iterations: int
-
-
-class CompiledProgram:
-    """One program in OSQP's hands."""
+class OsqpProgram:
+    """One program, set up in OSQP. Not thread-safe: a solve changes the state of OSQP."""
 
     def __init__(self, program: Program) -> None:
-        """Set the solver up; only the budget is left open.
+        """Set OSQP up; only the budget is left open.
 
         Raises:
             SolverFailed: OSQP refuses the program.
@@ -95,53 +87,53 @@ class CompiledProgram:
         self.program = program
         self._loss_unit = program.scale()
         self._smallest = program.smallest_sizes()[:, None]
-        ends = [
-            program.loss(np.where(program.allowed, sizes, -np.inf).argmax(axis=1))
-            for sizes in (program.sizes, -program.sizes)
-        ]
-        self._least_scale = max(_RANGE * abs(ends[0] - ends[1]), 1e-6 * self._loss_unit)
+        self._least_scale = max(_RANGE_SHARE * _loss_range(program), 1e-6 * self._loss_unit)
         excess = np.where(program.allowed, program.sizes - self._smallest, 0)
         self._byte_unit = float(excess.max()) or 1.0
         self._rows = _Rows.of(program)
         matrix = _constraints(program, excess / self._byte_unit, self._loss_unit)
         width = matrix.shape[1]
-        curvature = sparse.diags(
-            [np.r_[np.zeros(width - program.rank), np.ones(program.rank)]], [0], format="csc"
-        )
-        cost = np.r_[
-            program.linear.ravel() / self._loss_unit, np.zeros(width - program.linear.size)
-        ]
+        curvature = np.zeros(width)
+        curvature[width - program.rank :] = 1
+        cost = np.zeros(width)
+        cost[: program.linear.size] = program.linear.ravel() / self._loss_unit
         low, high = self._bounds(0)
         self._solver: Any = osqp.OSQP()
         try:
             self._solver.setup(
-                curvature, cost, matrix, low, high,
-                verbose=False, eps_abs=1e-9, eps_rel=1e-9, max_iter=_CHUNK, check_termination=0,
-                rho=_RHO, adaptive_rho=1, adaptive_rho_interval=_RHO_EVERY, polishing=False,
-            )  # fmt: skip
+                sparse.diags([curvature], [0], format="csc"), cost, matrix, low, high, **_SETTINGS
+            )
         except (ValueError, osqp.OSQPException) as err:
             raise SolverFailed(f"{SOLVER} refuses the program: {err}") from err
 
-    def begin(self, share: Array, price: float) -> Start:
-        """Return a start from a mix [G, K] and a price of a byte, with the multipliers that fit them."""
-        program, unit = self.program, self._loss_unit**0.5
-        inner = np.einsum("gkd,gk->gd", program.spans, share).ravel() / unit
+    def start_from(self, share: Array, price: float) -> Iterate:
+        """Return a start from shares [G, K] and a price of a byte, with the multipliers that fit."""
+        program = self.program
+        unit = self._loss_unit**0.5
+        inner = np.einsum("gkd,gk->gd", program.coordinates, share).ravel() / unit
         joint = program.effect(share) / unit
-        pull = joint @ program.flat_base
+        pull = joint @ program.flat_basis
         cost = program.gradient(joint * unit) / self._loss_unit
         cost = cost + price / self._loss_unit * (program.sizes - self._smallest)
         least = np.where(program.allowed, cost, np.inf).min(axis=1)
-        dual = np.zeros(self._rows.total)
-        dual[: self._rows.budget] = -least
-        dual[self._rows.budget] = price * self._byte_unit / self._loss_unit
-        dual[self._rows.shares - len(inner) - len(joint) : self._rows.shares] = np.r_[pull, joint]
-        dual[self._rows.shares :] = (least[:, None] - cost).ravel()
-        return Start(np.r_[share.ravel(), inner, joint], dual)
+        rows = self._rows
+        dual = np.zeros(rows.total)
+        dual[: rows.budget] = -least
+        dual[rows.budget] = price * self._byte_unit / self._loss_unit
+        dual[rows.effects : rows.shares] = np.r_[pull, joint]
+        dual[rows.shares :] = (least[:, None] - cost).ravel()
+        return Iterate(np.r_[share.ravel(), inner, joint], dual)
 
     def solve(
-        self, budget_bytes: int, start: Start, accuracy: float = ACCURACY, chunks: int = _CHUNKS
-    ) -> tuple[Relaxed, Start]:
-        """Return a mix near the relaxed optimum, and where the solver ended.
+        self, budget_bytes: int, start: Iterate, accuracy: float = ACCURACY, chunks: int = _CHUNKS
+    ) -> tuple[RelaxedSolution, Iterate]:
+        """Return the best solution of a run of the solver, and where it was found.
+
+        Args:
+            budget_bytes: the budget.
+            start: where to begin.
+            accuracy: gap at which the run ends.
+            chunks: runs of `_CHUNK` iterations at most.
 
         Raises:
             SolverFailed: the solver gave values that are not finite.
@@ -150,116 +142,133 @@ class CompiledProgram:
         self._solver.update_settings(rho=_RHO)
         self._solver.warm_start(start.primal, start.dual)
         self._solver.update(l=low, u=high)
-        best, price = None, self._price(start.dual)
+        best: tuple[RelaxedSolution, Iterate] | None = None
+        price = self._price(start.dual)
         for chunk in range(1, chunks + 1):
             found = self._solver.solve(raise_error=False)
             if not np.isfinite(found.x).all() or not np.isfinite(found.y).all():
                 raise SolverFailed(
                     f"{SOLVER} says {found.info.status!r} for a budget of {budget_bytes} bytes"
                 )
-            relaxed = self.judge(
-                found.x, found.y, budget_bytes, price or self._price(found.y), chunk * _CHUNK
-            )
+            iterate = Iterate(found.x.copy(), found.y.copy())
+            price = price or self._price(iterate.dual)
+            relaxed = self.evaluate(iterate, budget_bytes, price, chunk * _CHUNK)
             price = relaxed.price
-            if best is None or relaxed.excess < best[0].excess:
-                best = relaxed, Start(found.x.copy(), found.y.copy())
-            if relaxed.excess <= accuracy:
+            if best is None or relaxed.gap < best[0].gap:
+                best = relaxed, iterate
+            if relaxed.gap <= accuracy:
                 break
         if best is None:
-            raise SolverFailed(f"{SOLVER} was not asked")
+            raise SolverFailed(f"{SOLVER} was given no iterations")
         return best
 
-    def judge(
-        self, primal: Array, dual: Array, budget_bytes: int, price: float, iterations: int
-    ) -> Relaxed:
-        """Return the mix in the solver's vectors with the bound that it gives."""
+    def evaluate(
+        self, iterate: Iterate, budget_bytes: int, price: float, iterations: int = 0
+    ) -> RelaxedSolution:
+        """Return the solution at an iterate, with its bound and its gap.
+
+        Args:
+            iterate: the solver's vectors; shares are clipped and scaled to sum to 1.
+            budget_bytes: the budget.
+            price: a price of a byte that is likely to be near the best one.
+            iterations: that led to the iterate.
+        """
         program = self.program
-        share = primal[: program.linear.size].reshape(program.linear.shape).clip(0, None)
-        share = np.where(program.allowed, share, 0)
-        total = share.sum(axis=1, keepdims=True)
-        share = np.divide(
-            share,
-            total,
-            out=program.allowed / program.allowed.sum(axis=1, keepdims=True),
-            where=total > 0,
-        )
-        rows = self._rows
+        share = self._shares(iterate.primal)
         prices = [
-            max(0.0, float(dual[rows.limits + at])) * self._loss_unit / _limit_unit(limit.cost)
+            max(0.0, float(iterate.dual[self._rows.limits + at])) * self._loss_unit / _unit(limit)
             for at, limit in enumerate(program.limits)
         ]
         bound = lower_bound(program, share, budget_bytes, guess=price, prices=prices)
         loss = program.loss_of_shares(share)
-        over = [bound.price * (float((program.sizes * share).sum()) - budget_bytes)]
-        over += [
+        values = [bound.price * (float((program.sizes * share).sum()) - budget_bytes)]
+        values += [
             cost * (float((limit.cost * share).sum()) - limit.most)
             for cost, limit in zip(prices, program.limits, strict=True)
         ]
-        excess = max(loss + sum(over) - bound.loss, _OFF * float(np.abs(over).max())) / max(
-            abs(loss), self._least_scale
-        )
-        return Relaxed(share, bound.loss, bound.price, tuple(prices), excess, iterations)
+        missed = _COMPLEMENTARITY_WEIGHT * float(np.abs(values).max())
+        gap = max(loss + sum(values) - bound.loss, missed) / max(abs(loss), self._least_scale)
+        return RelaxedSolution(share, bound.loss, bound.price, tuple(prices), gap, iterations)
+
+    def _shares(self, primal: Array) -> Array:
+        """Return shares that are allowed, not negative, and sum to 1 in each group."""
+        allowed = self.program.allowed
+        share = primal[: allowed.size].reshape(allowed.shape).clip(0, None)
+        share = np.where(allowed, share, 0)
+        total = share.sum(axis=1, keepdims=True)
+        even = allowed / allowed.sum(axis=1, keepdims=True)
+        return np.asarray(np.divide(share, total, out=even, where=total > 0))
 
     def _price(self, dual: Array) -> float:
         return max(0.0, float(dual[self._rows.budget])) * self._loss_unit / self._byte_unit
 
     def _bounds(self, budget_bytes: int) -> tuple[Array, Array]:
-        program, rows = self.program, self._rows
-        low, high = np.zeros(rows.total), np.zeros(rows.total)
-        low[: rows.budget] = high[: rows.budget] = 1
-        low[rows.budget : rows.limits + len(program.limits)] = -np.inf
+        """Return the lower and upper bounds of all rows."""
+        program = self.program
+        rows = self._rows
+        low = np.zeros(rows.total)
+        high = np.zeros(rows.total)
+        low[: rows.budget] = 1
+        high[: rows.budget] = 1
+        low[rows.budget : rows.effects] = -np.inf
         high[rows.budget] = (budget_bytes - int(self._smallest.sum())) / self._byte_unit
         for at, limit in enumerate(program.limits):
-            high[rows.limits + at] = limit.most / _limit_unit(limit.cost)
+            high[rows.limits + at] = limit.most / _unit(limit)
         high[rows.shares :] = np.where(program.allowed.ravel(), np.inf, 0)
         return low, high
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Where each kind of constraint begins: one share for each group first, then these."""
+    """Where each kind of constraint begins; first comes the sum of shares of each group."""
 
     budget: int
     limits: int
+    effects: int
     shares: int
     total: int
 
     @classmethod
     def of(cls, program: Program) -> "_Rows":
         limits = program.groups + 1
-        shares = (
-            limits + len(program.limits) + program.groups * program.spans.shape[2] + program.rank
-        )
-        return cls(program.groups, limits, shares, shares + program.linear.size)
+        effects = limits + len(program.limits)
+        shares = effects + program.flat_basis.shape[1] + program.rank
+        return cls(program.groups, limits, effects, shares, shares + program.linear.size)
 
 
-def _limit_unit(cost: Array) -> float:
-    return float(cost.max()) or 1.0
+def _loss_range(program: Program) -> float:
+    """Return the difference of the losses of the smallest and the largest choice."""
+    smallest = np.where(program.allowed, -program.sizes, -np.inf).argmax(axis=1)
+    return abs(program.loss(program.largest_choice()) - program.loss(smallest))
+
+
+def _unit(limit: Limit) -> float:
+    return float(limit.cost.max()) or 1.0
 
 
 def _constraints(program: Program, excess: Array, loss_unit: float) -> Any:
-    """Return the constraint matrix: sums, budget, limits, groups' effects, joint effect, shares."""
-    groups, menu, directions = program.spans.shape
-    inner, unit = groups * directions, loss_unit**0.5
+    """Return the constraint matrix, sparse.
+
+    Rows: sums of shares, budget, limits, effects of groups, joint effect, single shares.
+    Columns: x, u, y.
+    """
+    groups, menu, directions = program.coordinates.shape
+    inner = groups * directions
     sums = sparse.kron(sparse.eye(groups), np.ones((1, menu)))
-    costs: Sequence[NDArray[np.float64]] = [
-        excess,
-        *(limit.cost / _limit_unit(limit.cost) for limit in program.limits),
-    ]
-    spans = (
-        sparse.block_diag([sparse.csc_matrix(span.T) for span in program.spans]) if inner else None
-    )
-    blocks = [
-        [sums, None, None],
-        [sparse.csc_matrix(np.stack([cost.ravel() for cost in costs])), None, None],
-        *([[spans / unit, -sparse.eye(inner), None]] if inner else []),
-        *(
-            [[None, sparse.csc_matrix(program.flat_base), -sparse.eye(program.rank)]]
-            if inner
-            else []
-        ),
-        [sparse.eye(groups * menu), None, None],
-    ]
+    costs: Sequence[Array] = [excess, *(limit.cost / _unit(limit) for limit in program.limits)]
+    flat_costs = sparse.csc_matrix(np.stack([cost.ravel() for cost in costs]))
+    shares = sparse.eye(groups * menu)
     if not inner:
-        blocks = [row[:1] for row in blocks]
-    return sparse.bmat(blocks, format="csc")
+        return sparse.bmat([[sums], [flat_costs], [shares]], format="csc")
+    spans = sparse.block_diag([sparse.csc_matrix(each.T) for each in program.coordinates])
+    basis = sparse.csc_matrix(program.flat_basis)
+    return sparse.bmat(
+        [
+            [sums, None, None],
+            [flat_costs, None, None],
+            [spans / loss_unit**0.5, -sparse.eye(inner), None],
+            [None, basis, -sparse.eye(program.rank)],
+            [shares, None, None],
+        ],
+        format="csc",
+    )

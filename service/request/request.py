@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from allocator.demands.budget import Budget
-from allocator.demands.constraints import FREE, Constraints
+from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.profile import COUPLINGS
 from allocator.signals import DEFAULT, ORIGINAL, SIGNALS, find_signal
 from quantizer.plans.fidelity import COLUMN_MULTIPLE
@@ -167,7 +167,7 @@ class RunRequest:
     effort: Effort
     seed: int
     device: str
-    constraints: Constraints = FREE
+    constraints: Constraints = UNCONSTRAINED
 
     def __post_init__(self) -> None:
         """Refuse what no stage could use."""
@@ -217,7 +217,7 @@ def make_request(
     device: str = "auto",
     whole_file: bool = False,
     embeddings: str = AUTO,
-    constraints: Constraints = FREE,
+    constraints: Constraints = UNCONSTRAINED,
 ) -> RunRequest:
     """Return a request from the options that the command line and the job service both have.
 

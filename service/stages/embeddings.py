@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from allocator.answers.embeddings import TableChoice, choose_tables
+from allocator.answers.embeddings import EmbeddingOption, choose_embedding_options
 from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile
 from quantizer.conversion import blocks
@@ -76,21 +76,21 @@ def choose_embeddings(
     options = [
         _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
     ]
-    chosen = choose_tables(profile, request.constraints, options, prepared.shared_bytes)
+    chosen = choose_embedding_options(profile, request.constraints, options, prepared.shared_bytes)
     return replace(
         prepared,
         budget_bytes=prepared.shared_bytes - sum(choice.weight_bytes for choice in chosen),
         embedding_fidelities={
-            choice.table: choice.fidelity for choice in chosen if choice.fidelity is not None
+            choice.embedding: choice.fidelity for choice in chosen if choice.fidelity is not None
         },
     )
 
 
-def _options(table: LayerSpec, losses: dict[str, float], item_bytes: int) -> list[TableChoice]:
+def _options(table: LayerSpec, losses: dict[str, float], item_bytes: int) -> list[EmbeddingOption]:
     """Return the ways to store a table: unquantized, and at each of `EMBEDDING_FIDELITIES`."""
-    unquantized = TableChoice(table, None, table.weights * item_bytes, 0.0)
+    unquantized = EmbeddingOption(table, None, table.weights * item_bytes, 0.0)
     quantized = [
-        TableChoice(table, option, uniform_bytes((table,), option), losses[option.name])
+        EmbeddingOption(table, option, uniform_bytes((table,), option), losses[option.name])
         for option in EMBEDDING_FIDELITIES
     ]
     return [unquantized, *quantized]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from allocator.answers.whatif import check_feasible
+from allocator.answers.feasibility import check_feasible
 from allocator.demands.menu import Menu, check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile

@@ -102,7 +102,7 @@ def measure(problem: Problem) -> dict[str, Any]:
         start = time.perf_counter()
         AllocationProblem(whatif.program).solve(budget, solver=None)
         anew.append(time.perf_counter() - start)
-    rank, groups, directions = whatif.program.base.shape
+    rank, groups, directions = whatif.program.basis.shape
     return {
         "problem": problem.name,
         "layers": len(problem.profile.layers),

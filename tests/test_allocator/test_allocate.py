@@ -19,7 +19,7 @@ from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
 from allocator.solver.exhaustive import best_choice
 from allocator.solver.program import Program
-from allocator.solver.rounding import FILL_RISE, FILLED
+from allocator.solver.rounding import FILL_RISE, UNUSED_SHARE
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from tests.support.synthetic_profiles import (
@@ -83,7 +83,7 @@ def choice_of(profile: Profile, allocation: Allocation) -> list[int]:
 
 def larger_ones(profile: Profile, allocation: Allocation) -> list[float]:
     """Return the loss of each plan within the budget that one layer made larger leads to, where enough is left to fill up."""
-    if allocation.slack_bytes <= FILLED * allocation.budget_bytes:
+    if allocation.slack_bytes <= UNUSED_SHARE * allocation.budget_bytes:
         return []
     changed = [choice_of(profile, allocation) for _ in range(profile.linear.size)]
     for at, (layer, option) in enumerate(np.ndindex(profile.linear.shape)):
@@ -285,7 +285,7 @@ def test_bytes_that_are_left_are_noted_where_they_are_more_than_next_to_nothing(
         profile = make_profile(seed, **kind)
         for share in (*SHARES, 1.0, 1.2):
             allocation = allocate(profile, budget_at(profile, share))
-            left = allocation.slack_bytes > FILLED * allocation.budget_bytes and share < 1
+            left = allocation.slack_bytes > UNUSED_SHARE * allocation.budget_bytes and share < 1
             found = [
                 note
                 for note in allocation.notes

@@ -180,7 +180,7 @@ def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("demand", "code", "told"),
     [
-        ("*.nothing>=2", 2, "names no layer"),
+        ("*.nothing>=2", 2, "matches no layer"),
         ("*>=2.5", 3, "what binds: *>=2.5"),
         ("nonsense", 2, "write PATTERN"),
     ],

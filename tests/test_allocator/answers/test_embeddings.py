@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.allocate import allocate
-from allocator.answers.embeddings import TableChoice, choose_tables
-from allocator.demands.constraints import FREE, Constraints
+from allocator.answers.embeddings import EmbeddingOption, choose_embedding_options
+from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
 from quantizer.plans.fidelity import Fidelity
@@ -22,15 +22,15 @@ TABLES = [LayerSpec(name, OUTSIDE_BLOCKS, name, 500, 64) for name in ("embedding
 NAMES = (None, "int8g64", "int4g64", "int3g64")
 
 
-def _ways(losses: list[float]) -> list[list[TableChoice]]:
+def _ways(losses: list[float]) -> list[list[EmbeddingOption]]:
     rows = iter(losses)
     return [
         [
-            TableChoice(
+            EmbeddingOption(
                 table, Fidelity.parse(name), Fidelity.parse(name).weight_bytes(500, 64), next(rows)
             )
             if name
-            else TableChoice(table, None, 500 * 64 * 2, 0.0)
+            else EmbeddingOption(table, None, 500 * 64 * 2, 0.0)
             for name in NAMES
         ]
         for table in TABLES
@@ -38,7 +38,7 @@ def _ways(losses: list[float]) -> list[list[TableChoice]]:
 
 
 def _loss(
-    profile: Profile, ways: tuple[TableChoice, ...], budget_bytes: int, constraints: Constraints
+    profile: Profile, ways: tuple[EmbeddingOption, ...], budget_bytes: int, constraints: Constraints
 ) -> float:
     try:
         layers = allocate(
@@ -63,8 +63,8 @@ def test_the_way_of_least_modelled_loss_is_chosen(
     smallest = sum(min(way.weight_bytes for way in ways) for ways in choices)
     largest = sum(max(way.weight_bytes for way in ways) for ways in choices)
     budget = round(least + smallest + share * (most + largest - least - smallest))
-    found = choose_tables(profile, FREE, choices, budget)
-    each = {ways: _loss(profile, ways, budget, FREE) for ways in product(*choices)}
+    found = choose_embedding_options(profile, UNCONSTRAINED, choices, budget)
+    each = {ways: _loss(profile, ways, budget, UNCONSTRAINED) for ways in product(*choices)}
     assert each[found] == pytest.approx(min(each.values()), rel=1e-6, abs=1e-9)
     assert sum(way.weight_bytes for way in found) <= budget
 
@@ -73,4 +73,6 @@ def test_a_budget_that_no_way_leaves_enough_of_is_refused() -> None:
     profile, choices = make_profile(0), _ways([0.1] * 6)
     smallest = sum(min(way.weight_bytes for way in ways) for ways in choices)
     with pytest.raises(BudgetInfeasible):
-        choose_tables(profile, FREE, choices, smallest + int(profile.weight_bytes.min(1).sum()) - 1)
+        choose_embedding_options(
+            profile, UNCONSTRAINED, choices, smallest + int(profile.weight_bytes.min(1).sum()) - 1
+        )

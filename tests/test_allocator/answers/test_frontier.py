@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.answers.frontier import (
-    KNEE,
+    KNEE_DEPTH,
     budgets_between,
     frontier,
-    hull_of,
     knees_of,
     smallest_plan,
 )
@@ -23,6 +22,7 @@ from allocator.demands.constraints import Constraints, Pool
 from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible, LossUnreachable
 from allocator.profile import Profile
+from allocator.solver.hull import lower_hull
 from tests.support.synthetic_profiles import (
     PROPERTY,
     budget_at,
@@ -192,14 +192,13 @@ POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(-4, 4)), min_size=1, 
 @PROPERTY
 @given(points=POINTS)
 def test_the_hull_is_the_lower_convex_hull(points: list[tuple[int, int]]) -> None:
-    sizes, losses = (
-        np.array(values, dtype=np.float64)
-        for values in zip(*sorted(points, key=lambda point: point[0]), strict=True)
-    )
+    rows = sorted(points, key=lambda point: point[0])
+    sizes = np.array([size for size, _ in rows], dtype=np.int64)
+    losses = np.array([loss for _, loss in rows], dtype=np.float64)
     expected = [
         at for at in range(len(points)) if not is_beaten(sizes.tolist(), losses.tolist(), at)
     ]
-    assert hull_of(sizes, losses) == expected
+    assert lower_hull(sizes, losses) == expected
 
 
 def knees(*points: tuple[float, float]) -> list[int]:
@@ -228,8 +227,8 @@ def test_what_does_not_bend_has_no_knee() -> None:
 
 
 def test_a_bend_is_a_knee_from_its_least_share_of_the_ranges_on() -> None:
-    assert knees((0, 1), (0.5, 0.5 - 1.01 * KNEE), (1, 0)) == [1]
-    assert knees((0, 1), (0.5, 0.5 - 0.99 * KNEE), (1, 0)) == []
+    assert knees((0, 1), (0.5, 0.5 - 1.01 * KNEE_DEPTH), (1, 0)) == [1]
+    assert knees((0, 1), (0.5, 0.5 - 0.99 * KNEE_DEPTH), (1, 0)) == []
 
 
 @PROPERTY

@@ -3,6 +3,8 @@
 import gc
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,12 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from allocator.answers.feasibility import check_feasible
 from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
-from allocator.errors import ProfileError
+from allocator.errors import AllocatorError, ProfileError
 from allocator.profile import Profile
 from allocator.solver.exhaustive import best_choice
 from allocator.solver.program import Program
+from tests.support.further_limits import FIRST_BLOCK, pool_at, rules
 from tests.support.paths import ROOT
 from tests.support.stored_profiles import NAMES, stored_profile
 from tests.support.synthetic_profiles import PROPERTY, budget_at, byte_ends, make_profile, permuted
@@ -163,8 +167,9 @@ def test_ties_cost_something_and_are_kept() -> None:
 
 def test_the_fast_path_starts_quickly_and_without_torch_or_cvxpy() -> None:
     code = (
-        "import time; start = time.perf_counter(); import allocator.answers.whatif, allocator.answers.frontier; "
-        "spent = time.perf_counter() - start; import sys; print(spent, *sys.modules)"
+        "import time; start = time.process_time()\n"
+        "import allocator.answers.whatif, allocator.answers.frontier\n"
+        "spent = time.process_time() - start; import sys; print(spent, *sys.modules)"
     )
     found = [
         subprocess.run(
@@ -174,6 +179,59 @@ def test_the_fast_path_starts_quickly_and_without_torch_or_cvxpy() -> None:
     ]
     assert min(float(words[0]) for words in found) < 1.0
     assert not {"torch", "cvxpy", "transformers", "matplotlib"} & set(found[0])
+
+
+@pytest.mark.parametrize("constraints", [Constraints(), Constraints(most_distinct=2)], ids=str)
+def test_threads_get_the_answers_that_one_alone_gets(constraints: Constraints) -> None:
+    profile = make_profile(2, layers=8, menu=4)
+    budgets = [budget_at(profile, place) for place in np.linspace(0.02, 0.98, 16)]
+    expected = [WhatIf(profile, constraints).plan(budget) for budget in budgets]
+    order = np.random.default_rng(0).permutation(len(budgets)).tolist()
+    shared = WhatIf(profile, constraints)
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(
+            zip(order, threads.map(lambda at: shared.plan(budgets[at]), order), strict=True)
+        )
+    assert [found[at] for at in range(len(budgets))] == expected
+
+
+@PROPERTY
+@given(
+    seed=SEEDS,
+    place=st.floats(-0.1, 0.4),
+    floor=st.sampled_from(["", "blocks.0.*>=3", "*.linear1!=int2g64"]),
+    pool=st.floats(-0.1, 1.0),
+    most_distinct=st.sampled_from([None, 1, 2]),
+    ties=st.sampled_from([(), ("*.linear0,*.linear1",)]),
+)
+def test_what_is_feasible_is_known_before_anything_is_measured(
+    seed: int,
+    place: float,
+    floor: str,
+    pool: float,
+    most_distinct: int | None,
+    ties: tuple[str, ...],
+) -> None:
+    profile = make_profile(seed)
+    constraints = Constraints(
+        ties=ties,
+        rules=rules(floor) if floor else (),
+        pools=(pool_at(profile, "first", "blocks.0.*", FIRST_BLOCK, pool),),
+        most_distinct=most_distinct,
+    )
+    budget = budget_at(profile, place)
+
+    def refusal(ask: Callable[[], object]) -> str:
+        try:
+            ask()
+        except AllocatorError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    before = refusal(
+        lambda: check_feasible(profile.layers, profile.fidelities, budget, constraints)
+    )
+    assert before == refusal(lambda: WhatIf(profile, constraints).check(budget))
 
 
 def test_ten_thousand_questions_leave_memory_and_files_as_they_were() -> None:

@@ -184,7 +184,7 @@ def test_constraints_that_make_no_sense_are_refused(values: dict[str, Any], word
 
 
 def test_a_pool_that_holds_no_layer_is_refused() -> None:
-    with pytest.raises(RuleError, match=r"'model\.\*' names no layer"):
+    with pytest.raises(RuleError, match=r"'model\.\*' matches no layer"):
         WhatIf(make_profile(0), Constraints(pools=(Pool("a", "model.*", 10**9),)))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
-from allocator.demands.rules import Rule, code_bits, decide
+from allocator.demands.rules import Rule, apply_rules, code_bits
 from allocator.demands.ties import group_layers
 from allocator.errors import RuleError
 from quantizer.plans.fidelity import Fidelity
@@ -37,7 +37,7 @@ NAMES = tuple(fidelity.name for fidelity in MENU)
 
 def left_by(*rules: str, layer: int = 0) -> list[str]:
     """Return the fidelities that rules leave to a layer."""
-    decision = decide(LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules])
+    decision = apply_rules(LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules])
     return [name for name, allowed in zip(NAMES, decision.allowed[layer], strict=True) if allowed]
 
 
@@ -45,7 +45,9 @@ def deciders(*rules: str) -> list[str]:
     """Return the rule that decided each layer, empty where none did."""
     return [
         str(rule or "")
-        for rule in decide(LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules]).decided_by
+        for rule in apply_rules(
+            LAYERS, MENU, ALONE, [Rule.parse(rule) for rule in rules]
+        ).decided_by
     ]
 
 
@@ -171,7 +173,7 @@ def test_a_rule_for_one_of_several_tied_layers_holds_for_all_of_them() -> None:
     layers = decoder_layers(("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj"), 2)
     groups = group_layers(layers, "vllm")
     rules = [Rule.parse("model.layers.0.self_attn.q_proj>=3"), Rule.parse("*.k_proj!=int4g64")]
-    decision = decide(layers, MENU, groups, rules)
+    decision = apply_rules(layers, MENU, groups, rules)
     assert groups == ((0, 1), (2,), (3, 4), (5,))
     assert [
         [name for name, fine in zip(NAMES, row, strict=True) if fine] for row in decision.allowed
@@ -187,7 +189,7 @@ def test_a_rule_for_one_of_several_tied_layers_holds_for_all_of_them() -> None:
 def test_a_rule_that_names_no_layer_is_told_what_layers_are_called() -> None:
     with pytest.raises(
         RuleError,
-        match=r"'blocks\.7\.\*' names no layer; .*'blocks\.0\.linear0' to 'blocks\.2\.linear1'",
+        match=r"'blocks\.7\.\*' matches no layer; .*'blocks\.0\.linear0' to 'blocks\.2\.linear1'",
     ):
         left_by("blocks.7.*=int4g64")
 
@@ -258,7 +260,7 @@ def test_any_rules_leave_each_layer_a_choice_by_narrowing_in_order_or_replacing(
         6,
         [(pattern + demand, PATTERNS[pattern], ADMITTED[demand]) for pattern, demand in rules],
     )
-    decision = decide(
+    decision = apply_rules(
         LAYERS, MENU, ALONE, [Rule.parse(pattern + demand) for pattern, demand in rules]
     )
     assert [set(np.flatnonzero(row).tolist()) for row in decision.allowed] == left

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
-from allocator.demands.ties import TARGETS, group_layers, matching
+from allocator.demands.ties import TARGETS, group_layers, matching_layers
 from allocator.errors import RuleError
 from quantizer.plans.plan import LayerSpec, Plan
 from tests.support.synthetic_profiles import (
@@ -221,25 +221,29 @@ def test_a_pattern_that_names_nothing_is_told_what_layers_are_called(
     layers = decoder_layers(LLAMA, 2)
     with pytest.raises(
         RuleError,
-        match=r"'\*\.query' names no layer; .*model\.layers\.0\.self_attn\.q_proj.*model\.layers\.1\.mlp",
+        match=r"'\*\.query' matches no layer; .*model\.layers\.0\.self_attn\.q_proj.*model\.layers\.1\.mlp",
     ):
         group_layers(layers, "vllm", **options)
 
 
 def test_patterns_are_those_of_a_shell_and_name_whole_names_in_their_own_case() -> None:
     layers = decoder_layers(LLAMA, 12)
-    assert [layers[at].block for at in matching(layers, "model.layers.[0-2].mlp.down_proj")] == [
+    assert [
+        layers[at].block for at in matching_layers(layers, "model.layers.[0-2].mlp.down_proj")
+    ] == [
         0,
         1,
         2,
     ]
-    assert [layers[at].block for at in matching(layers, "model.layers.?.mlp.down_proj")] == list(
-        range(10)
-    )
-    assert [layers[at].block for at in matching(layers, "model.layers.1[!0].mlp.down_proj")] == [11]
+    assert [
+        layers[at].block for at in matching_layers(layers, "model.layers.?.mlp.down_proj")
+    ] == list(range(10))
+    assert [
+        layers[at].block for at in matching_layers(layers, "model.layers.1[!0].mlp.down_proj")
+    ] == [11]
     for pattern in ("down_proj", "model.layers.0", "*.DOWN_PROJ"):
-        with pytest.raises(RuleError, match="names no layer"):
-            matching(layers, pattern)
+        with pytest.raises(RuleError, match="matches no layer"):
+            matching_layers(layers, pattern)
 
 
 def agrees(plan: Plan, names: set[str]) -> bool:

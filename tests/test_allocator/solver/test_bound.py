@@ -63,7 +63,7 @@ def test_no_plan_within_further_limits_and_rules_is_below_it_either(
     allowed[:, 0] = True
     cost = rng.uniform(0, 1, whole.sizes.shape)
     cost[:, 0] = 0.2
-    program = replace(whole.among(allowed), limits=(Limit("time", "us", cost, 2.0),))
+    program = replace(whole.restricted_to(allowed), limits=(Limit("time", "us", cost, 2.0),))
     budget = budget_at(profile, place)
     _, best = best_choice(program, budget)
     assert (

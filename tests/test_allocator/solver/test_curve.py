@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.errors import LimitInfeasible
-from allocator.solver.curve import ExactCurve, SolvedCurve, curve_of, smallest_share
+from allocator.solver.curve import ExactCurve, SolvedCurve, curve_of
 from allocator.solver.cvxpy_reference import AllocationProblem
-from allocator.solver.osqp_solver import ACCURACY, CompiledProgram
+from allocator.solver.integer import smallest_choice
+from allocator.solver.osqp_solver import OsqpProgram
 from allocator.solver.program import Limit, Program
+from allocator.solver.relaxation import ACCURACY
 from tests.support.stored_profiles import NAMES, stored_profile
 from tests.support.synthetic_profiles import PROPERTY, make_profile
 
@@ -53,8 +55,8 @@ def test_hundreds_of_made_up_programs_have_the_optimum_of_the_reference(
 ) -> None:
     for seed in range(8):
         program = Program.of(make_profile(seed, **options))
-        compiled, reference = CompiledProgram(program), AllocationProblem(program)
-        start = compiled.begin(smallest_share(program), 0.0)
+        compiled, reference = OsqpProgram(program), AllocationProblem(program)
+        start = compiled.start_from(program.one_hot(smallest_choice(program)), 0.0)
         for place in PLACES:
             budget = budget_in(program, place)
             expected, found = (
@@ -87,7 +89,7 @@ def test_real_profiles_have_the_optimum_of_the_reference(name: str) -> None:
         found, expected = curve.at(budget), reference.solve(budget)
         assert found.bound == pytest.approx(expected.loss, rel=2e-3)
         assert found.bound <= expected.loss * (1 + 1e-5)
-        assert found.excess <= ACCURACY
+        assert found.gap <= ACCURACY
         assert found.price == pytest.approx(expected.price, rel=0.1)
 
 
@@ -148,7 +150,7 @@ def test_a_prepared_curve_answers_without_the_solver() -> None:
         for place in np.random.default_rng(0).uniform(0.05, 1, 200)
     ]
     assert curve.solves <= solves + 2
-    assert max(relaxed.excess for relaxed in found) <= ACCURACY
+    assert max(relaxed.gap for relaxed in found) <= ACCURACY
 
 
 def test_a_program_without_coupling_needs_no_solver() -> None:
@@ -170,7 +172,8 @@ def test_rules_and_further_limits_have_the_optimum_of_the_reference_too(rank: in
         allowed[:, 0] = True
         cost = np.cumsum(rng.uniform(0, 1, whole.sizes.shape), axis=1)
         program = replace(
-            whole.among(allowed), limits=(Limit("time", "us", cost, 0.6 * cost[:, -1].sum()),)
+            whole.restricted_to(allowed),
+            limits=(Limit("time", "us", cost, 0.6 * cost[:, -1].sum()),),
         )
         curve, reference = curve_of(program), AllocationProblem(program)
         for place in PLACES:

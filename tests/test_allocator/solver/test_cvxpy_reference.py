@@ -9,7 +9,7 @@ import pytest
 
 from allocator.errors import SolverFailed
 from allocator.profile import Profile
-from allocator.solver.cvxpy_reference import AllocationProblem, RelaxedSolution
+from allocator.solver.cvxpy_reference import AllocationProblem, ReferenceSolution
 from allocator.solver.exhaustive import best_choice
 from allocator.solver.program import Limit, Program
 from tests.support.synthetic_profiles import budget_at, byte_ends, make_profile
@@ -91,7 +91,7 @@ def largest_damage(profile: Profile) -> float:
     return float(np.abs(profile.damage()).max()) or 1.0
 
 
-def solve(profile: Profile, share: float) -> RelaxedSolution:
+def solve(profile: Profile, share: float) -> ReferenceSolution:
     return AllocationProblem(Program.of(profile)).solve(budget_at(profile, share))
 
 
@@ -109,7 +109,7 @@ def constrained(seed: int, rank: int) -> tuple[Profile, Program]:
         Limit(name, unit, cost, float(0.6 * cost[:, 0].sum() + 0.4 * cost[:, -1].sum()))
         for name, unit, cost in (("time", "us", time), ("energy", "nJ", energy))
     )
-    return profile, replace(whole.among(allowed), limits=limits)
+    return profile, replace(whole.restricted_to(allowed), limits=limits)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

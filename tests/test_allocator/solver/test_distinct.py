@@ -16,7 +16,7 @@ from allocator.demands.constraints import Constraints
 from allocator.demands.rules import Rule
 from allocator.errors import BudgetInfeasible, RuleError
 from allocator.profile import Profile
-from allocator.solver.distinct import EXAMINED
+from allocator.solver.distinct import SOLVED_SUBSETS
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from tests.support.synthetic_profiles import (
@@ -141,7 +141,7 @@ def test_a_bound_holds_where_not_all_parts_are_solved() -> None:
     profile = make_profile(5, layers=5, menu=8)
     choices, sizes, losses = every_plan(profile)
     distinct = (np.diff(np.sort(choices, axis=1), axis=1) > 0).sum(axis=1) + 1
-    assert EXAMINED < 56  # parts of three
+    assert SOLVED_SUBSETS < 56  # parts of three
     for share in (0.2, 0.5, 0.9):
         budget = budget_at(profile, share)
         best = losses[(sizes <= budget) & (distinct <= 3)].min()
@@ -212,7 +212,7 @@ def test_a_menu_with_too_many_parts_is_refused() -> None:
         factor=np.zeros((0, 100)),
     )
     budget = budget_at(profile, 0.5)
-    with pytest.raises(RuleError, match="a menu of 20 has 184756 parts of 10"):
+    with pytest.raises(RuleError, match="a menu of 20 fidelities has 184756 subsets of 10"):
         few(profile, 10).plan(budget)
     assert len(set(few(profile, 3).plan(budget).plan.fidelities)) <= 3
 

@@ -37,7 +37,7 @@ def demanding(seed: int, rank: int) -> tuple[Profile, Program]:
     allowed, cost = rng.random((5, 4)) < 0.7, rng.uniform(0, 1, (5, 4))
     allowed[:, 0], allowed[0] = True, np.arange(4) != free[0]
     return profile, replace(
-        whole.among(allowed),
+        whole.restricted_to(allowed),
         limits=(Limit("time", "us", cost, float(cost[rows, free].sum() * 0.9)),),
     )
 
@@ -139,10 +139,12 @@ def test_demands_that_no_plan_meets_are_refused() -> None:
         best_choice(program, byte_ends(profile)[1])
     allowed = np.tile([False, True, True, True], (5, 1))
     with pytest.raises(BudgetInfeasible):
-        best_choice(Program.of(profile).among(allowed), profile.plan([1] * 5).weight_bytes - 1)
+        best_choice(
+            Program.of(profile).restricted_to(allowed), profile.plan([1] * 5).weight_bytes - 1
+        )
 
 
 def test_plans_that_are_not_allowed_do_not_count_as_too_many() -> None:
     profile = make_profile(0, layers=12)
-    program = Program.of(profile).among(np.tile([True, False, False, True], (12, 1)))
+    program = Program.of(profile).restricted_to(np.tile([True, False, False, True], (12, 1)))
     assert best_choice(program, byte_ends(profile)[0])[0].tolist() == [0] * 12

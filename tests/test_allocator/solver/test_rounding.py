@@ -14,7 +14,7 @@ from allocator.errors import LimitInfeasible
 from allocator.profile import Array, Profile
 from allocator.solver.exhaustive import best_choice
 from allocator.solver.program import Choice, Limit, Program
-from allocator.solver.rounding import FILL_RISE, FILLED, Rounder
+from allocator.solver.rounding import FILL_RISE, UNUSED_SHARE, Rounder
 from tests.support.synthetic_profiles import PROPERTY, budget_at, byte_ends, make_profile
 
 OPTIONS: list[dict[str, Any]] = [
@@ -76,7 +76,7 @@ def improvements(
 
 def larger_ones(profile: Profile, choice: Choice, budget: int) -> list[float]:
     """Return the loss of each plan within the budget that one layer made larger leads to, where enough is left to fill up."""
-    if budget - used(profile, choice) <= FILLED * budget:
+    if budget - used(profile, choice) <= UNUSED_SHARE * budget:
         return []
     changed = [choice.copy() for _ in range(profile.linear.size)]
     for at, (layer, option) in enumerate(np.ndindex(profile.linear.shape)):
@@ -104,7 +104,7 @@ def constrained(seed: int, *, conflicting: bool, **options: Any) -> tuple[Profil
         Limit(name, "us", cost, float(cost[rows, choice].sum()))
         for name, cost in zip("ab", costs, strict=True)
     )
-    return profile, replace(whole.among(allowed), limits=limits), whole.used_bytes(choice)
+    return profile, replace(whole.restricted_to(allowed), limits=limits), whole.used_bytes(choice)
 
 
 def within(program: Program, budget: int, choice: Choice) -> bool:
