@@ -23,6 +23,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from quantizer.kernels import numba_rounding
 from quantizer.kernels.path import CPU, choose_kernel_path
 from quantizer.packed.adapter import fit_adapter
 from quantizer.packed.grid import dequantize, round_scale_to_float16
@@ -286,8 +287,6 @@ class _Stack:
 
     def _compensate_compiled(self, columns: slice) -> Tensor:
         """Do what `_compensate` does, one fidelity after the other."""
-        from quantizer.kernels import numba_rounding  # noqa: PLC0415  numba takes a while to import, and may be missing
-
         errors = torch.empty_like(self.remaining[:, columns])
         inner, tops = self.factor[:, columns, columns].contiguous().numpy(), self.top[:, 0].numpy()
         arrays = [

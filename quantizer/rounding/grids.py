@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quantizer.kernels import numba_rounding
 from quantizer.kernels.path import CPU, choose_kernel_path
 from quantizer.packed.grid import dequantize, quantize, round_scale_to_float16
 from quantizer.plans.fidelity import Fidelity
@@ -72,8 +73,6 @@ def best_grids(
         int64 [1, rows, 1].
     """
     if choose_kernel_path(weight.device.type).name == CPU:
-        from quantizer.kernels import numba_rounding  # noqa: PLC0415  numba takes a while to import, and may be missing
-
         best = torch.empty(1, len(weight), 1, dtype=torch.int64)
         tensors = weight.t(), importance, scales[..., 0], zeros[..., 0]
         numba_rounding.best_grids(
