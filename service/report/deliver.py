@@ -3,11 +3,10 @@
 import csv
 import io
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-from quantizer.durable import sync_folder
+from quantizer.durable import atomic_folder
 from service.errors import OutputError
 from service.report.document import Report
 from service.report.layers import LayerInfo
@@ -75,23 +74,12 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
         StorageError: the disk is full.
     """
     check_output(folder)
-    temporary = folder.with_name(f".{folder.name}.new")
-    with disk_errors(folder):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        try:
-            for file in sorted(checkpoint.iterdir()):
-                link_or_copy(file, temporary / file.name)
-            if report is not None:
-                (temporary / REPORT_JSON).write_text(
-                    json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8"
-                )
-                (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
-                (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")
-            if folder.is_dir():
-                folder.rmdir()
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with disk_errors(folder), atomic_folder(folder) as temporary:
+        for file in sorted(checkpoint.iterdir()):
+            link_or_copy(file, temporary / file.name)
+        if report is not None:
+            (temporary / REPORT_JSON).write_text(
+                json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8"
+            )
+            (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
+            (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")

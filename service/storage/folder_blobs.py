@@ -1,12 +1,11 @@
 """Blobs as files under one folder."""
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from quantizer.durable import sync_folder
+from quantizer.durable import atomic_file, sync_path
 from service.errors import StorageError
 from service.storage.blobs import PIECE_BYTES
 from service.storage.disk import disk_errors, link_or_copy
@@ -26,13 +25,13 @@ class FolderBlobs:
         path = self._root / key
         with _storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as temporary:
+            with atomic_file(path) as temporary:
                 if isinstance(content, bytes):
                     temporary.write_bytes(content)
                 else:
                     link_or_copy(content.resolve(), temporary)
-            for folder in (path.parent, *path.parent.relative_to(self._root).parents):
-                sync_folder(self._root / folder)
+            for folder in path.parent.relative_to(self._root).parents:
+                sync_path(self._root / folder)
 
     def read(self, key: str) -> bytes:
         """See `Blobs`."""
@@ -69,7 +68,7 @@ class FolderBlobs:
                 path.unlink(missing_ok=True)
         for folder in {path.parent for path in paths}:
             with suppress(FileNotFoundError), _storage_errors(folder):
-                sync_folder(folder)
+                sync_path(folder)
             depth = len(folder.relative_to(self._root).parts)
             for parent in (folder, *folder.parents)[: depth - 1]:
                 with suppress(OSError):  # it is not empty, or gone already
@@ -103,16 +102,3 @@ def _storage_errors(path: Path) -> Iterator[None]:
             f"{str(path)!r} cannot be used: {error.strerror or type(error).__name__}; check the "
             "disk"
         ) from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield another name in the same folder to write to, then flush and rename it to `path`."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

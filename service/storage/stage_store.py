@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from quantizer.durable import PartStore, file_sha256, sync_folder, write_atomically
+from quantizer.durable import PartStore, atomic_folder, file_sha256
 from service.storage.disk import disk_errors
 
 log = logging.getLogger("bitwright")
@@ -101,26 +101,15 @@ class StageStore:
         return not damaged
 
     def _make(self, folder: Path, key: StageKey, make: Callable[[Path, PartStore], None]) -> None:
-        temporary, work = (
-            folder.with_name(folder.name + ".new"),
-            folder.with_name(folder.name + ".work"),
-        )
-        for stale in (temporary, folder):
-            if stale.exists():
-                shutil.rmtree(stale)
-        temporary.mkdir()
-        try:
+        work = folder.with_name(folder.name + ".work")
+        if folder.exists():
+            shutil.rmtree(folder)
+        with atomic_folder(folder) as temporary:
             make(temporary, PartStore(work))
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
             sums = {str(path.relative_to(temporary)): file_sha256(path) for path in files}
             manifest = {"stage": key.stage, "inputs": dict(key.inputs), "sha256": sums}
-            write_atomically(
-                temporary / MANIFEST,
-                (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode(),
+            (temporary / MANIFEST).write_text(
+                json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8"
             )
-            temporary.rename(folder)
-            sync_folder(folder.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         shutil.rmtree(work, ignore_errors=True)

@@ -5,15 +5,23 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from quantizer.durable import PartStore, file_sha256, write_atomically
+from quantizer import durable
+from quantizer.durable import (
+    PartStore,
+    atomic_file,
+    atomic_folder,
+    file_sha256,
+    write_atomically,
+)
 from tests.support.paths import ROOT
 
 
-def test_write_whole_writes_and_replaces(tmp_path: Path) -> None:
+def test_write_atomically_writes_and_replaces(tmp_path: Path) -> None:
     for data in (b"first", b"", b"\0\xff" * 100_000):
         write_atomically(tmp_path / "file", data)
         assert (tmp_path / "file").read_bytes() == data
@@ -35,7 +43,7 @@ def test_a_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["folder"]
 
 
-def test_write_whole_needs_the_folder(tmp_path: Path) -> None:
+def test_write_atomically_needs_the_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "file", b"data")
     assert not list(tmp_path.iterdir())
@@ -57,6 +65,91 @@ def test_a_process_killed_while_it_writes_leaves_the_old_content(tmp_path: Path)
     )
     assert result.returncode == -9
     assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def fail_after(write: Callable[[Path], object], path: Path) -> None:
+    """Write, and then fail."""
+    write(path)
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_file_keeps_the_old_content(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "file") as temporary:
+        fail_after(lambda path: path.write_bytes(b"new"), temporary)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_file_that_is_a_link_to_the_content_stays(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"data")
+    for _ in range(2):
+        with atomic_file(tmp_path / "file") as temporary:
+            os.link(tmp_path / "source", temporary)
+    assert (tmp_path / "file").samefile(tmp_path / "source")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "source"]
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "absent"])
+def test_a_folder_appears_with_all_its_files(empty: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "folder"
+    if empty:
+        folder.mkdir(parents=True)
+    with atomic_folder(folder) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "file").write_bytes(b"data")
+        assert not any(folder.glob("*"))
+    assert (folder / "inner" / "file").read_bytes() == b"data"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    with pytest.raises(OSError, match="folder"), atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"new")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+    assert (tmp_path / "folder" / "file").read_bytes() == b"old"
+
+
+def test_an_interrupted_folder_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "folder") as temporary:
+        fail_after(lambda path: (path / "file").write_bytes(b"half"), temporary)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_of_a_folder_does_not_stay(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from quantizer.durable import *\n"
+        "with atomic_folder(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'stale').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "folder")]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == -9
+    assert not (tmp_path / "folder").exists()
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"data")
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder", "file"]
+
+
+def test_everything_is_flushed_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    sync, replace = durable.sync_path, Path.replace
+    monkeypatch.setattr(
+        durable, "sync_path", lambda path: (sync(path), flushed.append(path.name))[0]
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda old, new: (flushed.append("renamed"), replace(old, new))[1]
+    )
+    with atomic_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_bytes(b"data")
+    assert flushed == ["file", ".folder.new", "renamed", tmp_path.name]
+    del flushed[1:]
+    write_atomically(tmp_path / "file", b"data")
+    assert flushed[2:] == ["renamed", tmp_path.name]
 
 
 def test_file_sha256_is_the_digest_of_the_content(tmp_path: Path) -> None:
