@@ -1,23 +1,21 @@
-"""The inverse of a layer's second moments, and its factor."""
+"""The inverse of the second moments of a layer's inputs, and its triangular factor."""
 
 import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Share of the mean diagonal that is added to the Hessian's diagonal."""
+"""Share of the mean diagonal that is added to the diagonal of the Hessian."""
 DAMPING_TRIES = 6
 
 
 def damped_inverse(hessian: Tensor) -> Tensor:
-    """Return (H + damping)^-1, float64.
+    """Return (H + damping * I)^-1, float64.
 
-    It serves all column orders, as damping does not depend on the order.
-
-    Damping is `DAMPING` times the mean diagonal, ten times more for each try at which the
-    factorisation fails.
+    The damping is `DAMPING` times the mean diagonal, and ten times more after each failed
+    factorisation. It does not depend on the order of columns, so one inverse serves all orders.
 
     Raises:
-        ValueError: the matrix is not finite, so no damping can help.
+        ValueError: the matrix is not finite, or cannot be factorised with any damping.
     """
     if not bool(torch.isfinite(hessian).all()):
         raise ValueError(
@@ -38,14 +36,14 @@ def damped_inverse(hessian: Tensor) -> Tensor:
 
 
 def upper_factor(inverse: Tensor, columns: Tensor) -> Tensor:
-    """Return the upper triangular U with U'U = inverse[columns][:, columns], float32."""
+    """Return the upper triangular U with U'U = inverse[columns][:, columns], float32.
+
+    Computed in float32, and in the precision of `inverse` if that fails.
+    """
+    # index_select takes a fifth of the time of inverse[columns][:, columns]
+    ordered = inverse.float().index_select(0, columns).index_select(1, columns)
     factor: Tensor
-    ordered = (
-        inverse.float().index_select(0, columns).index_select(1, columns)
-    )  # five times as fast as [columns][:, columns]
     factor, failed = torch.linalg.cholesky_ex(ordered, upper=True)
-    return (
-        torch.linalg.cholesky(inverse[columns][:, columns], upper=True).float()
-        if failed
-        else factor
-    )
+    if failed:
+        factor = torch.linalg.cholesky(inverse[columns][:, columns], upper=True).float()
+    return factor

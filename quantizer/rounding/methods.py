@@ -1,7 +1,4 @@
-"""How a layer's codes are found.
-
-The method that rounds, and what the high-impact columns are chosen by.
-"""
+"""The methods by which the codes of a layer are found, and by which its columns are selected."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,31 +7,31 @@ import torch
 from torch import Tensor
 
 from quantizer.errors import RoundingError
-from quantizer.packed.grid import quantize
-from quantizer.packed.weight import PartCodes, QuantizedWeight
+from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity
-from quantizer.rounding.columns import column_impact, column_order, random_impact, sparsity_impact
+from quantizer.rounding.columns import column_impact, random_impact, sparsity_impact
 from quantizer.rounding.gptq import gptq_candidates
-from quantizer.rounding.grids import fit_grid
+from quantizer.rounding.rtn import rtn_layer
 
-METHODS = ("gptq", "rtn")
+GPTQ = "gptq"
+METHODS = (GPTQ, "rtn")
 SELECTIONS = ("hessian", "sparsity", "random", "given")
 
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How codes are found.
+    """How the codes of layers are found.
 
     Attributes:
-        method: `rtn`, each group rounded to the nearest on a grid of searched range; `gptq`,
-            rounding that later columns make good, see `quantizer.rounding.gptq`.
-        selection: scores of columns, the highest of which make up the high-impact part: `hessian`,
-            their output error; `sparsity`, see `quantizer.rounding.columns.sparsity_impact`; `random`, a
-            control; `given`, scores from outside, such as the Fisher information of
-            `quantizer.column_scores`.
+        method: `gptq`, rounding with errors compensated by later columns, see
+            `quantizer.rounding.gptq`; or `rtn`, rounding to nearest, see `quantizer.rounding.rtn`.
+        selection: column scores, of which the highest make up the high-impact part. `hessian`: the
+            output error of rounding the column, see `quantizer.rounding.columns.column_impact`;
+            `sparsity`: the cost of removing the column, see `sparsity_impact` there; `random`: a
+            control; `given`: scores that the caller passes, see `LayerScores.columns`.
 
     Raises:
-        RoundingError: a name is not one of these.
+        RoundingError: a method or selection does not exist.
     """
 
     method: str = METHODS[0]
@@ -42,13 +39,19 @@ class Rounding:
 
     def __post_init__(self) -> None:
         """Refuse unknown names."""
-        for value, known in ((self.method, METHODS), (self.selection, SELECTIONS)):
-            if value not in known:
-                raise RoundingError(f"{value!r} is no way to round; use one of {', '.join(known)}")
+        if self.method not in METHODS:
+            raise RoundingError(
+                f"rounding method {self.method!r} does not exist; use one of {', '.join(METHODS)}"
+            )
+        if self.selection not in SELECTIONS:
+            raise RoundingError(
+                f"column selection {self.selection!r} does not exist; use one of "
+                f"{', '.join(SELECTIONS)}"
+            )
 
     @property
     def name(self) -> str:
-        """Both names, as in `gptq/hessian`; results are kept under it."""
+        """Both names, as in `gptq/hessian`; part of the keys of stored results."""
         return f"{self.method}/{self.selection}"
 
 
@@ -57,12 +60,12 @@ DEFAULT_ROUNDING = Rounding()
 
 @dataclass(frozen=True, slots=True)
 class LayerScores:
-    """LayerScores of one layer from outside.
+    """Scores of one layer's columns and weights that the caller passes.
 
     Attributes:
-        columns: what high-impact columns are chosen by where they are given, [in]; see
-            `Rounding.selection`.
-        weights: what outliers are chosen by, [out, in]; None leaves that to their output error.
+        columns: scores that select the high-impact columns under `given`, [in]; for example the
+            Fisher information of `quantizer.importance.fisher.column_information`.
+        weights: scores that select outliers, [out, in]; None to select them by their output error.
     """
 
     columns: Tensor | None = None
@@ -80,42 +83,36 @@ def quantize_candidates(
     scores: LayerScores = NO_SCORES,
     inverse: Tensor | None = None,
 ) -> list[QuantizedWeight]:
-    """Quantize one layer at each of some fidelities.
+    """Quantize one layer at each of several fidelities.
 
     Args:
         weight: float32 [out, in].
-        hessian: second moments of the inputs, [in, in]; all zeros means that nothing is known of
-            them.
+        hessian: second moments of the inputs, [in, in]; all zeros mean that no input was seen.
         fidelities: how to store the layer.
         rounding: how to find the codes.
-        scores: scores from outside, where there are any.
+        scores: scores that the caller passes, if any.
         inverse: see `quantizer.rounding.gptq.gptq_candidates`.
 
     Returns:
-        stored forms in the order of the fidelities.
+        Quantized layers in the order of the fidelities.
 
     Raises:
-        RoundingError: scores are to be given, and are not; or a fidelity asks for what only `gptq`
-            makes: coded scales, outliers, an adapter.
+        RoundingError: `rounding` needs column scores that are not passed; or a fidelity needs
+            `gptq`, as it has coded scales, outliers or an adapter.
     """
-    if rounding.method != METHODS[0]:
-        for fidelity in fidelities:
-            plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
-            if fidelity != plain:
-                raise RoundingError(
-                    f"{rounding.method} cannot store {fidelity.name}: use gptq, or {plain.name}"
-                )
+    if rounding.method != GPTQ:
+        _check_plain(rounding, fidelities)
     by_grid: dict[tuple[int, int, bool], Tensor] = {}
+    impacts = []
     for fidelity in fidelities:
-        if _grid_of(fidelity) not in by_grid:
-            by_grid[_grid_of(fidelity)] = _impact(
-                weight, hessian, fidelity, rounding, scores.columns
-            )
-    impacts = [by_grid[_grid_of(fidelity)] for fidelity in fidelities]
-    if rounding.method == METHODS[0]:
+        grid = (fidelity.bits_lo, fidelity.group_size, fidelity.ratio > 0)
+        if grid not in by_grid:
+            by_grid[grid] = _impact(weight, hessian, fidelity, rounding, scores.columns)
+        impacts.append(by_grid[grid])
+    if rounding.method == GPTQ:
         return gptq_candidates(weight, hessian, fidelities, impacts, scores.weights, inverse)
     return [
-        _rounded(weight, hessian, fidelity, impact)
+        rtn_layer(weight, hessian, fidelity, impact)
         for fidelity, impact in zip(fidelities, impacts, strict=True)
     ]
 
@@ -128,48 +125,37 @@ def quantize_layer(
     scores: LayerScores = NO_SCORES,
 ) -> QuantizedWeight:
     """Quantize one layer at one fidelity, see `quantize_candidates`."""
-    (form,) = quantize_candidates(weight, hessian, (fidelity,), rounding, scores)
-    return form
+    (quantized,) = quantize_candidates(weight, hessian, (fidelity,), rounding, scores)
+    return quantized
 
 
-def _grid_of(fidelity: Fidelity) -> tuple[int, int, bool]:
-    """Return what of a fidelity decides which columns have which impact."""
-    return fidelity.bits_lo, fidelity.group_size, fidelity.ratio > 0
-
-
-def _rounded(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, impact: Tensor
-) -> QuantizedWeight:
-    """Round each group to the nearest on its own grid."""
-    importance = hessian.diagonal() if bool(hessian.diagonal().any()) else torch.ones_like(impact)
-    columns = column_order(impact, importance, fidelity)
-    ordered, importance = weight[:, columns], importance[columns]
-    parts, start = [], 0
-    for count, bits in fidelity.parts(ordered.shape[1]):
-        codes, scales, zeros = [], [], []
-        for at in range(start, start + count, fidelity.group_size):
-            place = slice(at, min(at + fidelity.group_size, start + count))
-            scale, zero = fit_grid(ordered[:, place], bits, importance[place])
-            codes.append(quantize(ordered[:, place], scale, zero, bits))
-            scales.append(scale[:, 0])
-            zeros.append(zero[:, 0])
-        parts.append(PartCodes(torch.cat(codes, 1), torch.stack(scales), torch.stack(zeros)))
-        start += count
-    return QuantizedWeight.from_codes(fidelity, columns, tuple(parts))
+def _check_plain(rounding: Rounding, fidelities: Sequence[Fidelity]) -> None:
+    """Refuse fidelities with options that only `gptq` can store."""
+    for fidelity in fidelities:
+        plain = replace(fidelity, scale_bits=SCALE_BITS[0], outlier_share=0.0, adapter_rank=0)
+        if fidelity != plain:
+            raise RoundingError(
+                f"{rounding.method} cannot store {fidelity.name}: use gptq, or {plain.name}"
+            )
 
 
 def _impact(
-    weight: Tensor, hessian: Tensor, fidelity: Fidelity, rounding: Rounding, scores: Tensor | None
+    weight: Tensor,
+    hessian: Tensor,
+    fidelity: Fidelity,
+    rounding: Rounding,
+    given: Tensor | None,
 ) -> Tensor:
+    """Return the score of each input column that selects the high-impact part, [in]."""
     if not fidelity.ratio:
         return torch.zeros_like(weight[0])
     if rounding.selection == "given":
-        if scores is None or scores.shape != weight.shape[1:]:
+        if given is None or given.shape != weight.shape[1:]:
             raise RoundingError(
-                "columns are to be chosen by given scores: give one for each of "
+                "columns are to be selected by given scores: give one for each of "
                 f"{weight.shape[1]} columns"
             )
-        return scores
+        return given
     if rounding.selection == "sparsity":
         return sparsity_impact(weight, hessian)
     if rounding.selection == "random":

@@ -11,7 +11,8 @@ import torch
 
 from quantizer.packed.scales import quantize_scale, scale_codes, scale_unit
 from quantizer.plans.fidelity import Fidelity
-from quantizer.rounding.grids import HEADROOM, _half_above, fit_grid, fit_row_scale
+from quantizer.rounding.grids import fit_grid
+from quantizer.rounding.row_scales import HEADROOM, _float16_above, fit_row_scale
 from tests.support.quantized import normal
 
 WIDTHS = (6, 8)
@@ -80,9 +81,9 @@ def test_row_scales_are_the_smallest_with_headroom_for_each_fitted_scale(
 def test_halves_above_are_the_same_where_a_half_says_it_already() -> None:
     patterns = torch.arange(1, 0x7BFF, 13, dtype=torch.int16)
     halves, following = patterns.view(torch.float16), (patterns + 1).view(torch.float16)
-    assert torch.equal(_half_above(halves.float()), halves)
-    assert torch.equal(_half_above((halves.float() + following.float()) / 2), following)
-    assert torch.equal(_half_above(halves.float() * (1 + 2.0**-20)), following)
+    assert torch.equal(_float16_above(halves.float()), halves)
+    assert torch.equal(_float16_above((halves.float() + following.float()) / 2), following)
+    assert torch.equal(_float16_above(halves.float() * (1 + 2.0**-20)), following)
 
 
 def test_the_unit_of_a_finer_part_is_smaller_by_the_difference_of_the_widths() -> None:

@@ -1,4 +1,4 @@
-"""Promises of quantizer.rounding.columns: which columns are high-impact, and the order of columns."""
+"""Promises of quantizer.rounding.columns: scores of columns, and their order."""
 
 import pytest
 import torch

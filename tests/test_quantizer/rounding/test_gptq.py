@@ -20,7 +20,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import column_impact, column_order
 from quantizer.rounding.gptq import gptq_candidates, gptq_layer
 from quantizer.rounding.grids import fit_grid, round_to_nearest
-from quantizer.rounding.inverse import DAMPING, damped_inverse, upper_factor
+from quantizer.rounding.inverse import DAMPING
 from tests.support.quantized import correlated_inputs, normal, outliers_slowly, scales_slowly
 
 CASES = [
@@ -39,7 +39,7 @@ CASES = [
 
 @pytest.fixture(autouse=True, params=["auto", REFERENCE])
 def _kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All promises hold for compiled loops and for those of torch."""
+    """All promises hold for compiled loops and for those of PyTorch."""
     monkeypatch.setenv(KERNELS_VARIABLE, request.param)
 
 
@@ -72,17 +72,22 @@ def _representable(stored: QuantizedWeight, bits: int) -> Callable[[Tensor], Ten
 def _compensate_slowly(
     weight: Tensor, hessian: Tensor, stored: QuantizedWeight
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Quantize by explicit optimal brain surgery in float64, with the stored column order, grids and places of outliers.
+    """Quantize by explicit optimal brain surgery in float64.
 
-    After each column the inverse Hessian of the columns that remain is computed anew. Returned are
-    the dequantized weight, and, for each group of columns, the scales that fit what had remained of
-    it and the stored ones.
+    The column order, the grids and the places of outliers are the stored ones. After each column
+    the inverse Hessian of the columns that remain is computed anew.
+
+    Returns:
+        The dequantized weight; and for each group of columns the scales that are fitted to what
+        has remained of it, and the stored ones.
     """
     order = stored.tensors["columns"].long()
     damped = hessian.double() + DAMPING * hessian.double().diagonal().mean() * torch.eye(
         len(hessian), dtype=torch.float64
     )
-    damped, remaining, position = damped[order][:, order], weight.double()[:, order], 0
+    damped = damped[order][:, order]
+    remaining = weight.double()[:, order]
+    position = 0
     kept = torch.zeros(weight.shape, dtype=torch.bool)
     for place in outliers_slowly(stored):
         kept[place] = True
@@ -119,9 +124,7 @@ def _compensate_slowly(
 
 
 @pytest.mark.parametrize(("fidelity", "features"), CASES)
-def test_quantize_layer_is_explicit_optimal_brain_surgery(
-    fidelity: Fidelity, features: int
-) -> None:
+def test_gptq_is_explicit_optimal_brain_surgery(fidelity: Fidelity, features: int) -> None:
     weight, hessian = normal(12, features), _hessian(features)
     stored = _quantize(weight, hessian, fidelity)
     slow, scales = _compensate_slowly(weight, hessian, stored)
@@ -222,7 +225,7 @@ def test_the_size_of_the_hessian_does_not_matter(factor: float) -> None:
     assert scaled == pytest.approx(error, rel=0.05)
 
 
-def test_quantize_layer_leaves_its_arguments_alone() -> None:
+def test_gptq_leaves_its_arguments_alone() -> None:
     weight, hessian = normal(9, 64), _hessian(64)
     before = weight.clone(), hessian.clone()
     _quantize(weight, hessian, Fidelity(2, 4, 0.5, 32))
@@ -237,45 +240,6 @@ def test_moments_that_are_not_finite_are_refused(value: float) -> None:
     for name in ("int3g32", "int3g32s6o0.01a4"):
         with pytest.raises(ValueError, match="not finite"):
             gptq_layer(normal(9, 64), hessian, Fidelity.parse(name), torch.ones(64))
-
-
-@pytest.mark.parametrize("features", [1, 2, 33, 100])
-def test_the_upper_factor_is_one_of_the_damped_inverse_in_any_order(features: int) -> None:
-    hessian, order = (
-        _hessian(features),
-        torch.randperm(features, generator=torch.Generator().manual_seed(0)),
-    )
-    factor = upper_factor(damped_inverse(hessian), order)
-    assert factor.dtype == torch.float32
-    assert not torch.tril(factor, -1).any()
-    ordered = hessian.double()[order][:, order]
-    damped = ordered + DAMPING * ordered.diagonal().mean() * torch.eye(
-        features, dtype=torch.float64
-    )
-    assert torch.allclose(
-        factor.double().t() @ factor.double() @ damped,
-        torch.eye(features, dtype=torch.float64),
-        atol=1e-4,
-    )
-
-
-def test_more_is_damped_where_little_damping_fails() -> None:
-    hessian = torch.tensor([[1.0, 1.5], [1.5, 1.0]], dtype=torch.float64)  # one eigenvalue is -0.5
-    damped = hessian + 100 * DAMPING * torch.eye(2, dtype=torch.float64)
-    assert torch.allclose(
-        damped_inverse(hessian) @ damped, torch.eye(2, dtype=torch.float64), atol=1e-8
-    )
-
-
-def test_what_is_no_second_moment_is_not_inverted() -> None:
-    with pytest.raises(ValueError, match="cannot be factorised"):
-        damped_inverse(torch.tensor([[1.0, 1e9], [1e9, 1.0]]))
-
-
-def test_an_inverse_that_float32_cannot_factorise_is_factorised_in_float64() -> None:
-    inverse = torch.tensor([[1.0, 1 - 1e-12], [1 - 1e-12, 1.0]], dtype=torch.float64)
-    factor = upper_factor(inverse, torch.arange(2))
-    assert float(factor[1, 1]) == pytest.approx((1 - (1 - 1e-12) ** 2) ** 0.5, rel=1e-3)
 
 
 def test_the_stored_order_is_the_column_order() -> None:

@@ -1,6 +1,6 @@
 """Promises of quantizer.rounding.methods.
 
-The methods differ as documented, and ways that do not exist are refused.
+The methods differ as documented, and unknown ones are refused.
 """
 
 import pytest
@@ -28,7 +28,7 @@ def _output_error(weight: Tensor, hessian: Tensor, found: Tensor) -> float:
     return float(((error @ hessian) * error).sum())
 
 
-def test_the_usual_way_is_error_compensation_on_the_columns_of_largest_output_error() -> None:
+def test_the_default_is_error_compensation_on_the_columns_of_largest_output_error() -> None:
     weight, hessian = _problem()
     impact = column_impact(weight, hessian, 2, 32)
     expected = gptq_layer(weight, hessian, SPLIT, impact)
@@ -99,9 +99,9 @@ def test_high_columns_are_those_of_the_selection(method: str) -> None:
     assert len({frozenset(each) for each in high.values()}) == len(SELECTIONS)
 
 
-def test_what_does_not_exist_is_refused() -> None:
+def test_unknown_methods_and_missing_scores_are_refused() -> None:
     weight, hessian = _problem()
-    with pytest.raises(RoundingError, match="'awq' is no way to round; use one of gptq, rtn"):
+    with pytest.raises(RoundingError, match="'awq' does not exist; use one of gptq, rtn"):
         Rounding("awq")
     with pytest.raises(RoundingError, match="'luck'"):
         Rounding("rtn", "luck")
