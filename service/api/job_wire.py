@@ -4,14 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.request.options import ConstraintsIn, JobOptions, Strict
+from service.request.constraints import BUDGET, ConstraintsIn, Size
+from service.request.options import RunOptions
+from service.validation import Checked, option
 
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class JobIn(JobOptions):
+class JobIn(RunOptions):
     """A job to be submitted."""
 
     name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
@@ -29,15 +31,15 @@ class JobIn(JobOptions):
             )
         return self
 
-    def options(self) -> JobOptions:
+    def options(self) -> RunOptions:
         """Return what the job does, without what it is called."""
-        return JobOptions(**{name: getattr(self, name) for name in JobOptions.model_fields})
+        return RunOptions(**{name: getattr(self, name) for name in RunOptions.model_fields})
 
 
-class ForkIn(Strict):
+class ForkIn(Checked):
     """A new job from an old one's profile, with another budget or other constraints."""
 
-    budget: Annotated[str, Field(max_length=40, examples=["3bpw"])] | None = None
+    budget: Annotated[Size | None, option(BUDGET)] = None
     whole_file: bool | None = None
     constraints: ConstraintsIn | None = None
     name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""

@@ -18,7 +18,7 @@ from service.records.jobs import Job, Status
 from service.records.removal import remove_job
 from service.records.submission import PRIORITIES, Submission
 from service.request.confine import confine_model, confine_text
-from service.request.options import JobOptions
+from service.request.options import RunOptions
 from service.request.stage_names import ESTIMATE, STAGES
 
 LONGEST_WAIT_SECONDS = 60
@@ -176,9 +176,7 @@ def fork(
         for name in ("budget", "whole_file", "constraints")
         if getattr(body, name) is not None
     }
-    options = JobOptions.model_validate(before.request).model_copy(
-        update=changes | {"check_plans": 0}
-    )
+    options = RunOptions.model_validate(before.request | changes | {"check_plans": 0})
     _check(backend, options)
     labels = backend.desk.labels([before.id])[before.id] if body.labels is None else body.labels
     asked = Submission(
@@ -207,7 +205,7 @@ def job_out(job: Job, labels: dict[str, str], stages: list[StageOut] | None = No
     )  # fmt: skip
 
 
-def _check(backend: Backend, options: JobOptions) -> None:
+def _check(backend: Backend, options: RunOptions) -> None:
     """Refuse what could be known to fail, before it is queued.
 
     Raises:
@@ -217,15 +215,15 @@ def _check(backend: Backend, options: JobOptions) -> None:
     settings = backend.settings
     here = [root for root in settings.models if root.is_dir()]
     if not here and settings.models:
-        options.request(str, str)  # only workers see the folders, so they check the names
+        options.to_request()  # only workers see the folders, so they check the names
         return
-    options.request(
+    options.to_request(
         lambda name: confine_model(name, here, hub=settings.hub),
         lambda name: confine_text(name, here, hub=settings.hub),
     )
 
 
-def _estimate(backend: Backend, options: JobOptions, profile: str | None) -> Response:
+def _estimate(backend: Backend, options: RunOptions, profile: str | None) -> Response:
     answer = backend.client.call(
         ESTIMATE, {"request": options.model_dump(mode="json"), "profile": profile}, ESTIMATE_SECONDS
     )

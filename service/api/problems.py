@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from quantizer.known_error import KnownError
 from service.errors import BodyTooLarge, Unavailable
 from service.problems import problem_document, problem_of
+from service.validation import join
 
 CONTENT_TYPE = "application/problem+json"
 logger = logging.getLogger("bitwright.api")
@@ -58,13 +59,12 @@ def _database_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _validation_error(_: Request, error: Exception) -> JSONResponse:
-    # the rejected values are not repeated: they may hold secrets
+    # rejected values are repeated for options only: others may hold secrets
     errors = error.errors() if isinstance(error, RequestValidationError) else []
     places = [
         {"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors
     ]
-    detail = "; ".join(f"{place['at']}: {place['message']}" for place in places)
-    document = problem_document("invalid-request", _UNPROCESSABLE, detail)
+    document = problem_document("invalid-request", _UNPROCESSABLE, join(errors))
     return respond(document | {"errors": places})
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from service.api.backend import HasWebhooks, Here
 from service.api.wire import moment
 from service.records.outbox import Webhook
-from service.request.options import Strict
+from service.validation import Checked, option
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
@@ -26,11 +26,18 @@ EventType = Literal[
 ]
 
 
-class WebhookIn(Strict):
+class WebhookIn(Checked):
     """Where events are to be sent, and which."""
 
     url: Annotated[
-        str, Field(min_length=1, max_length=2000, examples=["https://example.com/hooks/bitwright"])
+        str,
+        option(
+            "Address that events are sent to.",
+            example="https://example.com/hooks/bitwright",
+            min_length=1,
+            max_length=2000,
+            repr=False,
+        ),
     ]
     events: list[EventType] = Field(["job.succeeded", "job.failed"], min_length=1, max_length=16)
 

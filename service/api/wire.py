@@ -3,29 +3,27 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.request.options import ConstraintsIn, Strict
-
-
-class Question(Strict):
-    """A budget, or the predicted loss that a plan may have at most."""
-
-    budget: Annotated[str, Field(max_length=40, examples=["2.5bpw", "34MB"])] | None = None
-    max_kl: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> "Question":
-        if (self.budget is None) == (self.max_kl is None):
-            raise ValueError("give either budget or max_kl")
-        return self
+from service.request.constraints import (
+    BUDGET,
+    ConstraintsIn,
+    CouplingOption,
+    ExactQuestion,
+    FrontierQuestion,
+    Size,
+)
+from service.validation import Checked, option
 
 
-class AskIn(Strict):
+class Question(ExactQuestion):
+    """A budget, or the predicted KL divergence that a plan may have at most."""
+
+
+class AskIn(CouplingOption):
     """Constraints and coupling that questions are asked under."""
 
     constraints: ConstraintsIn = ConstraintsIn()
-    coupling: Literal["full", "block", "none"] = "full"
 
 
 class AllocationsIn(AskIn):
@@ -35,22 +33,18 @@ class AllocationsIn(AskIn):
     include_plans: bool = False
 
 
-class FrontierIn(AskIn):
-    """A frontier between two budgets; without them, where the profile is trusted."""
-
-    points: Annotated[int, Field(ge=2, le=1000)] = 100
-    low: Annotated[str, Field(max_length=40)] | None = None
-    high: Annotated[str, Field(max_length=40)] | None = None
+class FrontierIn(FrontierQuestion, AskIn):
+    """A frontier between two budgets; without them, where the profile is valid."""
 
 
 class CheckIn(AskIn):
     """A plan to be priced."""
 
     plan: dict[str, Any]
-    budget: Annotated[str, Field(max_length=40)] | None = None
+    budget: Annotated[Size | None, option(BUDGET)] = None
 
 
-class DiffIn(Strict):
+class DiffIn(Checked):
     """Two plans of one model, and a profile that prices them."""
 
     before: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a machine offers for quantization."""
+"""The command `doctor`: what this machine offers for quantization."""
 
 import os
 import platform
@@ -6,6 +6,14 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import psutil
+import torch
+
+from quantizer.kernels.path import choose_kernel_path
+from service.cli.console import print_pairs
+from service.cli.parameters import AsJson
+from service.settings import default_cache
 
 _PACKAGES = (
     "bitwright",
@@ -20,16 +28,16 @@ _PACKAGES = (
 )
 
 
+def doctor(*, as_json: AsJson = False) -> None:
+    """Show versions, processor, memory, GPU and cache."""
+    print_pairs(examine(default_cache()), as_json=as_json)
+
+
 def examine(cache: Path) -> dict[str, Any]:
     """Return versions, processor, memory, GPU and cache, as JSON values.
 
     What is missing is null.
     """
-    import psutil  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-
-    from quantizer.kernels.path import choose_kernel_path  # noqa: PLC0415
-
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = "cuda" if gpu else "cpu"
     path = choose_kernel_path(device)

@@ -3,8 +3,10 @@
 Read with a clear error, written whole or not at all, never over another.
 """
 
+import io
 from pathlib import Path
 
+from allocator.demands.constraints import LatencyTable
 from quantizer.durable import write_atomically
 from service.errors import OutputError, RequestError
 from service.storage.disk import disk_errors
@@ -20,6 +22,18 @@ def read_text_file(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{what} {str(path)!r} cannot be read: {error}") from error
+
+
+def read_latency(path: Path | None) -> LatencyTable | None:
+    """Return the table of latencies in a CSV file; None where no file is named.
+
+    Raises:
+        RequestError: the file cannot be read.
+        RuleError: a line of it cannot be understood.
+    """
+    if path is None:
+        return None
+    return LatencyTable.read(io.StringIO(read_text_file(path, "latency table")))
 
 
 def check_new(*paths: Path | None) -> None:

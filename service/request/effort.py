@@ -1,6 +1,8 @@
 """How much work goes into a result, by name."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from service.errors import RequestError
 
@@ -28,15 +30,13 @@ class Effort:
     rivals: int
 
 
-FAST = "fast"
-USUAL = "balanced"
-EFFORTS = {
-    each.name: each
-    for each in (
-        Effort(FAST, 0, 0, 1, 1),
-        Effort(USUAL, 100, 60, 4, 3),
-        Effort("best", 400, 240, 8, 3),
-    )
+EffortName = Literal["fast", "balanced", "best"]
+FAST, DEFAULT, BEST = get_args(EffortName)
+
+EFFORTS: Mapping[str, Effort] = {
+    FAST: Effort(FAST, 0, 0, 1, 1),
+    DEFAULT: Effort(DEFAULT, 100, 60, 4, 3),
+    BEST: Effort(BEST, 400, 240, 8, 3),
 }
 
 

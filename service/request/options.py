@@ -1,119 +1,324 @@
-"""The options of a job as they go over the wire."""
+"""The options of a run: name, type, default, range and help of each, written once.
+
+The command line, the REST body, the OpenAPI document and the tables of `service/README.md` come
+from these models. A command that needs some of the options takes the groups that hold them.
+"""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from allocator.demands.constraints import Constraints, LatencyTable, Pool
-from allocator.demands.rules import Rule
-from allocator.signals import DEFAULT
-from service.request.request import RunRequest, make_request
+from allocator.demands.budget import Budget
+from allocator.demands.constraints import UNCONSTRAINED, Constraints
+from allocator.signals import DEFAULT as DEFAULT_SIGNAL
+from allocator.signals import ORIGINAL, SIGNALS, UNIFORM, find_signal
+from quantizer.plans.fidelity import COLUMN_MULTIPLE
+from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
+from service.request.constraints import BUDGET, ConstraintsIn, CouplingOption, Size
+from service.request.effort import EffortName, find_effort
+from service.request.request import (
+    BATCH,
+    FEWEST_CHECKS,
+    Amounts,
+    Embeddings,
+    Method,
+    RunRequest,
+)
+from service.validation import Checked, option
 
-Pattern = Annotated[str, Field(max_length=300)]
+MOST = 1_000_000
+"""Largest number of windows, tokens or plans that an option takes."""
 
-Text = Annotated[str, Field(max_length=600)]
+Named = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 
+_TEXTS = "a text file, a JSONL file, or a Hugging Face data set as ID[:CONFIG[:SPLIT]]"
 
-Name = Annotated[str, Field(max_length=1000)]
+if TYPE_CHECKING:
+    SignalName = str
+    Context = str
+else:  # the names of a table are a type to pydantic, and not to type checkers
+    SignalName = Literal[tuple(SIGNALS)]
+    Context = Literal[UNIFORM, ORIGINAL]
 
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
-
-
-class Strict(BaseModel):
-    """A body whose fields are all known."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class LatencyRow(Strict):
-    """Time of the layers that a pattern names, at one fidelity."""
-
-    layer: Pattern
-    fidelity: Annotated[str, Field(max_length=40)]
-    latency_us: Annotated[float, Field(ge=0)]
-
-
-class ConstraintsIn(Strict):
-    """Demands on a plan, as the command line takes them."""
-
-    target: Annotated[str, Field(max_length=40, examples=["vllm"])] = "transformers"
-    ties: Annotated[list[Text], Field(max_length=64)] = []
-    untied: Annotated[list[Pattern], Field(max_length=64)] = []
-    rules: Annotated[
-        list[Text],
-        Field(max_length=512, examples=[["*.down_proj>=3", "model.layers.0.*=int4g64s6"]]),
-    ] = []
-    pools: Annotated[
-        list[Text], Field(max_length=64, examples=[["gpu0:model.layers.[0-9].*=12MB"]])
-    ] = []
-    latency: Annotated[list[LatencyRow], Field(max_length=20_000)] = []
-    max_latency_us: Annotated[float, Field(gt=0)] | None = None
-    max_distinct: Annotated[int, Field(ge=1, le=64)] | None = None
-
-    def constraints(self) -> Constraints:
-        """Return the constraints.
-
-        Raises:
-            RuleError, BudgetError: a text cannot be understood, or fields do not go together.
-        """
-        rows = tuple((row.layer, row.fidelity, row.latency_us) for row in self.latency)
-        return Constraints(
-            target=self.target,
-            ties=tuple(self.ties),
-            untied=tuple(self.untied),
-            rules=tuple(Rule.parse(text) for text in self.rules),
-            pools=tuple(Pool.parse(text) for text in self.pools),
-            latency=LatencyTable(rows) if rows else None,
-            most_latency_us=self.max_latency_us,
-            most_distinct=self.max_distinct,
-        )
+RecipeName = Literal["usual", "rtn", "requant", "blockwise", "sgr-q", "apiq", "signiq"]
+"""Names in `service.stages.recipe.RECIPES`."""
 
 
-class JobOptions(Strict):
-    """What a job does: the options of `bitwright run`, by the same names and with the same defaults."""
+class ModelOption(Checked):
+    """The model."""
 
     model: Annotated[
-        str,
-        Field(
-            max_length=1000, min_length=1, examples=["demo/model/SmolLM2-135M-Instruct.Q4_1.gguf"]
+        Named,
+        option(
+            "A folder, a GGUF file, or the id of a model on the Hugging Face hub.",
+            values="a folder, a GGUF file, or a Hugging Face id",
+            example="demo/model/SmolLM2-135M-Instruct.Q4_1.gguf",
+            min_length=1,
         ),
     ]
-    budget: Annotated[str, Field(max_length=40, examples=["2.5bpw"])]
-    whole_file: bool = False
-    embeddings: Annotated[str, Field(max_length=40)] = "auto"
-    calibration: Name = "builtin:calibration"
-    evaluation: Name = "builtin:evaluation"
-    calibration_windows: Count = 8
-    evaluation_windows: Count = 16
-    tokens: Count = 512
-    probe_windows: Count | None = None
-    probe_tokens: Count | None = None
-    check_plans: Count = 0
-    guard_windows: Count = 8
-    group_size: Annotated[int, Field(ge=1, le=65536)] | None = None
-    signal: Annotated[str, Field(max_length=40)] = DEFAULT.name
-    coupling: Annotated[str, Field(max_length=40)] = "full"
-    context: Annotated[str, Field(max_length=40)] = "uniform"
-    effort: Annotated[str, Field(max_length=40)] = "balanced"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    device: Annotated[str, Field(max_length=40)] = "auto"
-    constraints: ConstraintsIn = ConstraintsIn()
 
-    def request(self, model: Callable[[str], str], text: Callable[[str], str]) -> RunRequest:
-        """Return the request, with names of models and texts replaced by what `model` and `text` say.
+
+class BudgetOption(Checked):
+    """The size of the quantized model."""
+
+    budget: Annotated[Size, option(BUDGET)]
+
+
+class CheckpointOptions(Checked):
+    """What the budget counts."""
+
+    whole_file: Annotated[
+        bool,
+        option("The budget includes what is not quantized: embeddings, norms, head and biases."),
+    ] = False
+    embeddings: Annotated[
+        Embeddings,
+        option(
+            "Whether embedding and head are quantized too, within a budget for the whole file: "
+            "auto (where nothing else fits), keep (never) or join (always)."
+        ),
+    ] = "auto"
+
+
+class WindowOptions(Checked):
+    """Windows: pieces of text of equal length."""
+
+    tokens: Annotated[int, option("Length of a window.", unit="tokens", ge=2, le=MOST)] = 512
+
+
+class CalibrationOptions(WindowOptions):
+    """The text that layers are quantized on."""
+
+    calibration: Annotated[
+        Named,
+        option(
+            "Calibration text, on which layers are quantized and trained: a text file, a JSONL "
+            "file, or a Hugging Face data set as ID[:CONFIG[:SPLIT]].",
+            values=_TEXTS,
+            example="calibration.txt",
+        ),
+    ] = BUILT_IN_CALIBRATION
+    calibration_windows: Annotated[
+        Count,
+        option("Windows of the calibration text that layers are quantized on.", unit="windows"),
+    ] = 8
+    seed: Annotated[int, option("Seed of every random choice.", ge=0, lt=2**63)] = 0
+
+
+class EvaluationOptions(WindowOptions):
+    """The text that results are measured on."""
+
+    evaluation: Annotated[
+        Named,
+        option(
+            "Held-out text, on which perplexity and KL divergence are measured; given like the "
+            "calibration text.",
+            values=_TEXTS,
+            example="held-out.txt",
+        ),
+    ] = BUILT_IN_EVALUATION
+    evaluation_windows: Annotated[
+        int,
+        option(
+            "Windows that are measured, from the start of the held-out text; 0 for all.",
+            unit="windows",
+            ge=0,
+            le=MOST,
+        ),
+    ] = 16
+
+
+class ProfileOptions(Checked):
+    """How a profile is measured: what each layer costs at each fidelity."""
+
+    probe_windows: Annotated[
+        int | None,
+        option(
+            "Further windows of the calibration text that the effects of layers are measured on; "
+            "by default as many as the signal needs.",
+            unit="windows",
+            ge=1,
+            le=MOST,
+        ),
+    ] = None
+    probe_tokens: Annotated[
+        int | None,
+        option(
+            "Tokens that are used of each probe window, from its start; by default as many as the "
+            "signal needs.",
+            unit="tokens",
+            ge=1,
+            le=MOST,
+        ),
+    ] = None
+    group_size: Annotated[
+        int | None,
+        option(
+            "Columns that share a scale, in all fidelities; by default each fidelity has its own.",
+            unit="columns",
+            example=64,
+            multiple_of=COLUMN_MULTIPLE,
+            ge=COLUMN_MULTIPLE,
+            le=65536,
+        ),
+    ] = None
+    signal: Annotated[
+        SignalName, option("Signal: how the cost of quantizing each layer is measured.")
+    ] = DEFAULT_SIGNAL.name
+    context: Annotated[
+        Context,
+        option(
+            "State of the other layers while one is measured: all quantized at one fidelity "
+            "(uniform), or not quantized (original; for some signals only)."
+        ),
+    ] = UNIFORM
+
+
+class PlanOptions(CouplingOption):
+    """How plans are checked."""
+
+    check_plans: Annotated[
+        int,
+        option(
+            "Random plans that are measured to check the predictions of the profile; 0 for none.",
+            unit="plans",
+            values=f"0, or a whole number from {FEWEST_CHECKS} to {MOST}",
+            ge=0,
+            le=MOST,
+        ),
+    ] = 0
+
+    @field_validator("check_plans")
+    @classmethod
+    def _enough(cls, plans: int) -> int:
+        if 0 < plans < FEWEST_CHECKS:
+            raise ValueError("too few plans to compute a rank correlation")
+        return plans
+
+
+class TrainingOptions(Checked):
+    """How much work goes into the delivered checkpoint."""
+
+    guard_windows: Annotated[
+        Count,
+        option(
+            "Further windows of the calibration text, held out, on which the quantized candidates "
+            "are compared before one is delivered.",
+            unit="windows",
+        ),
+    ] = 8
+    effort: Annotated[
+        EffortName,
+        option(
+            "fast (no training), balanced, or best (four times the training steps of balanced)."
+        ),
+    ] = "balanced"
+
+
+class RecipeOption(Checked):
+    """How a checkpoint is made of a plan."""
+
+    recipe: Annotated[
+        RecipeName,
+        option(
+            "Quantization method: usual (GPTQ, then training), or one method by itself: rtn "
+            "(rounding to nearest), requant, blockwise, sgr-q, apiq or signiq."
+        ),
+    ] = "usual"
+
+
+class DeviceOption(Checked):
+    """Where it runs."""
+
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        option("Device: cpu, cuda, or auto (cuda where there is one)."),
+    ] = "auto"
+
+
+class ProfileSettings(DeviceOption, ProfileOptions, CalibrationOptions, BudgetOption):
+    """The options of `bitwright profile`."""
+
+
+class QuantizeSettings(DeviceOption, RecipeOption, TrainingOptions, CalibrationOptions):
+    """The options of `bitwright quantize`."""
+
+
+class EvaluateSettings(DeviceOption, EvaluationOptions):
+    """The options of `bitwright evaluate`."""
+
+
+class RunSettings(
+    DeviceOption,
+    TrainingOptions,
+    PlanOptions,
+    ProfileOptions,
+    EvaluationOptions,
+    CalibrationOptions,
+    CheckpointOptions,
+    BudgetOption,
+):
+    """The options of a run beside its model and its constraints."""
+
+    def request(
+        self, model: str, constraints: Constraints = UNCONSTRAINED, text: Callable[[str], str] = str
+    ) -> RunRequest:
+        """Return the request of a run.
+
+        Args:
+            model: a folder, a GGUF file, or a Hugging Face id.
+            constraints: what the plan must respect beside the budget.
+            text: returns what is read for the name of a text.
 
         Raises:
-            ServiceError, AllocatorError: an option is out of range, or a name is refused.
+            RequestError: options contradict each other.
+            BudgetError: the budget cannot be understood.
         """
-        values = self.model_dump(
-            exclude={"model", "budget", "calibration", "evaluation", "constraints"}
+        method = Method(self.signal, self.coupling, in_original=self.context == ORIGINAL)
+        return RunRequest(
+            model=model,
+            budget=Budget.parse(self.budget),
+            whole_file=self.whole_file,
+            embeddings=self.embeddings,
+            group_size=self.group_size,
+            amounts=self._amounts(text),
+            method=method,
+            effort=find_effort(self.effort),
+            seed=self.seed,
+            device=self.device,
+            constraints=constraints,
         )
-        return make_request(
-            model(self.model),
-            self.budget,
-            calibration=text(self.calibration),
-            evaluation=text(self.evaluation),
-            constraints=self.constraints.constraints(),
-            **values,
+
+    def _amounts(self, text: Callable[[str], str]) -> Amounts:
+        signal = find_signal(self.signal)
+        return Amounts(
+            calibration=TextSpec(
+                text(self.calibration), self.calibration_windows, self.tokens, self.seed
+            ),
+            evaluation=TextSpec(text(self.evaluation), self.evaluation_windows, self.tokens, None),
+            probe_windows=self.probe_windows or signal.probe_windows,
+            probe_tokens=self.probe_tokens or min(signal.probe_tokens, self.tokens),
+            check_plans=self.check_plans,
+            guard_windows=self.guard_windows,
+            batch=BATCH,
         )
+
+
+class RunOptions(RunSettings, ModelOption):
+    """All options of a run, by the names that they have on the command line and over REST."""
+
+    constraints: Annotated[
+        ConstraintsIn, option("What the plan must respect beside the budget.")
+    ] = ConstraintsIn()
+
+    def to_request(
+        self, model: Callable[[str], str] = str, text: Callable[[str], str] = str
+    ) -> RunRequest:
+        """Return the request, with the names of models and texts replaced by what `model` and `text` return.
+
+        Raises:
+            ServiceError, AllocatorError: options contradict each other, or a name is refused.
+        """
+        return self.request(model(self.model), self.constraints.constraints(), text)

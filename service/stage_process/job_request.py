@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from service.errors import RequestError
 from service.request.confine import confine_model, confine_text
-from service.request.options import JobOptions
+from service.request.options import RunOptions
 from service.request.request import RunRequest
 from service.request.stage_names import REQUEST, request_place
 from service.storage.artifact_store import ArtifactStore
+from service.validation import sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ def read_request(artifacts: ArtifactStore, job: str, confinement: Confinement) -
         PathRefused: the job may not use a model or text that it names.
     """
     try:
-        options = JobOptions.model_validate_json(artifacts.read(request_place(job), REQUEST))
+        options = RunOptions.model_validate_json(artifacts.read(request_place(job), REQUEST))
     except ValidationError as error:
         raise RequestError(
-            f"the options of job {job} are not understood by this version: {error}"
+            f"the options of job {job} are not understood by this version: {sentences(error)}"
         ) from error
-    return options.request(confinement.model, confinement.text)
+    return options.to_request(confinement.model, confinement.text)
 
 
 def as_called(document: Any, names: Mapping[str, str]) -> Any:

@@ -18,8 +18,9 @@ from allocator.allocate import allocate
 from allocator.answers.uniform import uniform_plans
 from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
-from service.cli.console import Lines
-from service.request.request import Method, RunRequest, make_request
+from service.cli.progress import Lines
+from service.request.options import RunOptions
+from service.request.request import Method, RunRequest
 from service.single_stages import profile_task
 from service.stages.calibration_windows import text_windows
 from service.stages.checkpoint import make_checkpoint
@@ -47,11 +48,21 @@ METHODS = {
 
 def request_of(arguments: argparse.Namespace, budget: str, method: Method) -> RunRequest:
     """Return the request of one budget and method."""
-    return make_request(
-        arguments.model, f"{budget}bpw", calibration=arguments.calibration, evaluation=arguments.evaluation,
-        evaluation_windows=arguments.windows, tokens=arguments.tokens, group_size=arguments.group_size, signal=method.signal,
-        coupling=method.coupling, context="original" if method.in_original else "uniform", seed=arguments.seed, device="cpu",
-    )  # fmt: skip
+    options = RunOptions(
+        model=arguments.model,
+        budget=f"{budget}bpw",
+        calibration=arguments.calibration,
+        evaluation=arguments.evaluation,
+        evaluation_windows=arguments.windows,
+        tokens=arguments.tokens,
+        group_size=arguments.group_size,
+        signal=method.signal,
+        coupling=method.coupling,
+        context="original" if method.in_original else "uniform",
+        seed=arguments.seed,
+        device="cpu",
+    )
+    return options.to_request()
 
 
 def plans_at(

@@ -31,7 +31,7 @@ from quantizer.modules.linear import get_linear
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
-from service.cli.console import Lines
+from service.cli.progress import Lines
 from service.process import keep_freed_memory
 from service.request.request import BATCH
 from service.stages.calibration_windows import text_windows

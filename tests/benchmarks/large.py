@@ -32,7 +32,7 @@ from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import LayerSpec, find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.descent import TrainingSpec
-from service.request.effort import EFFORTS, FAST, USUAL
+from service.request.effort import DEFAULT, EFFORTS, FAST
 from service.stages.recipe import CODES
 from service.stages.training_phases import ADAPTER_RATE, CODE_RATE
 from service.storage.stage_store import PartStore
@@ -155,9 +155,9 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         parameter.numel() * parameter.element_size() for parameter in model.parameters()
     )
     effort, ids = (
-        EFFORTS[USUAL],
+        EFFORTS[DEFAULT],
         torch.randint(
-            SHAPE.vocab_size, (EFFORTS[USUAL].block_steps * BATCH, TOKENS), device=DEVICE
+            SHAPE.vocab_size, (EFFORTS[DEFAULT].block_steps * BATCH, TOKENS), device=DEVICE
         ),
     )
     budget_bytes = round(sum(layer.weights for layer in layers) * BUDGET_BPW / 8)
@@ -200,7 +200,7 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         members = [layer for layer in layers if layer.name in stored]
         found.append(
             measure(
-                f"block-wise training, {USUAL}", blocks,
+                f"block-wise training, {DEFAULT}", blocks,
                 lambda told: train_blocks(runner, members, stored, ids, spec, PartStore(Path(folder) / "trained"), told),
                 training_floor(one, len(ids), rates), model_bytes + 2 * states_bytes(ids),
             )

@@ -33,11 +33,12 @@ from quantizer.importance.saliency import RULES
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
-from service.cli.console import Lines
+from service.cli.progress import Lines
 from service.logs import set_up_logging
 from service.process import keep_freed_memory
 from service.request.effort import FAST, find_effort
-from service.request.request import RunRequest, make_request
+from service.request.options import RunOptions
+from service.request.request import RunRequest
 from service.single_stages import profile_task
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.context import RunContext
@@ -159,10 +160,18 @@ class Spent:
 
 def request_of(arguments: argparse.Namespace, budget: str, effort: str) -> RunRequest:
     """Return the request of one budget and effort."""
-    return make_request(
-        arguments.model, f"{budget}bpw", calibration=arguments.calibration, evaluation=arguments.evaluation,
-        evaluation_windows=arguments.windows, tokens=arguments.tokens, effort=effort, seed=arguments.seed, device=arguments.device,
-    )  # fmt: skip
+    options = RunOptions(
+        model=arguments.model,
+        budget=f"{budget}bpw",
+        calibration=arguments.calibration,
+        evaluation=arguments.evaluation,
+        evaluation_windows=arguments.windows,
+        tokens=arguments.tokens,
+        effort=effort,
+        seed=arguments.seed,
+        device=arguments.device,
+    )
+    return options.to_request()
 
 
 def plan_of(

@@ -3,6 +3,7 @@
 In this process, or in one of its own where it is to be killed.
 """
 
+import io
 import json
 import os
 import signal
@@ -10,12 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from typer.testing import CliRunner
-
-from service.cli.main import app
+from service.cli.main import main
 
 SMALL = [
     *("--calibration-windows", "4"),
@@ -32,12 +32,12 @@ PROGRAM = [sys.executable, "-c", "from service.cli.main import entry; entry()"]
 def bitwright(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `bitwright` with the arguments and return its exit code, stdout and stderr.
 
-    Errors that it does not tell are raised.
+    Bugs are raised.
     """
-    result = CliRunner().invoke(app, [*map(str, arguments)])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([*map(str, arguments)])
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def bitwright_json(*arguments: str | Path) -> Any:

@@ -18,7 +18,8 @@ from allocator.signals import (
     reach_of,
 )
 from service.errors import RequestError
-from service.request.request import Method, make_request
+from service.request.options import RunOptions
+from service.request.request import Method
 from tests.support.paths import ROOT
 
 signals = pytest.mark.parametrize("signal", SIGNALS.values(), ids=lambda signal: signal.name)
@@ -56,17 +57,19 @@ def test_an_unknown_signal_is_refused_with_those_that_exist() -> None:
     with pytest.raises(SignalUnknown, match=r"'guess' does not exist; use one of integral, output"):
         find_signal("guess")
     with pytest.raises(SignalUnknown, match="'guess' does not exist"):
-        Method("guess")
+        Method("guess", "full")
 
 
 @signals
 def test_a_request_takes_the_probes_of_the_signal(signal: Signal) -> None:
-    amounts = make_request("model", "2.5bpw", signal=signal.name).amounts
+    options = RunOptions(model="model", budget="2.5bpw", signal=signal.name)
+    amounts = options.to_request().amounts
     assert (amounts.probe_windows, amounts.probe_tokens) == (
         signal.probe_windows,
         signal.probe_tokens,
     )
-    assert make_request("model", "2.5bpw", signal=signal.name, tokens=64).amounts.probe_tokens == 64
+    short = options.model_copy(update={"tokens": 64}).to_request().amounts
+    assert short.probe_tokens == 64
 
 
 @signals
@@ -74,10 +77,10 @@ def test_only_signals_that_can_be_are_measured_in_the_original_model(signal: Sig
     assert set(signal.contexts) <= {UNIFORM, ORIGINAL}
     assert signal.in_original(requested=False) == (UNIFORM not in signal.contexts)
     if ORIGINAL in signal.contexts:
-        assert Method(signal.name, in_original=True).in_original
+        assert Method(signal.name, "full", in_original=True).in_original
     else:
         with pytest.raises(RequestError, match="in the original model; use one of output, noise"):
-            Method(signal.name, in_original=True)
+            Method(signal.name, "full", in_original=True)
 
 
 def test_costs_of_signals_that_change_one_layer_at_a_time_grow_with_the_layers() -> None:

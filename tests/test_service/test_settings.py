@@ -1,4 +1,4 @@
-"""Promises of service.settings that only a process of its own can show."""
+"""Promises of service.process that only a process of its own can show."""
 
 import subprocess
 import sys

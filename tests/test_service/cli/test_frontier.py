@@ -187,7 +187,7 @@ def test_a_frontier_is_never_written_over_a_file_nor_in_part(
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--points", "1"), "2 or more"),
+        (("--points", "1"), "from 2 to 1000"),
         (("--from", "4bpw", "--to", "3bpw"), "--from below --to"),
         (("--from", "3bpw", "--to", "3bpw"), "--from below --to"),
         (("--from", "lots"), "is not a size"),

@@ -1,0 +1,122 @@
+"""What the commands that run a model do. Imports PyTorch, so it is imported late."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantizer.plans.plan import Plan
+from quantizer.texts.text import TextSpec
+from service import pipeline, single_stages
+from service.cli.console import out, print_json, print_pairs
+from service.cli.files import read_text_file
+from service.cli.progress import reporting
+from service.cli.reports import print_report
+from service.errors import RequestError
+from service.report.deliver import check_output, deliver
+from service.request.effort import find_effort
+from service.request.options import EvaluateSettings, QuantizeSettings
+from service.request.request import RunRequest
+from service.stages.recipe import find_recipe
+from service.storage.stage_store import StageStore
+
+
+def estimate(request: RunRequest, cache: Path, *, as_json: bool) -> None:
+    """Print what a run would take."""
+    print_pairs(single_stages.estimate_run(request, StageStore(cache)), as_json=as_json)
+
+
+def run(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) -> None:
+    """Do the whole job, deliver the checkpoint and print its report."""
+    check_output(out_folder)
+    with reporting() as reporter:
+        report, checkpoint = pipeline.run(request, StageStore(cache), reporter)
+    deliver(out_folder, checkpoint, report)
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_report(report)
+    out.print(f"checkpoint: {out_folder.resolve()}", markup=False)
+    out.print(f"report: {out_folder.resolve() / 'report.html'}", markup=False)
+
+
+def profile(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) -> None:
+    """Measure a profile, deliver it and print a summary."""
+    with reporting() as reporter:
+        measured, folder = single_stages.profile_model(request, StageStore(cache), reporter)
+    deliver(out_folder, folder, None)
+    low, high = measured.budget_range
+    context = measured.context
+    summary = {
+        "profile": str(out_folder.resolve()),
+        "layers": len(measured.layers),
+        "fidelities": [fidelity.name for fidelity in measured.fidelities],
+        "signal": measured.signal,
+        "context": "original" if context is None else measured.fidelities[context].name,
+        "context_kl_nats_per_token": measured.context_loss,
+        "coupling_rank": measured.factor.shape[0],
+        "budget_range_bytes": [low, high],
+    }
+    print_pairs(summary, as_json=as_json)
+
+
+def quantize(
+    model: str,
+    plan_file: Path,
+    options: QuantizeSettings,
+    out_folder: Path,
+    cache: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Quantize a model by a plan, deliver the checkpoint and print a summary."""
+    check_output(out_folder)
+    windows, tokens = options.calibration_windows, options.tokens
+    request = single_stages.QuantizeRequest(
+        model=model,
+        plan=Plan.loads(read_text_file(plan_file, "plan")),
+        text=TextSpec(options.calibration, windows, tokens, options.seed),
+        held_out_windows=options.guard_windows,
+        effort=find_effort(options.effort),
+        recipe=find_recipe(options.recipe),
+        seed=options.seed,
+        device=options.device,
+    )
+    with reporting() as reporter:
+        quantized = single_stages.quantize_model(request, StageStore(cache), reporter)
+    deliver(out_folder, quantized.checkpoint, None)
+    summary = {
+        "checkpoint": str(out_folder.resolve()),
+        "trained": quantized.trained,
+        "plan_bytes": quantized.plan.weight_bytes,
+        "bits_per_weight": quantized.plan.bits_per_weight,
+    }
+    print_pairs(summary, as_json=as_json)
+
+
+def evaluate(
+    model: str,
+    checkpoints: Sequence[Path],
+    options: EvaluateSettings,
+    cache: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Measure checkpoints of a model, and print their figures by folder.
+
+    Raises:
+        RequestError: a folder is not a checkpoint.
+    """
+    for path in checkpoints:
+        if not (path / "plan.json").is_file():
+            raise RequestError(
+                f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no plan.json"
+            )
+    windows, tokens = options.evaluation_windows, options.tokens
+    request = single_stages.EvaluateRequest(
+        model=model,
+        checkpoints={str(path): path for path in checkpoints},
+        text=TextSpec(options.evaluation, windows, tokens, None),
+        device=options.device,
+    )
+    with reporting() as reporter:
+        scores = single_stages.evaluate_checkpoints(request, StageStore(cache), reporter)
+    print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)
