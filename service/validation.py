@@ -92,14 +92,8 @@ def sentences(error: ValidationError) -> str:
 
 
 def join(rows: Sequence[Any]) -> str:
-    """Return what several rows of pydantic's errors say, as one text.
-
-    Rows of models that are not `Checked` are preceded by where the value is.
-    """
-    return "; ".join(
-        row["msg"] if row["type"] == INVALID else f"{_place(row['loc'])}: {row['msg']}"
-        for row in rows
-    )
+    """Return what several rows of pydantic's errors say, as one text."""
+    return "; ".join(_said(row) for row in rows)
 
 
 def missing(name: str) -> str:
@@ -175,9 +169,8 @@ def _explained(row: ErrorDetails, fields: dict[str, FieldInfo]) -> InitErrorDeta
 
 def _sentence(row: ErrorDetails, fields: dict[str, FieldInfo]) -> str:
     place = row["loc"]
-    if not place:  # a demand on several fields together, or no object at all
-        fault = row.get("ctx", {}).get("error")
-        return f"give an object, not {_shown(row['input'])}" if fault is None else str(fault)
+    if not place:
+        return f"give an object, not {_shown(row['input'])}"
     name = str(place[0])
     if row["type"] == "extra_forbidden":
         return f"{words(name)[:_LONGEST_SHOWN]} is unknown; leave it out"
@@ -191,6 +184,15 @@ def _sentence(row: ErrorDetails, fields: dict[str, FieldInfo]) -> str:
         entry = FieldInfo.from_annotation(get_args(field.annotation)[0])
         return f"{words(name)}: entry{shown}: give {values_of(entry)}"
     return f"{words(name)}: {row['msg']}"
+
+
+def _said(row: Any) -> str:
+    """Return what a row says; one that is no sentence yet is preceded by where the value is."""
+    if row["type"] == INVALID:
+        return str(row["msg"])
+    if row["type"] == "value_error":  # a demand on several fields together
+        return str(row["ctx"]["error"])
+    return f"{_place(row['loc'])}: {row['msg']}"
 
 
 def _place(place: Sequence[int | str]) -> str:
