@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from allocator.errors import ProfileError
 from allocator.signals import reach_of
+from allocator.unquantized import Unquantized
 from quantizer.errors import QuantizerError
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
@@ -73,6 +74,8 @@ class Profile:
         tokens: number of probe tokens that the signal was measured on.
         model_sha256: digest of the model.
         calibration_sha256: digest of the windows that layers were quantized on.
+        unquantized: what the checkpoint contains beside the layers; None in profiles of earlier
+            versions, which did not store it.
 
     Raises:
         ProfileError: shapes disagree, a value is not finite, or a layer has no bytes; the message
@@ -90,6 +93,7 @@ class Profile:
     tokens: int
     model_sha256: str
     calibration_sha256: str
+    unquantized: Unquantized | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that the allocation program cannot be built from."""
@@ -211,7 +215,7 @@ class Profile:
 
     def dumps(self) -> tuple[bytes, bytes]:
         """Return (JSON document, npz archive of the arrays) for `loads` to read."""
-        head = {
+        head: dict[str, Any] = {
             "schema": SCHEMA,
             "signal": self.signal,
             "model_sha256": self.model_sha256,
@@ -231,6 +235,8 @@ class Profile:
                 for layer in self.layers
             ],
         }
+        if self.unquantized is not None:
+            head["unquantized"] = self.unquantized.to_json()
         arrays = io.BytesIO()
         np.savez(arrays, linear=self.linear, factor=self.factor)
         return (json.dumps(head, indent=1) + "\n").encode(), arrays.getvalue()
@@ -250,6 +256,7 @@ class Profile:
                 )
             with np.load(io.BytesIO(arrays), allow_pickle=False) as stored:
                 linear, factor = stored["linear"], stored["factor"]
+            rest = values.get("unquantized")
             return cls(
                 signal=values["signal"],
                 layers=tuple(
@@ -265,6 +272,7 @@ class Profile:
                 tokens=values["tokens"],
                 model_sha256=values["model_sha256"],
                 calibration_sha256=values["calibration_sha256"],
+                unquantized=None if rest is None else Unquantized.from_json(rest),
             )
         except _UNREADABLE as err:
             raise ProfileError(f"the profile cannot be read: {err}") from err

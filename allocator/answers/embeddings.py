@@ -6,45 +6,22 @@ taken to add up.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 from allocator.answers.whatif import WhatIf
-from allocator.demands.constraints import Constraints
 from allocator.errors import BudgetInfeasible
-from allocator.profile import Profile
-from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingOption:
-    """One way to store an embedding or a head.
-
-    Attributes:
-        embedding: the embedding or head.
-        fidelity: None leaves it unquantized.
-        weight_bytes: its exact size.
-        loss: measured KL divergence that it adds, [nats/token].
-    """
-
-    embedding: LayerSpec
-    fidelity: Fidelity | None
-    weight_bytes: int
-    loss: float
+from allocator.unquantized import EmbeddingOption
 
 
 def choose_embedding_options(
-    profile: Profile,
-    constraints: Constraints,
+    whatif: WhatIf,
     options: Sequence[Sequence[EmbeddingOption]],
     budget_bytes: int,
 ) -> tuple[EmbeddingOption, ...]:
     """Return the options that, with the best plan of the layers, have the least modelled loss.
 
     Args:
-        profile: of the layers.
-        constraints: what their plan must respect.
+        whatif: the profile of the layers under its constraints.
         options: of each embedding and head.
         budget_bytes: for embedding, head and layers together.
 
@@ -54,7 +31,6 @@ def choose_embedding_options(
     Raises:
         BudgetInfeasible: no combination leaves enough for the layers.
     """
-    whatif = WhatIf(profile, constraints)
     best: tuple[EmbeddingOption, ...] | None = None
     least = float("inf")
     closest: BudgetInfeasible | None = None

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
-from allocator.answers.embeddings import EmbeddingOption, choose_embedding_options
+from allocator.answers.embeddings import choose_embedding_options
+from allocator.answers.whatif import WhatIf
 from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile
+from allocator.unquantized import EmbeddingOption
 from quantizer.conversion import blocks
 from quantizer.conversion.embeddings import (
     EMBEDDING_FIDELITIES,
@@ -76,7 +78,8 @@ def choose_embeddings(
     options = [
         _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
     ]
-    chosen = choose_embedding_options(profile, request.constraints, options, prepared.shared_bytes)
+    whatif = WhatIf(profile, request.constraints)
+    chosen = choose_embedding_options(whatif, options, prepared.shared_bytes)
     return replace(
         prepared,
         budget_bytes=prepared.shared_bytes - sum(choice.weight_bytes for choice in chosen),

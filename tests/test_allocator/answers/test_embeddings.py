@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from allocator.allocate import allocate
-from allocator.answers.embeddings import EmbeddingOption, choose_embedding_options
+from allocator.answers.embeddings import choose_embedding_options
+from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.errors import BudgetInfeasible
 from allocator.profile import Profile
+from allocator.unquantized import EmbeddingOption
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
 from tests.support.synthetic_profiles import PROPERTY, make_profile
@@ -63,7 +65,7 @@ def test_the_way_of_least_modelled_loss_is_chosen(
     smallest = sum(min(way.weight_bytes for way in ways) for ways in choices)
     largest = sum(max(way.weight_bytes for way in ways) for ways in choices)
     budget = round(least + smallest + share * (most + largest - least - smallest))
-    found = choose_embedding_options(profile, UNCONSTRAINED, choices, budget)
+    found = choose_embedding_options(WhatIf(profile, UNCONSTRAINED), choices, budget)
     each = {ways: _loss(profile, ways, budget, UNCONSTRAINED) for ways in product(*choices)}
     assert each[found] == pytest.approx(min(each.values()), rel=1e-6, abs=1e-9)
     assert sum(way.weight_bytes for way in found) <= budget
@@ -72,7 +74,6 @@ def test_the_way_of_least_modelled_loss_is_chosen(
 def test_a_budget_that_no_way_leaves_enough_of_is_refused() -> None:
     profile, choices = make_profile(0), _ways([0.1] * 6)
     smallest = sum(min(way.weight_bytes for way in ways) for ways in choices)
+    whatif = WhatIf(profile, UNCONSTRAINED)
     with pytest.raises(BudgetInfeasible):
-        choose_embedding_options(
-            profile, UNCONSTRAINED, choices, smallest + int(profile.weight_bytes.min(1).sum()) - 1
-        )
+        choose_embedding_options(whatif, choices, smallest + whatif.byte_range[0] - 1)
