@@ -45,7 +45,7 @@ class CandidatesTask:
             "method": blocks.METHOD,
             "machine": context.machine.inputs(),
         }
-        return StageKey("forms", inputs)
+        return StageKey("candidates", inputs)
 
 
 def quantize_layers(context: RunContext, task: CandidatesTask) -> PartStore:

@@ -71,7 +71,7 @@ class ProfileTask:
     def key(self, context: RunContext) -> StageKey:
         """Return what the profile is stored under."""
         inputs = {
-            "forms": self.candidates.key(context).digest,
+            "candidates": self.candidates.key(context).digest,
             "probes": self.probes.sha256,
             "signal": self.signal,
             "in_original": self.in_original,

@@ -193,7 +193,7 @@ def test_constraints_that_cannot_be_met_are_told_before_anything_is_measured(
     )
     assert done.returncode == code
     assert told in done.stderr
-    assert not (tmp_path / "cache" / "forms").exists()
+    assert not (tmp_path / "cache" / "candidates").exists()
     assert not (tmp_path / "cache" / "profile").exists()
 
 

@@ -41,7 +41,7 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.mark.parametrize(
     ("stage", "part"),
     [
-        ("forms", "block-0001.part"),
+        ("candidates", "block-0001.part"),
         ("profile", "shares-1-0001.part"),
         ("checkpoint", "block-0001.part"),
         ("evaluation", "batch-000000.part"),
