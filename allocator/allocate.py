@@ -6,7 +6,10 @@ from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.profile import Profile
 
 METHOD = "curve-local-1"
-"""Version of the results of this module and of those that it uses; part of the keys of stored plans."""
+"""Version of the results of this module and of those that it uses.
+
+It is part of the keys under which plans are stored; a change of the results needs a new one.
+"""
 
 
 def allocate(

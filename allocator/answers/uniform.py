@@ -17,7 +17,7 @@ They would be no fair baseline for a plan that uses the budget.
 """
 
 CLOSE = 0.1
-"""A uniform plan may be the best one if its modelled loss is above the least by at most this share."""
+"""A uniform plan may be the best one if its modelled loss is at most this share above the least."""
 
 _ANY_RATIO = 0.5
 """Stands for the high-impact share that is searched for."""
@@ -85,8 +85,8 @@ def uniform_plans(
 def uniform_plan(layers: Sequence[LayerSpec], kind: Fidelity, budget_bytes: int) -> Plan:
     """Return the plan with one high-impact share for all layers, as large as the budget allows.
 
-    High-impact columns come in multiples of `COLUMN_MULTIPLE`, so one share for all layers cannot meet
-    most budgets. Layers therefore round the share up or down in turns, evenly spread over the
+    High-impact columns come in multiples of `COLUMN_MULTIPLE`, so one share for all layers cannot
+    meet most budgets. Layers therefore round the share up or down in turns, evenly spread over the
     model, until the budget is used up to a single step of a single layer.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which fidelities a budget may be spent on, and the uniform plan around which they are measured."""
+"""The fidelities that a budget may be spent on, and the uniform plan that they are measured in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,56 +43,57 @@ def _range(contexts: Sequence[str], fidelities: Sequence[str]) -> _MenuRange:
     )
 
 
-RANGES = (
-    _range(
-        contexts=("int2+3r0.0625g128s6",),
-        fidelities=(
-            "int2g128s6",
-            "int2+3r0.0625g128s6",
-            "int2+3r0.125g64s6",
-            "int2+4r0.0625g64s6",
-            "int2+3r0.25g64s6",
-            "int2+3r0.5g64s6",
-        ),
-    ),
-    _range(
-        contexts=("int2+3r0.375g64s6", "int3+4r0.25g64s6"),
-        fidelities=(
-            "int2+3r0.0625g128s6",
-            "int2+3r0.125g64s6",
-            "int2+4r0.0625g64s6",
-            "int2+3r0.25g64s6",
-            "int2+3r0.375g64s6",
-            "int2+3r0.5g64s6",
-            "int2+3r0.75g64s6",
-            "int3g64s6",
-            "int3+4r0.125g64s6",
-            "int3+4r0.25g64s6",
-            "int3+4r0.5g64s6",
-            "int4g64s6",
-            "int4+8r0.125g64s6",
-        ),
-    ),
-    _range(
-        contexts=("int4+8r0.125g64s6", "int4+8r0.5g64s6"),
-        fidelities=(
-            "int3g64s6",
-            "int3+4r0.25g64s6",
-            "int4g64s6",
-            "int4+8r0.0625g64s6",
-            "int4+8r0.125g64s6",
-            "int4+8r0.25g64s6",
-            "int4+8r0.5g64s6",
-            "int4+8r0.75g64s6",
-            "int8g64s6",
-        ),
+LOWEST = _range(
+    contexts=("int2+3r0.0625g128s6",),
+    fidelities=(
+        "int2g128s6",
+        "int2+3r0.0625g128s6",
+        "int2+3r0.125g64s6",
+        "int2+4r0.0625g64s6",
+        "int2+3r0.25g64s6",
+        "int2+3r0.5g64s6",
     ),
 )
-"""Menus for the lowest, for common, and for high budgets.
+"""For budgets that nothing else fits: two bits without high-impact columns lose very much."""
 
-Two bits without high-impact columns lose so much that only the lowest budgets, which nothing else
-fits, use them. tests/benchmarks/LOG.md lists the menus that were compared.
-"""
+COMMON = _range(
+    contexts=("int2+3r0.375g64s6", "int3+4r0.25g64s6"),
+    fidelities=(
+        "int2+3r0.0625g128s6",
+        "int2+3r0.125g64s6",
+        "int2+4r0.0625g64s6",
+        "int2+3r0.25g64s6",
+        "int2+3r0.375g64s6",
+        "int2+3r0.5g64s6",
+        "int2+3r0.75g64s6",
+        "int3g64s6",
+        "int3+4r0.125g64s6",
+        "int3+4r0.25g64s6",
+        "int3+4r0.5g64s6",
+        "int4g64s6",
+        "int4+8r0.125g64s6",
+    ),
+)
+"""For common budgets, up to 4 bits for all layers."""
+
+HIGHEST = _range(
+    contexts=("int4+8r0.125g64s6", "int4+8r0.5g64s6"),
+    fidelities=(
+        "int3g64s6",
+        "int3+4r0.25g64s6",
+        "int4g64s6",
+        "int4+8r0.0625g64s6",
+        "int4+8r0.125g64s6",
+        "int4+8r0.25g64s6",
+        "int4+8r0.5g64s6",
+        "int4+8r0.75g64s6",
+        "int8g64s6",
+    ),
+)
+"""For high budgets, up to 8 bits."""
+
+RANGES = (LOWEST, COMMON, HIGHEST)
+"""All menus; tests/benchmarks/LOG.md lists what was compared."""
 
 LOWEST_SPAN = 1.03
 """The lowest range serves budgets up to this multiple of the smallest plan of the common range."""
@@ -120,7 +121,9 @@ def choose_menu(
     Raises:
         BudgetInfeasible: the budget is below the smallest plan of the lowest range.
     """
-    lowest, common, highest = (_regrouped(each, group_size) for each in RANGES)
+    lowest = _regrouped(LOWEST, group_size)
+    common = _regrouped(COMMON, group_size)
+    highest = _regrouped(HIGHEST, group_size)
     smallest = uniform_bytes(layers, lowest.fidelities[0])
     if budget_bytes < smallest:
         largest = uniform_bytes(layers, highest.fidelities[-1])

@@ -2,9 +2,9 @@
 
 Rules are read in order, and the last one wins.
 
-    *.down_proj=int4g64s6       the fidelity of these layers; a pattern such as int4* leaves a choice
-    model.layers.0.*!=int2*     what these layers must not have
-    *.self_attn.*>=3            least average code bits, without scales; <= is the most
+    *.down_proj=int4g64s6      the fidelity of these layers; a pattern such as int4* leaves a choice
+    model.layers.0.*!=int2*    what these layers must not have
+    *.self_attn.*>=3           least average code bits, without scales; <= is the most
 
 Each rule narrows what the rules before it left. Where nothing would be left, it replaces them. A
 rule that matches one of several tied layers holds for all of them.

@@ -1,4 +1,4 @@
-"""Bisection over real numbers; over whole numbers, `bisect.bisect_left(range(...), key=)` does it."""
+"""Bisection over real numbers. For whole numbers there is `bisect.bisect_left(range(...), key=)`."""
 
 from collections.abc import Callable
 

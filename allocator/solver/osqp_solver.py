@@ -36,7 +36,10 @@ _RANGE_SHARE = 0.01
 """Share of the range of losses that the gap is relative to where the loss is near zero."""
 
 _COMPLEMENTARITY_WEIGHT = 0.1
-"""Weight in the gap of the value of what a limit is missed or left unused by: a second-order error."""
+"""Weight, in the gap, of the value of what a limit is missed by or leaves unused.
+
+It is small because the error in the loss that this causes is of second order.
+"""
 
 _CHUNK = 50
 """Iterations between two evaluations of the gap."""
@@ -107,7 +110,7 @@ class OsqpProgram:
             raise SolverFailed(f"{SOLVER} refuses the program: {err}") from err
 
     def start_from(self, share: Array, price: float) -> Iterate:
-        """Return a start from shares [G, K] and a price of a byte, with the multipliers that fit."""
+        """Return a start from shares [G, K] and a price of a byte, with fitting multipliers."""
         program = self.program
         unit = self._loss_unit**0.5
         inner = np.einsum("gkd,gk->gd", program.coordinates, share).ravel() / unit

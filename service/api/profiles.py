@@ -7,8 +7,10 @@ from fastapi import APIRouter, Header, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from allocator.answers.allocation import Allocation
-from allocator.answers.difference import compare_plans, price_plan
-from allocator.answers.frontier import budgets_between, frontier, smallest_plan
+from allocator.answers.difference import compare_plans
+from allocator.answers.frontier import budgets_between, frontier
+from allocator.answers.pricing import price_plan
+from allocator.answers.smallest_plan import smallest_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.budget import Budget
 from allocator.errors import AllocatorError

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from allocator.answers.difference import compare_plans, price_plan
-from allocator.answers.frontier import budgets_between, smallest_plan
+from allocator.answers.difference import compare_plans
+from allocator.answers.frontier import budgets_between
 from allocator.answers.frontier import frontier as solve
+from allocator.answers.pricing import price_plan
+from allocator.answers.smallest_plan import smallest_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.budget import Budget
 from allocator.profile import Profile

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 
-from allocator.answers.difference import price_plan
+from allocator.answers.pricing import price_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.constraints import Constraints
 from allocator.errors import RuleError

@@ -1,4 +1,4 @@
-"""Limits beside the budget, for profiles of five layers."""
+"""Limits besides the budget, for profiles of five layers."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def rules(*texts: str) -> tuple[Rule, ...]:
 
 
 def pool_at(profile: Profile, name: str, pattern: str, inside: list[int], share: float) -> Pool:
-    """Return a pool that holds the smallest fidelities of its layers at share 0, and the largest at 1."""
+    """Return a pool that holds the smallest plan of its layers at share 0, the largest at 1."""
     sizes = profile.weight_bytes[inside]
     low, high = int(sizes.min(axis=1).sum()), int(sizes.max(axis=1).sum())
     return Pool(name, pattern, low + round(share * (high - low)))

@@ -188,7 +188,7 @@ CODED = tuple(
     for name in ("int2g64s6", "int2+3r0.25g64s6", "int2+4r0.25g64", "int3g64s8")
 )
 MENUS = [*(span.fidelities for span in RANGES), make_fidelities(6), make_fidelities(1), CODED]
-"""Mixed menus, one of a single pair of widths, one of a single fidelity, and one of several widths of scales."""
+"""Menus: mixed, of one pair of widths, of one fidelity, and of several widths of scales."""
 
 Kind = tuple[int, int, int, int]
 """Both code widths, group size, and bits of a scale."""
@@ -286,7 +286,7 @@ def mixed_profile(seed: int) -> Profile:
 
 
 def offers(profile: Profile, plan: Plan) -> int:
-    """Return how many fidelities of the menu have the code widths, group size and width of scales of a plan."""
+    """Return how many fidelities of the menu differ from those of a plan in their ratio only."""
     (widths,) = {(f.bits_lo, f.bits_hi) for f in plan.fidelities if f.ratio} or {
         (plan.fidelities[0].bits_lo,) * 2
     }

@@ -140,7 +140,8 @@ def test_real_plans_are_proven_to_be_near_the_best(name: str) -> None:
 
 def test_the_price_of_a_byte_is_what_bytes_buy() -> None:
     profile = stored_profile("smollm2-135m-output")
-    whatif, budget, more = WhatIf(profile), 34_000_000, 200_000
+    whatif = WhatIf(profile)
+    budget, more = 34_000_000, 200_000
     here, there = whatif.plan(budget), whatif.plan(budget + more)
     assert (here.predicted_loss - there.predicted_loss) / more == pytest.approx(here.price, rel=0.3)
 

@@ -241,7 +241,10 @@ def test_the_slow_twin_within_a_pool_is_the_best_of_all_plans_that_fit_it(
 def shortfalls(
     pools: float | None, latency: float | None, kind: dict[str, Any]
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the loss of plans above the best ones within the same limits, as shares of what all bytes can buy."""
+    """Return how far the loss of plans is above that of the best plans within the same limits.
+
+    In units of the difference between the losses of the smallest and the largest plan.
+    """
     found = []
     for seed in range(8):
         profile = make_profile(seed, **kind)
@@ -321,10 +324,8 @@ def test_a_plan_reports_what_it_uses_of_each_limit() -> None:
 def test_a_limit_has_a_price_where_it_binds_and_none_where_it_does_not() -> None:
     for seed in range(5):
         profile = make_profile(seed)
-        tight, loose = (
-            pool_at(profile, "tight", "blocks.0.*", FIRST_BLOCK, 0.3),
-            Pool("loose", "*.linear1", 10**9),
-        )
+        tight = pool_at(profile, "tight", "blocks.0.*", FIRST_BLOCK, 0.3)
+        loose = Pool("loose", "*.linear1", 10**9)
         whatif = WhatIf(profile, Constraints(pools=(tight, loose)))
         one, other = whatif.plan(budget_at(profile, 0.9)).limits
         steepest = np.ptp(profile.linear) / np.diff(profile.weight_bytes, axis=1).min()

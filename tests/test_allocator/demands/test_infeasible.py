@@ -1,4 +1,4 @@
-"""Where budget and limits cannot be met, the answer names what is in the way and the nearest that can."""
+"""Where budget and limits cannot be met, the answer names what binds and the nearest feasible budget."""
 
 from dataclasses import replace
 
@@ -114,7 +114,7 @@ FLOORS = st.dictionaries(
 
 @PROPERTY
 @given(seed=ANY_SEED, floors=FLOORS, rank=st.sampled_from([0, 3]), below=st.integers(1, 10**6))
-def test_rules_that_bind_are_named_by_the_bytes_they_cost_and_the_nearest_budget_is_exactly_the_smallest(
+def test_rules_that_bind_are_named_by_their_bytes_and_the_nearest_budget_is_the_smallest(
     seed: int, floors: dict[str, str], rank: int, below: int
 ) -> None:
     profile = make_profile(seed, rank=rank)

@@ -24,7 +24,10 @@ from quantizer.plans.plan import LayerSpec
 from tests.support.synthetic_profiles import PROPERTY, make_layers
 
 SHAPES = ((4096, 4096), (1024, 4096), (16384, 4096), (4096, 16384))
-"""Wide enough that ratios hold to the column, and the first fidelity of a range is the smallest of it to the byte."""
+"""Wide enough that ratios are exact to the column.
+
+The first fidelity of a range is then the smallest of it to the byte.
+"""
 
 LAYERS = tuple(LayerSpec(f"blocks.0.{at}", 0, str(at), *shape) for at, shape in enumerate(SHAPES))
 WEIGHTS = sum(layer.weights for layer in LAYERS)
@@ -210,10 +213,8 @@ def test_near_budgets_share_a_menu() -> None:
 def test_a_budget_below_the_smallest_plan_is_told_the_feasible_range(
     group_size: int | None,
 ) -> None:
-    low, high = (
-        bytes_of(RANGES[0].fidelities[0], group_size),
-        bytes_of(RANGES[2].fidelities[-1], group_size),
-    )
+    low = bytes_of(RANGES[0].fidelities[0], group_size)
+    high = bytes_of(RANGES[2].fidelities[-1], group_size)
     assert range_of(choose_menu(LAYERS, low, group_size)) == 0
     with pytest.raises(BudgetInfeasible) as caught:
         choose_menu(LAYERS, low - 1, group_size)

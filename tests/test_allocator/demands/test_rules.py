@@ -153,7 +153,9 @@ def test_the_last_rule_wins_so_exceptions_come_after_what_holds_for_all() -> Non
 
 
 def test_the_rule_that_decided_a_layer_is_the_last_one_that_changed_its_choice() -> None:
-    everywhere, block, layer = "*>=2.25", "blocks.0.*=int4g64", "blocks.2.linear1!=int4g64"
+    everywhere = "*>=2.25"
+    block = "blocks.0.*=int4g64"
+    layer = "blocks.2.linear1!=int4g64"
     assert deciders() == [""] * 6
     assert deciders(block) == [block, block, "", "", "", ""]
     assert deciders(everywhere, block, layer) == [
@@ -205,7 +207,7 @@ def test_a_rule_that_leaves_nothing_is_told_the_menu(rule: str) -> None:
 def read_in_order(
     groups: Sequence[Sequence[int]], menu: int, rules: Iterable[tuple[str, Iterable[int], set[int]]]
 ) -> tuple[list[set[int]], list[str]]:
-    """Return what rules leave to each layer and which rule decided it, as the docstring of the rules says.
+    """Return what rules leave to each layer and which rule decided it, as `rules` documents it.
 
     Args:
         groups: layers that must agree.

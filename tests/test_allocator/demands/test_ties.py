@@ -221,7 +221,8 @@ def test_a_pattern_that_names_nothing_is_told_what_layers_are_called(
     layers = decoder_layers(LLAMA, 2)
     with pytest.raises(
         RuleError,
-        match=r"'\*\.query' matches no layer; .*model\.layers\.0\.self_attn\.q_proj.*model\.layers\.1\.mlp",
+        match=r"'\*\.query' matches no layer; "
+        r".*model\.layers\.0\.self_attn\.q_proj.*model\.layers\.1\.mlp",
     ):
         group_layers(layers, "vllm", **options)
 

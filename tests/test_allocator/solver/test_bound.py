@@ -1,4 +1,4 @@
-"""The bound holds for every plan, whatever mix and prices it is made from, and is as high as the best price makes it."""
+"""The bound holds for every plan, from any shares and prices, and uses the best price of a byte."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""The relaxed program in CVXPY has the optimum that another solver finds, bounds every plan, and prices a byte."""
+"""The relaxation in CVXPY: its optimum, its bound, and its price of a byte."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,10 @@ SHARES = (0.15, 0.5, 0.85)
 
 
 def reference_loss(profile: Profile, budget_bytes: int, program: Program | None = None) -> float:
-    """Return the relaxed optimum by HiGHS, from a dense quadratic form over the shares alone, within rules and limits."""
+    """Return the relaxed optimum within rules and limits by another solver.
+
+    The problem is a dense quadratic form in the shares alone, solved by HiGHS.
+    """
     layers, menu = profile.linear.shape
     unit = largest_damage(profile)
     share = cp.Variable(layers * menu, nonneg=True)
@@ -66,10 +69,13 @@ def hull_loss(profile: Profile, budget_bytes: int) -> float:
 
     Bytes are bought at the best rate on each layer's convex hull first.
     """
-    loss, left, offers = profile.context_loss, float(budget_bytes), []
+    loss = profile.context_loss
+    left = float(budget_bytes)
+    offers = []
     for sizes, damages in zip(profile.weight_bytes.tolist(), profile.linear.tolist(), strict=True):
         size, damage = min(zip(sizes, damages, strict=True))
-        loss, left = loss + damage, left - size
+        loss += damage
+        left -= size
         while True:
             rates = [
                 ((damage - less) / (more - size), more, less)
@@ -96,7 +102,10 @@ def solve(profile: Profile, share: float) -> ReferenceSolution:
 
 
 def constrained(seed: int, rank: int) -> tuple[Profile, Program]:
-    """Return a profile, and its program under rules that forbid a third of the fidelities and under two further limits."""
+    """Return a profile, and its program under rules and limits.
+
+    The rules forbid a third of the fidelities; there are two further limits.
+    """
     profile, rng = make_profile(seed, rank=rank), np.random.default_rng(seed)
     whole = Program.of(profile)
     allowed = rng.random(whole.sizes.shape) < 2 / 3
@@ -116,10 +125,8 @@ def constrained(seed: int, rank: int) -> tuple[Profile, Program]:
 def test_the_relaxed_optimum_is_that_of_another_solver(case: dict[str, Any]) -> None:
     profile = make_profile(**case)
     for share in SHARES:
-        found, expected = (
-            solve(profile, share).loss,
-            reference_loss(profile, budget_at(profile, share)),
-        )
+        found = solve(profile, share).loss
+        expected = reference_loss(profile, budget_at(profile, share))
         assert found == pytest.approx(expected, abs=ACCURACY * largest_damage(profile), rel=0)
 
 
@@ -264,10 +271,8 @@ def test_what_is_not_allowed_gets_no_share_and_limits_hold(rank: int) -> None:
     bound = 0
     for seed in range(6):
         profile, program = constrained(seed, rank)
-        share, free = (
-            AllocationProblem(program).solve(budget_at(profile, 0.85)).share,
-            solve(profile, 0.85).share,
-        )
+        share = AllocationProblem(program).solve(budget_at(profile, 0.85)).share
+        free = solve(profile, 0.85).share
         assert share[~program.allowed].max() <= ACCURACY
         for limit in program.limits:
             assert (limit.cost * share).sum() <= limit.most * (1 + ACCURACY)

@@ -30,7 +30,7 @@ def knapsack_loss(profile: Profile, budget_bytes: int) -> float:
 
 
 def demanding(seed: int, rank: int) -> tuple[Profile, Program]:
-    """Return a profile, and its program under rules and a limit that the best plan without them breaks."""
+    """Return a profile, and its program under rules and a limit that its best plan breaks."""
     profile, rng = make_profile(seed, rank=rank), np.random.default_rng(seed)
     whole, rows = Program.of(profile), np.arange(5)
     free, _ = best_choice(whole, budget_at(profile, 0.5))

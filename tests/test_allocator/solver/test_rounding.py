@@ -62,7 +62,7 @@ def used(profile: Profile, choice: Choice) -> int:
 def improvements(
     profile: Profile, choice: Choice, fits: Callable[[Choice], bool], changes: int
 ) -> list[float]:
-    """Return by how much the loss falls with each `changes` layers changed that fits and lowers it."""
+    """Return how much loss each change of `changes` layers saves that fits and saves some."""
     here, menu = profile.loss(choice), profile.linear.shape[1]
     found = []
     for layers in combinations(range(len(choice)), changes):
@@ -75,7 +75,7 @@ def improvements(
 
 
 def larger_ones(profile: Profile, choice: Choice, budget: int) -> list[float]:
-    """Return the loss of each plan within the budget that one layer made larger leads to, where enough is left to fill up."""
+    """Return the loss of each plan with one layer enlarged that fits, if much of the budget is left."""
     if budget - used(profile, choice) <= UNUSED_SHARE * budget:
         return []
     changed = [choice.copy() for _ in range(profile.linear.size)]
@@ -89,7 +89,7 @@ def larger_ones(profile: Profile, choice: Choice, budget: int) -> list[float]:
 
 
 def constrained(seed: int, *, conflicting: bool, **options: Any) -> tuple[Profile, Program, int]:
-    """Return a profile, its program under rules and two further limits, and a budget, all of which one plan uses up.
+    """Return a profile, its program under rules and two limits, and a budget that one plan uses up.
 
     Unless limits are `conflicting`, smaller fidelities use less of all of them.
     """
