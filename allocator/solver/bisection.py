@@ -1,4 +1,4 @@
-"""Bisection over real numbers. For whole numbers there is `bisect.bisect_left(range(...), key=)`."""
+"""Bisection over real numbers; for whole ones there is `bisect.bisect_left(range(...), key=)`."""
 
 from collections.abc import Callable
 

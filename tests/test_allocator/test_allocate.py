@@ -78,7 +78,7 @@ def choice_of(profile: Profile, allocation: Allocation) -> list[int]:
 
 
 def larger_ones(profile: Profile, allocation: Allocation) -> list[float]:
-    """Return the loss of each plan with one layer enlarged that fits, if much of the budget is left."""
+    """Return the loss of each plan with one layer enlarged that fits, if much budget is left."""
     if allocation.slack_bytes <= UNUSED_SHARE * allocation.budget_bytes:
         return []
     changed = [choice_of(profile, allocation) for _ in range(profile.linear.size)]

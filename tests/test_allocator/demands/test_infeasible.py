@@ -1,4 +1,4 @@
-"""Where budget and limits cannot be met, the answer names what binds and the nearest feasible budget."""
+"""Where budget or limits cannot be met, the answer names what binds and the nearest budget."""
 
 from dataclasses import replace
 

@@ -75,7 +75,7 @@ def improvements(
 
 
 def larger_ones(profile: Profile, choice: Choice, budget: int) -> list[float]:
-    """Return the loss of each plan with one layer enlarged that fits, if much of the budget is left."""
+    """Return the loss of each plan with one layer enlarged that fits, if much budget is left."""
     if budget - used(profile, choice) <= UNUSED_SHARE * budget:
         return []
     changed = [choice.copy() for _ in range(profile.linear.size)]
