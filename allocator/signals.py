@@ -182,7 +182,7 @@ HESSIAN = Signal(
     cost=SignalCost(1, 0, 2, all_probes_at_once=False),
 )
 
-DEFAULT = INTEGRAL
+DEFAULT_SIGNAL = INTEGRAL
 """The signal that is measured unless the user chooses another.
 
 Compared in tests/benchmarks/LOG.md, "signals compared, plans quantized in full".

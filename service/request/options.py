@@ -11,8 +11,7 @@ from pydantic import Field, field_validator
 
 from allocator.demands.budget import Budget
 from allocator.demands.constraints import UNCONSTRAINED, Constraints
-from allocator.signals import DEFAULT as DEFAULT_SIGNAL
-from allocator.signals import ORIGINAL, SIGNALS, UNIFORM, find_signal
+from allocator.signals import DEFAULT_SIGNAL, ORIGINAL, SIGNALS, UNIFORM, find_signal
 from quantizer.plans.fidelity import COLUMN_MULTIPLE
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
 from service.request.constraints import BUDGET, ConstraintsIn, CouplingOption, Size

@@ -8,7 +8,7 @@ import pytest
 from allocator.errors import SignalUnknown
 from allocator.profiling.measures import MEASURES
 from allocator.signals import (
-    DEFAULT,
+    DEFAULT_SIGNAL,
     NARROW,
     ORIGINAL,
     SIGNALS,
@@ -48,8 +48,8 @@ def test_every_signal_has_a_function_that_measures_it() -> None:
 
 
 def test_the_default_comes_first_and_names_are_keys() -> None:
-    assert next(iter(SIGNALS.values())) == DEFAULT
-    assert DEFAULT.name == "integral"
+    assert next(iter(SIGNALS.values())) == DEFAULT_SIGNAL
+    assert DEFAULT_SIGNAL.name == "integral"
     assert all(signal.name == name for name, signal in SIGNALS.items())
 
 
