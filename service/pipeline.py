@@ -27,24 +27,28 @@ from service.stages.report import build_report
 from service.stages.results import RunResults
 from service.stages.run_state import RunState
 from service.stages.selection import select_plan
-from service.stages.training import TrainingRequest, train_and_compare, training_task
+from service.stages.training import train_and_compare
+from service.stages.training_task import TrainingRequest, training_task
 from service.storage.stage_store import StageStore
 
 
 def walk(
     request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None
 ) -> Iterator[RunState]:
-    """Run stage by stage, and yield the results after each of `service.request.stage_names.PIPELINE`.
+    """Run stage by stage, and yield the results after each stage of a job.
 
     Every stage is stored under the hash of its inputs. So a run that was killed continues where it
-    stopped, a similar budget uses the same profile, and a second walk to a later stage only reads
-    the results of the stages before it.
+    stopped, a similar budget uses the same profile, and a walk to a later stage only reads the
+    results of the stages before it.
 
     Args:
         request: model, budget and options.
         store: where finished stages are stored.
         reporter: shows progress.
         given: a profile of this model; without one, it is measured.
+
+    Yields:
+        The results so far, once for each of `service.request.stage_names.PIPELINE`.
 
     Raises:
         QuantizerError: model or text cannot be used.
@@ -65,36 +69,27 @@ def walk(
     with clock.time("embedding and head"):
         prepared = choose_embeddings(context, request, prepared, profile, windows)
     with clock.time("plan"):
-        plans = solve_plans(context, request, profile, prepared.budget_bytes)
+        plans = solve_plans(context, request, profile, prepared)
     yield (state := replace(state, stage="plan", plans=plans))
 
     checkpoints = {}
-    for name, layer_plan in plans.by_name.items():
-        plan, label = prepared.whole_plan(layer_plan), f"quantize: {name}"
+    for name, plan in plans.by_name.items():
+        label = f"quantize: {name}"
         with clock.time(label):
             checkpoints[name] = make_checkpoint(context, plan, windows.quantizing, label)
     yield (state := replace(state, stage="quantize", checkpoints=checkpoints))
 
     with clock.time("guard"):
         selection = select_plan(context, request, profile, plans, checkpoints, windows.selection)
-    plan = prepared.whole_plan(plans.by_name[selection.delivered])
-    training = training_task(
-        context,
-        plan,
-        checkpoints[selection.delivered],
-        TrainingRequest.for_run(request, windows.selection),
-    )
-    trained = train_and_compare(
-        context, training, selection.delivered_quality, windows.selection, clock
-    )
+    chosen, options = selection.delivered, TrainingRequest.for_run(request, windows.selection)
+    training = training_task(context, plans.by_name[chosen], checkpoints[chosen], options)
+    trained = train_and_compare(context, training, selection.delivered_quality, clock)
     delivery = Delivery(selection, checkpoints, trained)
     yield (state := replace(state, stage="tune", delivery=delivery))
 
     with clock.time("evaluate"):
         quality = evaluate(context, delivery.evaluated, windows.evaluation)
-    check = CheckTask(
-        profiling, prepared.budget_bytes, request.amounts.check_plans, windows.selection
-    )
+    check = CheckTask.for_run(request, profiling, prepared.budget_bytes, windows.selection)
     checks = check_random_plans(context, check, profile)
     results = RunResults(prepared, profile, plans, delivery, training, quality, checks)
     report = build_report(context, request, results, clock.seconds)

@@ -1,6 +1,5 @@
 """Single stages, as the commands `profile`, `quantize`, `evaluate` and `run --dry-run` use them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,6 @@ from allocator.profile import Profile
 from quantizer.models.source import find_model
 from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
-from quantizer.texts.text import TextSpec
-from service.request.effort import Effort
 from service.request.request import BATCH, RunRequest
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.checkpoint import check_plan
@@ -19,12 +16,14 @@ from service.stages.context import MODELS_FOLDER, RunContext
 from service.stages.estimate import dry_run
 from service.stages.evaluation import evaluate
 from service.stages.machine import Machine
-from service.stages.prepare import PreparedRun, prepare
+from service.stages.prepare import prepare
+from service.stages.prepared_run import PreparedRun
 from service.stages.profile import ProfileTask, measure_profile
 from service.stages.progress import Reporter, Silent
-from service.stages.recipe import Recipe
 from service.stages.requantize import quantize_by_recipe
-from service.stages.training import TrainingRequest, train_and_compare, training_task
+from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
+from service.stages.training import train_and_compare
+from service.stages.training_task import TrainingRequest, training_task
 from service.storage.stage_store import StageStore
 
 
@@ -53,39 +52,6 @@ def profile_task(context: RunContext, request: RunRequest, prepared: PreparedRun
     calibration = text_windows(context, request.amounts.calibration)
     probes = text_windows(context, request.amounts.probes)
     return ProfileTask.for_request(request, prepared, calibration, probes)
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeRequest:
-    """What a user asks of `quantize`.
-
-    Attributes:
-        model: a folder, a GGUF file, or a Hugging Face id.
-        plan: fidelities of layers, embedding and head.
-        text: calibration windows that layers are quantized on.
-        held_out_windows: further windows of this text, on which the trained checkpoint is compared
-            with the untrained one.
-        effort: how much work goes into the layers.
-        recipe: how they are quantized and trained.
-        seed: of everything random.
-        device: `cpu`, `cuda`, or `auto`.
-
-    Raises:
-        RequestError: the effort leaves nothing of the recipe.
-    """
-
-    model: str
-    plan: Plan
-    text: TextSpec
-    held_out_windows: int
-    effort: Effort
-    recipe: Recipe
-    seed: int
-    device: str
-
-    def __post_init__(self) -> None:
-        """Refuse an effort that leaves nothing of the recipe."""
-        self.recipe.check(self.effort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +94,9 @@ def quantize_model(
     if not training.phases:
         return QuantizedModel(checkpoint, plan, trained=False)
     untrained = evaluate(context, {"untrained": checkpoint}, held_out, "compare", fast=True)
-    result = train_and_compare(context, training, untrained["untrained"], held_out, Clock())
+    result = train_and_compare(context, training, untrained["untrained"], Clock())
     trained = result is not None and result.is_nearer
     return QuantizedModel(result.nearer if result else checkpoint, plan, trained)
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluateRequest:
-    """What a user asks of `evaluate`.
-
-    Attributes:
-        model: a folder, a GGUF file, or a Hugging Face id.
-        checkpoints: folders of quantized checkpoints of this model, by name.
-        text: windows that they are scored on.
-        device: `cpu`, `cuda`, or `auto`.
-    """
-
-    model: str
-    checkpoints: Mapping[str, Path]
-    text: TextSpec
-    device: str
 
 
 def evaluate_checkpoints(

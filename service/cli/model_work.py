@@ -16,6 +16,7 @@ from service.request.effort import find_effort
 from service.request.options import EvaluateSettings, QuantizeSettings
 from service.request.request import RunRequest
 from service.stages.recipe import find_recipe
+from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
 from service.storage.stage_store import StageStore
 
 
@@ -70,7 +71,7 @@ def quantize(
     """Quantize a model by a plan, deliver the checkpoint and print a summary."""
     check_output(out_folder)
     windows, tokens = options.calibration_windows, options.tokens
-    request = single_stages.QuantizeRequest(
+    request = QuantizeRequest(
         model=model,
         plan=Plan.loads(read_text_file(plan_file, "plan")),
         text=TextSpec(options.calibration, windows, tokens, options.seed),
@@ -111,7 +112,7 @@ def evaluate(
                 f"checkpoint {str(path)!r} is no folder that bitwright wrote: it has no plan.json"
             )
     windows, tokens = options.evaluation_windows, options.tokens
-    request = single_stages.EvaluateRequest(
+    request = EvaluateRequest(
         model=model,
         checkpoints={str(path): path for path in checkpoints},
         text=TextSpec(options.evaluation, windows, tokens, None),

@@ -22,7 +22,7 @@ from quantizer.plans.plan import LayerSpec
 from service.request.request import RunRequest
 from service.stages.calibration_windows import RunWindows
 from service.stages.context import RunContext
-from service.stages.prepare import PreparedRun
+from service.stages.prepared_run import PreparedRun
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
 

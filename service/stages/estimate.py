@@ -6,7 +6,7 @@ from allocator.answers.uniform import uniform_plans
 from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.memory_estimate import peak_memory_bytes
-from service.stages.prepare import PreparedRun
+from service.stages.prepared_run import PreparedRun
 from service.stages.time_estimate import run_seconds
 
 

@@ -4,7 +4,7 @@ from allocator.signals import SKETCH_WIDTH, find_signal
 from quantizer.plans.plan import by_block
 from service.request.request import RunRequest
 from service.stages.machine import Machine
-from service.stages.prepare import PreparedRun
+from service.stages.prepared_run import PreparedRun
 from service.stages.profile import PROBE_BATCH
 from service.stages.recipe import MODEL
 from service.stages.training_phases import TRAINING_BYTES, phases_for

@@ -10,14 +10,19 @@ from allocator.answers.uniform import likely_uniform_plans
 from allocator.demands.constraints import Constraints
 from allocator.profile import Profile
 from quantizer.durable import PartStore
-from quantizer.plans.fidelity import SCALE_BITS
-from quantizer.plans.plan import Plan
+from quantizer.plans.fidelity import SCALE_BITS, Fidelity
+from quantizer.plans.plan import LayerSpec, Plan
 from service.request.request import RunRequest
 from service.stages.context import RunContext
+from service.stages.prepared_run import PreparedRun
 from service.storage.stage_store import StageKey
 
-PLAN, ADDITIVE, UNIFORM = "plan", "additive", "uniform"
-"""Names of candidates: the solver's plan, its plan without coupling, and how uniform ones begin."""
+PLAN = "plan"
+"""Name of the solver's plan."""
+ADDITIVE = "additive"
+"""Name of the solver's plan without coupling."""
+UNIFORM = "uniform"
+"""How names of uniform plans begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +33,19 @@ class CandidatePlans:
         allocations: the solver's plans by name, `plan` first.
         uniforms: the uniform plans by name, the most promising one first. A uniform plan stores all
             layers alike.
+        embeddings: fidelities of embedding and head, the same under all plans.
     """
 
     allocations: Mapping[str, Allocation]
     uniforms: Mapping[str, Plan]
+    embeddings: Mapping[LayerSpec, Fidelity]
 
     @property
     def by_name(self) -> dict[str, Plan]:
-        """All plans by name, the solver's first."""
+        """All plans by name, the solver's first, with embedding and head after the layers."""
         solved = {name: allocation.plan for name, allocation in self.allocations.items()}
-        return solved | dict(self.uniforms)
+        plans = solved | dict(self.uniforms)
+        return {name: plan.with_embeddings(self.embeddings) for name, plan in plans.items()}
 
     def allocation(self, name: str, profile: Profile) -> Allocation:
         """Return a candidate as an answer to the run's budget, with the loss that is predicted."""
@@ -47,14 +55,14 @@ class CandidatePlans:
 
 
 def solve_plans(
-    context: RunContext, request: RunRequest, profile: Profile, budget_bytes: int
+    context: RunContext, request: RunRequest, profile: Profile, prepared: PreparedRun
 ) -> CandidatePlans:
-    """Return the candidate plans of a budget.
+    """Return the candidate plans of a run.
 
     They are the plan with the coupling that the request names, the additive plan where it differs,
     and as many uniform plans as the effort allows.
     """
-    constraints = request.constraints
+    constraints, budget_bytes = request.constraints, prepared.budget_bytes
     coupled = profile.with_coupling(request.method.coupling)
     plan = solve_plan(context, coupled, budget_bytes, constraints)
     additive = solve_plan(context, profile.with_coupling("none"), budget_bytes, constraints)
@@ -62,7 +70,8 @@ def solve_plans(
     if additive.plan != plan.plan:
         allocations[ADDITIVE] = additive
     rivals = likely_uniform_plans(profile, budget_bytes)[: request.effort.rivals]
-    return CandidatePlans(allocations, {uniform_name(rival): rival for rival in rivals})
+    uniforms = {uniform_name(rival): rival for rival in rivals}
+    return CandidatePlans(allocations, uniforms, prepared.embedding_fidelities)
 
 
 def solve_plan(

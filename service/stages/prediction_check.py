@@ -16,6 +16,7 @@ from allocator.profiling.prediction_check import (
     check_predictions,
 )
 from quantizer.durable import PartStore
+from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.layer_candidates import quantize_layers
 from service.stages.profile import ProfileTask
@@ -38,6 +39,13 @@ class CheckTask:
     budget_bytes: int
     plans: int
     windows: Windows
+
+    @classmethod
+    def for_run(
+        cls, request: RunRequest, profile: ProfileTask, budget_bytes: int, windows: Windows
+    ) -> "CheckTask":
+        """Return the check that a run asks for."""
+        return cls(profile, budget_bytes, request.amounts.check_plans, windows)
 
     def key(self, context: RunContext) -> StageKey:
         """Return what the check is stored under."""

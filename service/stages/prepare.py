@@ -1,59 +1,22 @@
 """The stage that fixes everything before any weight is read: layers, sizes, budget, menu."""
 
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from allocator.answers.feasibility import check_feasible
-from allocator.demands.menu import Menu, check_budget, choose_menu
+from allocator.demands.menu import check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile
 from allocator.signals import find_signal
 from quantizer.conversion.embeddings import find_embeddings
 from quantizer.models.loading import meta_model
-from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec, Plan
+from quantizer.plans.plan import LayerSpec
 from quantizer.running.structure import find_layers
 from service.request.request import AUTO, KEEP, RunRequest
 from service.stages.context import RunContext
 from service.stages.embedding_options import likely_bytes
 from service.stages.model_sizes import ModelSizes, measure_sizes, rest_of_file
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRun:
-    """A request once the model's structure is known.
-
-    Attributes:
-        layers: the layers to quantize.
-        sizes: bytes of the original model by parts.
-        budget_bytes: the budget of the quantized layers.
-        menu: fidelities that fit the budget.
-        tables: embedding and head, where they are quantized too.
-        shared_bytes: the budget of layers, embedding and head together. `budget_bytes` is what an
-            expected size of embedding and head leaves of it, until their fidelities are chosen.
-        embedding_fidelities: the chosen fidelities of embedding and head; tables that stay as they are
-            are missing.
-    """
-
-    layers: tuple[LayerSpec, ...]
-    sizes: ModelSizes
-    budget_bytes: int
-    menu: Menu
-    tables: tuple[LayerSpec, ...] = ()
-    shared_bytes: int = 0
-    embedding_fidelities: Mapping[LayerSpec, Fidelity] = field(default_factory=dict)
-
-    @property
-    def unquantized_bytes(self) -> int:
-        """Bytes of the checkpoint beside the layers, with embedding and head in any form."""
-        table_bytes = sum(table.weights for table in self.tables) * self.sizes.item_bytes
-        quantized_table_bytes = self.shared_bytes - self.budget_bytes
-        return self.sizes.unquantized_bytes - table_bytes + quantized_table_bytes
-
-    def whole_plan(self, layer_plan: Plan) -> Plan:
-        """Return a plan of the layers with embedding and head after them."""
-        return layer_plan.with_embeddings(self.embedding_fidelities)
+from service.stages.prepared_run import PreparedRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from quantizer.running.structure import find_layers
 from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.layer_candidates import CandidatesTask, quantize_layers
-from service.stages.prepare import PreparedRun
+from service.stages.prepared_run import PreparedRun
 from service.stages.windows import Windows
 from service.storage.profile_store import read_profile
 from service.storage.stage_store import StageKey

@@ -66,7 +66,7 @@ def build_report(
         original_bytes=sizes.file_bytes,
         original_layer_bytes=sizes.layer_bytes,
         tables=_tables(results),
-        unquantized_bytes=delivered_bytes - results.prepared.whole_plan(plan).weight_bytes,
+        unquantized_bytes=delivered_bytes - results.whole_plan.weight_bytes,
         uniform_bytes=results.uniform.weight_bytes,
         evaluation=_evaluation(request, results.quality),
         calibration=CalibrationInfo(

@@ -10,8 +10,8 @@ from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
 from service.stages.delivery import Delivery
 from service.stages.plan import CandidatePlans
-from service.stages.prepare import PreparedRun
-from service.stages.training import TrainingTask
+from service.stages.prepared_run import PreparedRun
+from service.stages.training_task import TrainingTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,11 @@ class RunResults:
     def allocation(self) -> Allocation:
         """The delivered plan, with the solver's findings."""
         return self.plans.allocation(self.delivery.selection.delivered, self.profile)
+
+    @property
+    def whole_plan(self) -> Plan:
+        """The delivered plan with embedding and head."""
+        return self.plans.by_name[self.delivery.selection.delivered]
 
     @property
     def uniform(self) -> Plan:

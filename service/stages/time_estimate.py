@@ -11,7 +11,7 @@ from allocator.signals import find_signal
 from service.request.request import RunRequest
 from service.stages.machine import Machine
 from service.stages.memory_estimate import EXPECTED_RIVALS
-from service.stages.prepare import PreparedRun
+from service.stages.prepared_run import PreparedRun
 from service.stages.recipe import MODEL
 from service.stages.training_phases import phases_for
 

@@ -8,81 +8,21 @@ from quantizer.durable import PartStore
 from quantizer.importance.fisher import squared_gradients
 from quantizer.importance.saliency import find_salient_groups
 from quantizer.packed.weight import QuantizedWeight
-from quantizer.plans.plan import Plan
 from quantizer.running.moments import Calibration
 from quantizer.running.quality import Quality
 from quantizer.running.structure import find_layers
-from quantizer.texts.text import TextSpec
 from quantizer.training import blockwise, distill
-from service.request.effort import Effort
-from service.request.request import RunRequest
-from service.stages.calibration_windows import windows_besides
-from service.stages.checkpoint import checkpoint_digest
 from service.stages.clock import Clock
 from service.stages.context import RunContext
 from service.stages.evaluation import evaluate
-from service.stages.recipe import DEFAULT_RECIPE, MODEL, Recipe
+from service.stages.recipe import MODEL
 from service.stages.selection import is_nearer
-from service.stages.training_phases import Phase, phases_for
+from service.stages.training_phases import Phase
+from service.stages.training_task import TrainingTask
 from service.stages.windows import Windows
-from service.storage.stage_store import StageKey
 
 SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
 """Windows on which salient groups, and the importance of weights, are measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRequest:
-    """What a user decides about training.
-
-    Attributes:
-        recipe: how.
-        effort: how much.
-        text: the calibration text; all its windows are trained on, except the held-out ones.
-        held_out: windows on which the result is compared with the untrained checkpoint.
-        seed: of everything random.
-    """
-
-    recipe: Recipe
-    effort: Effort
-    text: TextSpec
-    held_out: Windows
-    seed: int
-
-    @classmethod
-    def for_run(cls, request: RunRequest, held_out: Windows) -> "TrainingRequest":
-        """Return how a run trains the plan that it delivers."""
-        text = request.amounts.calibration
-        return cls(DEFAULT_RECIPE, request.effort, text, held_out, request.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingTask:
-    """Everything that decides a trained checkpoint, beside the context.
-
-    Attributes:
-        checkpoint: folder of the plan's checkpoint that training starts from.
-        plan: its plan.
-        windows: what it is trained on.
-        phases: how; none if it is not trained.
-    """
-
-    checkpoint: Path
-    plan: Plan
-    windows: Windows
-    phases: tuple[Phase, ...]
-
-    def key(self, context: RunContext) -> StageKey:
-        """Return what the trained checkpoint is stored under."""
-        inputs = {
-            "model": context.model.sha256,
-            "checkpoint": checkpoint_digest(self.checkpoint),
-            "windows": self.windows.sha256,
-            "phases": [phase.to_json() for phase in self.phases],
-            "method": [blockwise.METHOD, distill.METHOD],
-            "machine": context.machine.inputs(),
-        }
-        return StageKey("tuned", inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,46 +52,15 @@ class TrainingResult:
         return self.trained if self.is_nearer else self.untrained
 
 
-def training_task(
-    context: RunContext, plan: Plan, checkpoint: Path, request: TrainingRequest
-) -> TrainingTask:
-    """Return everything that decides how a plan's checkpoint is trained on this machine."""
-    phases = phases_for(
-        request.effort,
-        plan.without_embeddings.layers,
-        context.machine,
-        context.batch,
-        request.seed,
-        request.recipe,
-    )
-    windows = request.held_out
-    if phases:
-        windows = training_windows(context, request.text, phases, request.held_out)
-    return TrainingTask(checkpoint, plan, windows, phases)
-
-
-def training_windows(
-    context: RunContext, text: TextSpec, phases: tuple[Phase, ...], held_out: Windows
-) -> Windows:
-    """Return windows to train on.
-
-    They are windows of the calibration text without the held-out ones, as many as one phase sees at
-    most.
-    """
-    seen = max(phase.spec.steps * phase.spec.batch for phase in phases)
-    return windows_besides(context, text, held_out, seen)
-
-
 def train_and_compare(
-    context: RunContext, task: TrainingTask, untrained: Quality, held_out: Windows, clock: Clock
+    context: RunContext, task: TrainingTask, untrained: Quality, clock: Clock
 ) -> TrainingResult | None:
     """Train a checkpoint, and compare it with the untrained one on held-out windows.
 
     Args:
         context: gives the model and the machine.
         task: how it is trained.
-        untrained: quality of the untrained checkpoint on the held-out windows.
-        held_out: windows that are not trained on.
+        untrained: quality of the untrained checkpoint on the task's held-out windows.
         clock: measures the time of both steps.
 
     Returns:
@@ -162,7 +71,7 @@ def train_and_compare(
     with clock.time("tune"):
         trained = train(context, task)
     with clock.time("guard: tuned"):
-        scores = evaluate(context, {"tuned": trained}, held_out, "compare: trained", fast=True)
+        scores = evaluate(context, {"tuned": trained}, task.held_out, "compare: trained", fast=True)
     return TrainingResult(task.checkpoint, trained, untrained, scores["tuned"])
 
 

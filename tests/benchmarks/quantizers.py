@@ -47,8 +47,9 @@ from service.stages.prepare import prepare
 from service.stages.profile import measure_profile
 from service.stages.recipe import CLIPPING, DEFAULT_RECIPE, RECIPES, SCALES, Recipe
 from service.stages.requantize import quantize_by_recipe
-from service.stages.training import TrainingRequest, train, training_task
+from service.stages.training import train
 from service.stages.training_phases import Phase
+from service.stages.training_task import TrainingRequest, training_task
 from service.storage.stage_store import StageStore
 from tests.benchmarks.record import circumstances
 

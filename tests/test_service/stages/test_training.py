@@ -20,8 +20,9 @@ from service.errors import RequestError
 from service.request.effort import EFFORTS, find_effort
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.recipe import BLOCKS, MODEL
-from service.stages.training import TrainingTask, train, training_windows
+from service.stages.training import train
 from service.stages.training_phases import choose_phases
+from service.stages.training_task import TrainingTask, training_windows
 from tests.support.commands import SMALL, bitwright_json, run_options, stop_when
 from tests.support.reports import check_report
 from tests.support.run_contexts import run_context
@@ -146,7 +147,7 @@ def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path
     phases = choose_phases(find_effort("balanced"), 10**12, GIGABYTE, 4, torch.float32, 0)
     guard = text_windows(context, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
     windows = training_windows(context, TextSpec("builtin:calibration", 4, 64, 0), phases, guard)
-    task = TrainingTask(tmp_path / "fast", plan, windows, phases)
+    task = TrainingTask(tmp_path / "fast", plan, windows, guard, phases)
     folder = train(context, task)
 
     assert (folder / "plan.json").read_text() == (tmp_path / "fast" / "plan.json").read_text()
