@@ -86,6 +86,11 @@ class Checked(BaseModel):
             raise RequestError(sentences(error)) from error
 
 
+def invalid(sentence: str) -> PydanticCustomError:
+    """Return the error that a validator raises for a demand on several fields together."""
+    return PydanticCustomError(INVALID, "{text}", {"text": sentence})
+
+
 def sentences(error: ValidationError) -> str:
     """Return what is wrong with the data of a `Checked` model."""
     return join(error.errors(include_url=False))
@@ -163,8 +168,7 @@ def _texts(kind: Any, limits: dict[Any, Any]) -> str:
 def _explained(row: ErrorDetails, fields: dict[str, FieldInfo]) -> InitErrorDetails:
     """Return an error with a sentence in place of pydantic's message."""
     text = row["msg"] if row["type"] == INVALID else _sentence(row, fields)
-    kind = PydanticCustomError(INVALID, "{text}", {"text": text})
-    return InitErrorDetails(type=kind, loc=row["loc"], input=row["input"])
+    return InitErrorDetails(type=invalid(text), loc=row["loc"], input=row["input"])
 
 
 def _sentence(row: ErrorDetails, fields: dict[str, FieldInfo]) -> str:
@@ -190,8 +194,6 @@ def _said(row: Any) -> str:
     """Return what a row says; one that is no sentence yet is preceded by where the value is."""
     if row["type"] == INVALID:
         return str(row["msg"])
-    if row["type"] == "value_error":  # a demand on several fields together
-        return str(row["ctx"]["error"])
     return f"{_place(row['loc'])}: {row['msg']}"
 
 

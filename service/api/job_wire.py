@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from service.request.constraints import BUDGET, ConstraintsIn, Size
 from service.request.options import RunOptions
-from service.validation import Checked, option
+from service.validation import Checked, invalid, option
 
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
@@ -26,8 +26,9 @@ class JobIn(RunOptions):
     @model_validator(mode="after")
     def _checks_need_a_profile_of_ones_own(self) -> "JobIn":
         if self.profile is not None and self.check_plans:
-            raise ValueError(
-                "check_plans measures a profile that the job made itself; leave one of both out"
+            raise invalid(
+                "check plans measures random plans for the profile that the job measures; give "
+                "either check plans or a profile"
             )
         return self
 

@@ -11,7 +11,7 @@ from allocator.demands.constraints import Constraints, LatencyTable, Pool
 from allocator.demands.rules import Rule
 from allocator.demands.ties import TARGETS
 from allocator.profile import COUPLINGS
-from service.validation import Checked, option
+from service.validation import Checked, invalid, option
 
 Pattern = Annotated[str, Field(max_length=300)]
 Text = Annotated[str, Field(max_length=600)]
@@ -172,7 +172,7 @@ class ExactQuestion(PlanQuestion):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.budget is None) == (self.max_kl is None):
-            raise ValueError("give either budget or max kl")
+            raise invalid("give either budget or max kl")
         return self
 
 
