@@ -4,7 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from service.settings import FAILPOINT_VARIABLE
+FAILPOINT_VARIABLE = "BITWRIGHT_FAILPOINT"
+"""Read at each failpoint, and no setting: only tests set it, in processes that they start."""
 
 
 def failpoint(name: str) -> None:

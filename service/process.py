@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 
-from service.settings import FAILPOINT_VARIABLE
+from service.failpoint import FAILPOINT_VARIABLE
 
 PARENT_VARIABLE = "BITWRIGHT_PARENT"
 

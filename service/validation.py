@@ -142,6 +142,8 @@ def _numbers(kind: Any, limits: dict[Any, Any]) -> str:
     above, below = limits.get(annotated_types.Gt), limits.get(annotated_types.Lt)
     if low is not None and high is not None:
         return f"{what} from {low.ge} to {high.le}"
+    if low is not None and below is not None and kind is int:
+        return f"{what} from {low.ge} to {below.lt - 1}"
     bounds = [
         *([f"of at least {low.ge}"] if low is not None else []),
         *([f"above {above.gt}"] if above is not None else []),

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from quantizer.known_error import ExitCode, KnownError
 from service.cli.console import print_json
-from service.cli.parameters import flag_name
+from service.cli.flags import flag_name
 from service.errors import RequestError
 from service.logs import err, set_up_logging
 from service.process import quiet_libraries

@@ -1,4 +1,4 @@
-"""What the commands have in common: options that are no part of a run's result, and names of flags."""
+"""Parameters that several commands have."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,29 +6,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from service.settings import CACHE_VARIABLE, DATA_VARIABLE
-
-FLAGS = {
-    "ties": "tie",
-    "untied": "untie",
-    "rules": "rule",
-    "pools": "pool",
-    "max_distinct": "distinct",
-    "low": "from",
-    "high": "to",
-    "as_json": "json",
-    "needs_key": "keys",
-    "out_folder": "out",
-    "out_file": "out",
-    "plan_file": "plan",
-    "profile_folder": "profile",
-}
-"""Flags that are not called as the field: several of a list are given one by one."""
-
-
-def flag_name(field: str) -> str:
-    """Return the name of a field's flag, without the hyphens in front."""
-    return FLAGS.get(field, field).replace("_", "-")
-
 
 OPTIONS = Parameter(name="*", allow_leading_hyphen=True)
 """The fields of a model become flags of the command."""

@@ -25,5 +25,5 @@ def serve(
 ) -> None:
     """Serve the REST interface; its documentation is at /docs."""
     err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
-    settings = ServiceSettings.read(data, cache)
+    settings = ServiceSettings.read(data=data, cache=cache)
     run_server(host, port, settings, worker=worker, needs_key=needs_key)

@@ -14,7 +14,7 @@ from service.records.database import connect, is_current
 from service.records.engine import bring_up_to_date
 from service.records.identity import SCOPES, Keys
 from service.records.submission import Quota, set_quota
-from service.settings import ServiceSettings, default_cache, default_data
+from service.settings import ServiceSettings, default_data
 
 DATA = default_data()
 
@@ -100,6 +100,6 @@ def revoke_key(
 
 
 def _database(data: Path) -> Engine:
-    engine = connect(ServiceSettings.read(data, default_cache()).database_url)
+    engine = connect(ServiceSettings.read(data=data).database_url)
     bring_up_to_date(engine)
     return engine

@@ -11,4 +11,4 @@ DATA, CACHE = default_data(), default_cache()
 def worker(*, data: Data = DATA, cache: Cache = CACHE) -> None:
     """Run the jobs that the service accepts, until the process is told to end."""
     set_up_service_logging()
-    run_worker(ServiceSettings.read(data, cache))
+    run_worker(ServiceSettings.read(data=data, cache=cache))

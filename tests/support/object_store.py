@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import FAILPOINT_VARIABLE
+from service.failpoint import FAILPOINT_VARIABLE
 from service.storage.artifact_store import ArtifactStore
 from tests.support.s3 import variables
 

@@ -161,7 +161,8 @@ def backend_in(folder: Path, *, needs_key: bool = False, **settings: Any) -> Bac
         "models": (folder,),
     }
     backend = Backend.of(
-        ServiceSettings(folder, folder / "cache", **{**values, **settings}), needs_key=needs_key
+        ServiceSettings(data=folder, cache=folder / "cache", **{**values, **settings}),
+        needs_key=needs_key,
     )
     bring_up_to_date(backend.database)
     return backend

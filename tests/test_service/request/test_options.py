@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
-from service.cli.parameters import flag_name
+from service.cli.flags import flag_name
 from service.errors import RequestError
 from service.request.constraints import (
     ConstraintsIn,

@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from service.failpoint import FAILPOINT_VARIABLE
 from service.process import stage_environment
 from service.request.stage_names import request_place
-from service.settings import FAILPOINT_VARIABLE
 from service.worker.fork_client import COMMAND, ForkClient, ForkedProcess
 from tests.support.served import command_line, is_gone
 

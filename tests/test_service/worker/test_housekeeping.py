@@ -3,7 +3,6 @@
 What is old goes, what is lost ends, names are held by who lives.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ DAY = 86400
 @pytest.fixture
 def keeper(database: sa.Engine, tmp_path: Path) -> Housekeeper:
     settings = ServiceSettings(
-        tmp_path, tmp_path, str(database.url), str(tmp_path / "artifacts"), (), keep_days=10
+        data=tmp_path, cache=tmp_path, database_url=str(database.url), keep_days=10
     )
     return Housekeeper(
         JobStore(database),
@@ -80,9 +79,7 @@ def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(
 
 def test_without_a_limit_nothing_is_removed(keeper: Housekeeper) -> None:
     old = ended_job(keeper, "me", 10_000)
-    keeper.settings = ServiceSettings(
-        keeper.settings.data, keeper.settings.cache, "", keeper.settings.artifacts, ()
-    )
+    keeper.settings = keeper.settings.model_copy(update={"keep_days": None})
     keeper.retain()
     assert keeper.store.get(old).status is Status.SUCCEEDED
 
@@ -144,33 +141,3 @@ def test_a_name_is_held_until_its_process_ends_however_it_ends(
     mine.hold("one")
     mine.keep("one")
     mine.let_go()
-
-
-def test_settings_are_read_from_variables_and_files_and_say_what_is_wrong(tmp_path: Path) -> None:
-    (tmp_path / "url").write_text("postgresql://me:secret@host/name\n")
-    found = ServiceSettings.read(
-        tmp_path,
-        tmp_path / "cache",
-        {
-            "BITWRIGHT_DATABASE_URL_FILE": str(tmp_path / "url"),
-            "BITWRIGHT_MODELS": f"/a{os.pathsep}/b",
-            "BITWRIGHT_SLOTS": "2",
-        },
-    )
-    assert found.database_url == "postgresql://me:secret@host/name"
-    assert "secret" not in repr(found)
-    assert found.models == (Path("/a"), Path("/b"))
-    assert (found.slots, found.keep_days, found.hub) == (2, None, True)
-    plain = ServiceSettings.read(tmp_path, tmp_path, {"BITWRIGHT_HUB": "0"})
-    assert (plain.database_url, plain.worker, plain.hub) == (
-        f"sqlite:///{tmp_path / 'bitwright.sqlite'}",
-        "local",
-        False,
-    )
-    for wrong in (
-        {"BITWRIGHT_SLOTS": "many"},
-        {"BITWRIGHT_KEEP_DAYS": "-1"},
-        {"BITWRIGHT_DATABASE_URL_FILE": "/none/such"},
-    ):
-        with pytest.raises(RequestError, match=next(iter(wrong))):
-            ServiceSettings.read(tmp_path, tmp_path, wrong)
