@@ -1,6 +1,6 @@
 """Compile the Triton kernels for GPUs that need not be here, and say what they take.
 
-    python -m tests.benchmarks.compiled_kernels [TARGET ...]
+    python -m tests.benchmarks.compiled_kernels [TARGET[/KERNEL[/FORMAT]] ...]
     python -m tests.benchmarks.compiled_kernels --store
 
 One row a line for each target, format and kernel; the second command stores them, in place of those
@@ -97,10 +97,12 @@ def resources(kernel: Any) -> dict[str, int]:
     return {"registers": registers, "shared_bytes": shared, "stack_bytes": stack}
 
 
-def rows(target: str) -> Iterator[dict[str, Any]]:
-    """Yield what each kernel takes on a target, for each format."""
+def rows(target: str, *only: str) -> Iterator[dict[str, Any]]:
+    """Yield what each kernel takes on a target, for each format; of one kernel or format if named."""
     for name, (high, low, scale_bits) in FORMATS.items():
         for kernel, (function, constants) in KERNELS.items():
+            if not {*only} <= {name, kernel}:
+                continue
             fixed = {
                 "HIGH_BITS": high,
                 "LOW_BITS": low,
@@ -118,7 +120,7 @@ def main() -> None:
     """Say what kernels take, or store it."""
     if sys.argv[1:] != ["--store"]:
         for target in sys.argv[1:] or TARGETS:
-            for row in rows(target):
+            for row in rows(*target.split("/")):
                 print(json.dumps(row), flush=True)
         return
     from triton import __version__

@@ -54,6 +54,8 @@ class Postgres:
             "",
             "-c",
             "max_connections=200",
+            "-c",
+            "fsync=off",  # processes are killed, the machine is not
         ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, user=self._user, stdout=log, stderr=log)

@@ -134,9 +134,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, models: Path) -> Iterator[Served]:
-    """A running server with a worker, on SQLite."""
+    """A running server with a worker, on SQLite, for all tests that leave it running."""
     variables = {"BITWRIGHT_WEBHOOK_TARGETS": "127.0.0.0/8"}
     with served(tmp_path_factory.mktemp("served"), models, variables=variables) as running:
         yield running

@@ -106,6 +106,15 @@ KEYS = (
 )
 
 
+Cases = Callable[[int], int]
+
+
+@pytest.fixture(params=["a tenth", pytest.param("all", marks=pytest.mark.long)])
+def cases(request: pytest.FixtureRequest) -> Cases:
+    """Return how many of so many cases are tried: the first tenth of them, or all."""
+    return lambda count: count if request.param == "all" else -(-count // 10)
+
+
 class Outcomes:
     """Counts what was used and what was refused, and lets every other error through."""
 
@@ -219,10 +228,10 @@ def spoiled(rng: random.Random, values: Any, depth: int = 0) -> Any:
     return rng.choice([*NASTY, *BORDERS])
 
 
-def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
+def test_random_bytes_are_no_weights(tmp_path: Path, cases: Cases) -> None:
     rng, file = dice(1), tmp_path / FILE
-    with bounded_memory(), outcomes(1500, least=0) as seen:
-        for _ in range(1500):
+    with bounded_memory(), outcomes(cases(1500), least=0) as seen:
+        for _ in range(cases(1500)):
             body = rng.randbytes(rng.randint(0, 300))
             length = rng.choice([len(body), rng.choice(BORDERS), rng.randrange(2**64)])
             file.write_bytes(
@@ -237,13 +246,15 @@ def test_random_bytes_are_no_weights(tmp_path: Path) -> None:
             seen.of(lambda: check_safetensors(file))
 
 
-def test_weights_with_mangled_headers(tiny_folder: TinyFolder, tmp_path: Path) -> None:
+def test_weights_with_mangled_headers(
+    tiny_folder: TinyFolder, tmp_path: Path, cases: Cases
+) -> None:
     rng, file = dice(2), tmp_path / FILE
     real = (tiny_folder("llama").path / FILE).read_bytes()
     header = real[: 8 + int.from_bytes(real[:8], "little")]
     small = weights(GOOD | {"__metadata__": {"format": "pt"}})
-    with bounded_memory(), outcomes(3000, least=20) as seen:
-        for case in range(3000):
+    with bounded_memory(), outcomes(cases(3000), least=cases(20)) as seen:
+        for case in range(cases(3000)):
             file.write_bytes(
                 mangled(rng, small, 0, len(small) - 29)
                 if case % 4
@@ -252,10 +263,10 @@ def test_weights_with_mangled_headers(tiny_folder: TinyFolder, tmp_path: Path) -
             check_with_twin(file, seen)
 
 
-def test_weights_with_structured_wrong_headers(tmp_path: Path) -> None:
+def test_weights_with_structured_wrong_headers(tmp_path: Path, cases: Cases) -> None:
     rng, file = dice(3), tmp_path / FILE
-    with bounded_memory(), outcomes(3000, least=200) as seen:
-        for _ in range(3000):
+    with bounded_memory(), outcomes(cases(3000), least=cases(200)) as seen:
+        for _ in range(cases(3000)):
             header, data_bytes = random_header(rng)
             for _ in range(rng.randint(0, 2)):
                 header = spoiled(rng, header)
@@ -289,7 +300,7 @@ def random_header(rng: random.Random) -> tuple[dict[str, Any], int]:
     return dict(rows), end
 
 
-def test_indexes(edited: Edited) -> None:
+def test_indexes(edited: Edited, cases: Cases) -> None:
     folder = edited()
     (folder / FILE).rename(folder / SHARD)
     rng, good = (
@@ -310,8 +321,8 @@ def test_indexes(edited: Edited) -> None:
         5,
         None,
     ]
-    with bounded_memory(), outcomes(2000, least=100) as seen:
-        for case in range(2000):
+    with bounded_memory(), outcomes(cases(2000), least=cases(100)) as seen:
+        for case in range(cases(2000)):
             index: Any = good | {
                 "weight_map": {
                     str(number): rng.choice(names[: rng.choice([2, 2, 12])]) for number in range(3)
@@ -322,11 +333,11 @@ def test_indexes(edited: Edited) -> None:
             seen.of(lambda: read_shards(folder, folder / INDEX))
 
 
-def test_configurations(edited: Edited) -> None:
+def test_configurations(edited: Edited, cases: Cases) -> None:
     folder = edited()
     rng, good = dice(5), json.loads((folder / "config.json").read_text())
-    with bounded_memory(), outcomes(2000, least=200) as seen:
-        for case in range(2000):
+    with bounded_memory(), outcomes(cases(2000), least=cases(200)) as seen:
+        for case in range(cases(2000)):
             (folder / "config.json").write_bytes(wrong_config(rng, good, case))
             seen.of(lambda: read_config(folder))
 
@@ -372,14 +383,14 @@ def random_gguf(rng: random.Random) -> bytes:
     )
 
 
-def test_gguf_headers(tmp_path: Path) -> None:
+def test_gguf_headers(tmp_path: Path, cases: Cases) -> None:
     rng, file = dice(6), tmp_path / "model.gguf"
     file.write_bytes(gguf_bytes())
     assert (
         check_gguf(file) == 2
     )  # imports the library that the check needs before memory is measured
-    with bounded_memory(), outcomes(4000, least=400) as seen:
-        for case in range(4000):
+    with bounded_memory(), outcomes(cases(4000), least=cases(400)) as seen:
+        for case in range(cases(4000)):
             content = random_gguf(rng)
             file.write_bytes(mangled(rng, content) if case % 2 else content)
             seen.of(lambda: check_gguf(file))
@@ -388,7 +399,7 @@ def test_gguf_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "part", [FILE, INDEX, "config.json", "tokenizer_config.json", "generation_config.json"]
 )
-def test_whole_folders(part: str, edited: Edited) -> None:
+def test_whole_folders(part: str, edited: Edited, cases: Cases) -> None:
     folder = edited()
     rng = dice(f"folder of {part}")
     if part == INDEX:
@@ -398,8 +409,8 @@ def test_whole_folders(part: str, edited: Edited) -> None:
         )
     good = (folder / part).read_bytes()
     header_bytes = 8 + int.from_bytes(good[:8], "little") if part == FILE else len(good)
-    with outcomes(80, least=1) as seen:
-        for case in range(80):
+    with outcomes(cases(80), least=1) as seen:
+        for case in range(cases(80)):
             if part == FILE or case % 2:
                 content = mangled(rng, good[:header_bytes]) + good[header_bytes:]
             else:
@@ -412,11 +423,11 @@ def test_whole_folders(part: str, edited: Edited) -> None:
             )
 
 
-def test_tokenizers(edited: Edited) -> None:
+def test_tokenizers(edited: Edited, cases: Cases) -> None:
     folder = edited()
     rng, good = dice(7), (folder / "tokenizer.json").read_bytes()
-    with outcomes(300, least=10) as seen:
-        for case in range(300):
+    with outcomes(cases(300), least=cases(10)) as seen:
+        for case in range(cases(300)):
             values = spoiled(rng, spoiled(rng, json.loads(good)))
             (folder / "tokenizer.json").write_bytes(
                 mangled(rng, good) if case % 3 == 0 else json.dumps(values).encode()
@@ -428,11 +439,11 @@ def test_tokenizers(edited: Edited) -> None:
             )
 
 
-def test_models(edited: Edited) -> None:
+def test_models(edited: Edited, cases: Cases) -> None:
     folder = edited()
     rng, good = dice(9), json.loads((folder / "config.json").read_text())
-    with outcomes(150, least=10) as seen:
-        for _ in range(150):
+    with outcomes(cases(150), least=cases(10)) as seen:
+        for _ in range(cases(150)):
             (folder / "config.json").write_text(json.dumps(spoiled(rng, good)))
             seen.of(
                 lambda: load_model(
@@ -443,10 +454,10 @@ def test_models(edited: Edited) -> None:
             )
 
 
-def test_whole_gguf_files(tmp_path: Path) -> None:
+def test_whole_gguf_files(tmp_path: Path, cases: Cases) -> None:
     rng, file = dice(8), tmp_path / "model.gguf"
-    with outcomes(200, least=20) as seen:
-        for case in range(200):
+    with outcomes(cases(200), least=cases(20)) as seen:
+        for case in range(cases(200)):
             content = random_gguf(rng)
             file.write_bytes(mangled(rng, content) if case % 4 == 0 else content)
             seen.of(

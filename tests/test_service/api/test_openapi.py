@@ -37,18 +37,24 @@ CHECKS = (
     response_schema_conformance,
     unsupported_method,
 )
-EXAMPLES = {"sqlite": 40, "postgresql": 15}
+EXAMPLES = (
+    ("sqlite", 4),
+    pytest.param(("sqlite", 40), marks=pytest.mark.long),
+    pytest.param(("postgresql", 15), marks=pytest.mark.long),
+)
+"""Kind of database, and how many requests of each operation are made."""
 
 
-@pytest.fixture(scope="module", params=EXAMPLES)
+@pytest.fixture(scope="module", params=EXAMPLES, ids=lambda case: f"{case[0]}-{case[1]}")
 def known(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """An application with one of each thing on either kind of database, and the ids by the name of their parameter."""
     folder = tmp_path_factory.mktemp("fuzzed")
+    kind, examples = request.param
     settings = (
         {}
-        if request.param == "sqlite"
+        if kind == "sqlite"
         else {"database_url": request.getfixturevalue("postgres").fresh("fuzzed")}
     )
     backend = backend_in(folder, active_jobs=200, webhook_targets=("192.0.2.0/24",), **settings)
@@ -63,7 +69,7 @@ def known(
     app = create_app(backend)
     webhook = backend.outbox.add("local", "https://192.0.2.1/x", ["job.failed"])
     ids = {"job_id": job.id, "digest": digest, "name": "plan.json", "webhook_id": webhook.id}
-    return {"app": app, "examples": EXAMPLES[request.param], **ids}
+    return {"app": app, "examples": examples, **ids}
 
 
 STORED = json.loads((ROOT / "service" / "api" / "openapi.json").read_text())

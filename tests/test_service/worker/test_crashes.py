@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx2
 import pytest
 
 from service.request.stage_names import STAGES
+from tests.support.commands import bitwright_json, run_options
 from tests.support.crashes import calm_results, nothing_half_written, results_of, soak
 from tests.support.postgres import Postgres
 from tests.support.served import SMALL_JOB, Served, served
@@ -99,6 +101,29 @@ def test_a_job_survives_a_kill_at_every_point(
         assert [seq for _, seq in told] == sorted(seq for _, seq in told)
 
 
+@pytest.mark.timeout(300)
+def test_a_job_survives_a_kill_of_server_worker_and_stage(tmp_path: Path, models: Path) -> None:
+    """One point of each process; `make test-long` has them all, and random ones."""
+    out = tmp_path / "out"
+    bitwright_json(*run_options(models / "llama", tmp_path / "cache", out))
+    chosen = ("job-committed", "checkpoint-unrecorded", "evaluation-done")
+    points = ",".join(f"{point}:{tmp_path / point}" for point in chosen)
+    with served(tmp_path / "wild", models, variables={"BITWRIGHT_FAILPOINT": points}) as server:
+        job = server.wait(submit_stubbornly(server, {})["id"])
+        assert job["error"]["type"] == "urn:bitwright:problem:stage-killed", job
+        assert server.client.post(f"/v1/jobs/{job['id']}/retry").status_code == 202
+        job = server.wait(job["id"])
+        assert job["status"] == "succeeded", job
+        assert all((tmp_path / point).exists() for point in chosen)
+        found = results_of(server, job)
+        assert (
+            found["model.safetensors"]
+            == sha256((out / "model.safetensors").read_bytes()).hexdigest()
+        )
+        assert len(server.client.get("/v1/jobs").json()["data"]) == 1
+        nothing_half_written(tmp_path / "wild" / "data" / "artifacts")
+
+
 def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, Any]:
     """Submit one job as a client does that hears nothing.
 
@@ -138,21 +163,26 @@ def test_another_worker_takes_over_from_one_that_is_gone(
         assert done["stages"][0]["starts"] == 2
 
 
-def test_two_workers_of_one_name_do_not_run_at_once(
+def test_two_workers_of_one_name_do_not_run_at_once(server: Served) -> None:
+    refuse_second_worker(server, {**server.variables, "BITWRIGHT_WORKER": "local"})
+
+
+@pytest.mark.long
+def test_two_workers_of_one_name_do_not_run_at_once_on_postgresql(
     tmp_path: Path, models: Path, postgres: Postgres
 ) -> None:
-    for variables in ({}, {"BITWRIGHT_DATABASE_URL": postgres.fresh("names")}):
-        with served(tmp_path / str(len(variables)), models, variables=variables) as server:
-            other = (
-                {**server.variables, "BITWRIGHT_WORKER": "local"}
-                if not variables
-                else server.variables
-            )
-            while "worker begins" not in server.log:
-                time.sleep(0.05)
-            command = [sys.executable, "-m", "service.cli.main", "worker"]
-            second = subprocess.run(
-                command, env=other, capture_output=True, text=True, timeout=60, check=False
-            )
-            assert second.returncode == 2
-            assert "runs already" in second.stderr
+    variables = {"BITWRIGHT_DATABASE_URL": postgres.fresh("names")}
+    with served(tmp_path, models, variables=variables) as server:
+        refuse_second_worker(server, server.variables)
+
+
+def refuse_second_worker(server: Served, variables: dict[str, str]) -> None:
+    """Start a second worker once the first runs, and check that it is refused."""
+    while "worker begins" not in server.log:
+        time.sleep(0.05)
+    command = [sys.executable, "-m", "service.cli.main", "worker"]
+    second = subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert second.returncode == 2
+    assert "runs already" in second.stderr
