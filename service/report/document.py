@@ -23,8 +23,8 @@ SCHEMA = "bitwright.report/1"
 class Report:
     """The result of a run.
 
-    Fields are added, never renamed or removed, within a version of the schema. Fields with a default
-    are missing in reports that were written before them.
+    Within a version of the schema, fields are added, but never renamed or removed. Fields with a
+    default are missing in older reports.
 
     Attributes:
         schema: name and version of this format.

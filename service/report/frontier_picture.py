@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def frontier_figure(rows: Sequence[FrontierRow]) -> "Figure":
-    """Return predicted loss and its bound over the size of the plan, with the hull and the knees."""
+    """Return predicted loss and its bound by size of the plan, with the hull and the knees."""
     figure, axes = new_figure(7.2, 4.0)
     axes.plot(
         _bits(rows),

@@ -23,9 +23,14 @@ def render_page(report: Report) -> str:
         report=report,
         provenance=to_json(report.provenance),
         summary=summary_rows(report),
-        charts={name: Markup(svg) for name, svg in charts.items()},  # noqa: S704  drawn here, from numbers and escaped names
+        charts={name: _safe(svg) for name, svg in charts.items()},
         gain=_gain(report),
     )
+
+
+def _safe(svg: str) -> Markup:
+    """Return a picture of `service.report.pictures`, whose texts are escaped already."""
+    return Markup(svg)  # noqa: S704  see above
 
 
 def _gain(report: Report) -> float | None:

@@ -54,7 +54,7 @@ def main(given: Sequence[str] | None = None) -> None:
         write_line(sink, {"outcome": outcome})
     except KnownError as error:
         write_line(sink, {"problem": as_called(problem_of(error), confinement.names)})
-    except Exception as error:  # noqa: BLE001  a bug: the log has the traceback, the client a problem
+    except Exception as error:  # noqa: BLE001  a bug; the log has its traceback
         traceback.print_exc()
         detail = f"{type(error).__name__} in stage {arguments.stage}; the job's log says more"
         write_line(sink, {"problem": problem_document("bug", 500, detail)})

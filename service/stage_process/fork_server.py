@@ -1,9 +1,12 @@
-"""A process that has imported what stages need, and forks itself for each.
+"""A process that has imported the libraries of stages, and forks itself for each stage.
 
-A stage starts in milliseconds instead of seconds.
-
-`python -m service.stage_process.fork_server`; standard input is the socket to the worker, see
+So a stage starts in milliseconds instead of seconds. The command is
+`python -m service.stage_process.fork_server`. Its standard input is the socket to the worker, see
 `service.worker.fork_client`.
+
+The forkserver of `multiprocessing` does not fit: it inherits all variables of the worker, secrets
+included, whereas this process gets those of `service.process.stage_environment` only. It also
+imports the worker's main module in each child, and hides errors of preloaded imports.
 """
 
 import gc
@@ -28,15 +31,16 @@ _LONGEST_REQUEST = 1_000_000
 
 
 class ForkServer:
-    """Forks for each request, and tells of each process that has ended."""
+    """Forks for each request, and reports the exit code of each process."""
 
     def __init__(self, channel: socket.socket) -> None:
         """Serve the worker at the other end."""
-        self._channel, self._selector = channel, selectors.DefaultSelector()
+        self._channel = channel
+        self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
 
     def serve(self) -> None:
-        """Go on until the worker has closed its end."""
+        """Serve requests until the worker closes its end."""
         while True:
             for key, _ in self._selector.select():
                 if key.data is not None:
@@ -51,7 +55,7 @@ class ForkServer:
         server = os.getpid()
         try:
             pid = os.fork()
-        except OSError:  # too many processes, or no memory: other stages go on
+        except OSError:  # too many processes, or no memory: other stages continue
             traceback.print_exc()
             _write_number(status, NO_PROCESS)
             close(stdout, stderr, status)
@@ -75,21 +79,21 @@ class ForkServer:
         close(watched, status)
 
     def _forget(self) -> None:
-        """Close, in a new process, what belongs to the server and to other stages."""
+        """Close the descriptors of the server and of other stages in a new process."""
         for key in list(self._selector.get_map().values()):
             close(key.fd, *(key.data or ())[1:])
         self._selector.close()
 
 
 def _write_number(descriptor: int, number: int) -> None:
-    with suppress(BrokenPipeError):  # nobody asks any more
+    with suppress(BrokenPipeError):  # the worker no longer waits for it
         os.write(descriptor, NUMBER.pack(number))
 
 
 def _become_stage(
     arguments: Sequence[str], environment: Mapping[str, str], stdout: int, stderr: int
 ) -> NoReturn:
-    """Do what the command does, in the process that was forked for it, and end."""
+    """Run the command of a stage in the process that was forked for it, and end the process."""
     code = 1
     try:
         os.setsid()
@@ -104,7 +108,7 @@ def _become_stage(
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001  nothing may go on in this copy of the server
+    except BaseException:  # noqa: BLE001  this copy of the server must end
         traceback.print_exc()
     finally:
         with suppress(OSError):
@@ -114,13 +118,13 @@ def _become_stage(
 
 
 def main() -> None:
-    """Import what stages need; then fork a stage for each request until the worker is gone."""
+    """Import the libraries of stages, and serve until the worker ends."""
     quiet_libraries()
     from service import pipeline, single_stages  # noqa: F401, PLC0415  must follow the line above
 
-    getproctitle()  # finds where the title lies while the variables are where they were
+    getproctitle()  # finds the title in memory before variables are moved
     gc.collect()
-    gc.freeze()  # collecting garbage in a fork would copy what they share
+    gc.freeze()  # garbage collection in a fork would copy shared pages
     ForkServer(socket.socket(fileno=os.dup(0))).serve()
 
 

@@ -49,7 +49,7 @@ class CandidatesTask:
 
 
 def quantize_layers(context: RunContext, task: CandidatesTask) -> PartStore:
-    """Quantize every layer at every fidelity of the menu, or continue where this was interrupted."""
+    """Quantize every layer at every fidelity of the menu, or continue where this stopped."""
 
     def make(folder: Path, parts: PartStore) -> None:
         runner = context.load()

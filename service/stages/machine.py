@@ -12,7 +12,12 @@ from quantizer.running.runner import BlockRunner
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where models run: device and dtype."""
+    """Where models run.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        dtype: of parameters and hidden states.
+    """
 
     device: str
     dtype: torch.dtype
@@ -32,15 +37,13 @@ class Machine:
     @classmethod
     def choose(cls, wanted: str) -> "Machine":
         """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
-        device = (
-            "cuda"
-            if wanted == "auto" and torch.cuda.is_available()
-            else wanted.replace("auto", "cpu")
-        )
+        device = wanted
+        if wanted == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(device, torch.bfloat16 if device == "cuda" else torch.float32)
 
     def inputs(self) -> dict[str, str]:
-        """Return what of the machine decides results, for the hash of a stage."""
+        """Return what of the machine decides the results of a stage, for its hash."""
         return {
             "device": self.device,
             "dtype": str(self.dtype),

@@ -1,4 +1,4 @@
-"""How long work tells of itself."""
+"""How progress is reported."""
 
 from typing import Protocol
 
@@ -6,13 +6,10 @@ from quantizer.durable import Progress
 
 
 class Reporter(Protocol):
-    """Shows the steps of a job.
-
-    Everything that takes long gets a step, told of each finished part.
-    """
+    """Shows the steps of a job. Everything that takes long is a step."""
 
     def step(self, label: str) -> Progress:
-        """Return what is to be called with (parts done, parts in all) of the step called `label`."""
+        """Begin the step `label`; return what to call with (parts done, parts in total)."""
         ...
 
 
@@ -20,6 +17,6 @@ class Silent:
     """A reporter that shows nothing."""
 
     def step(self, label: str) -> Progress:
-        """Return a function that ignores what it is told."""
+        """Return a function that does nothing."""
         del label
         return lambda _done, _total: None

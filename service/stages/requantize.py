@@ -1,4 +1,8 @@
-"""The stage that keeps single weights in 16 bits: those that the post-quantization integral ranks highest."""
+"""The stage that keeps single weights in 16 bits.
+
+They are the weights that the post-quantization integral ranks highest, see
+`quantizer.importance.selection`.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -178,21 +178,21 @@ def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("demand", "code", "told"),
+    ("demand", "code", "message"),
     [
         ("*.nothing>=2", 2, "matches no layer"),
         ("*>=2.5", 3, "what binds: *>=2.5"),
         ("nonsense", 2, "write PATTERN"),
     ],
 )
-def test_constraints_that_cannot_be_met_are_told_before_anything_is_measured(
-    tiny_llama: Path, tmp_path: Path, demand: str, code: int, told: str
+def test_constraints_that_cannot_be_met_are_refused_before_anything_is_measured(
+    tiny_llama: Path, tmp_path: Path, demand: str, code: int, message: str
 ) -> None:
     done = bitwright(
         *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "3bpw"), "--rule", demand
     )
     assert done.returncode == code
-    assert told in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "cache" / "candidates").exists()
     assert not (tmp_path / "cache" / "profile").exists()
 
@@ -243,14 +243,13 @@ def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Pat
         *shared,
     )
     scores = bitwright_json(
-        "evaluate", tiny_llama, tmp_path / "quantized", "--evaluation-windows", "3", "--tokens", "64", "--cache", tmp_path / "other"
-    )  # fmt: skip
+        *("evaluate", tiny_llama, out, "--cache", tmp_path / "other"),
+        *("--evaluation-windows", "3", "--tokens", "64"),
+    )
 
     weights = "model.safetensors"
-    assert (tmp_path / "quantized" / weights).read_bytes() == (
-        tmp_path / "run" / weights
-    ).read_bytes()
-    assert scores[str(tmp_path / "quantized")] == whole["evaluation"]["plan"]
+    assert (out / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
+    assert scores[str(out)] == whole["evaluation"]["plan"]
 
 
 def test_dry_run_says_sizes_and_stores_nothing(tiny_llama: Path, tmp_path: Path) -> None:
@@ -269,8 +268,9 @@ def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path:
     options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "out")
     vocabulary = AutoConfig.from_pretrained(tiny_llama).vocab_size
     short, long = (
-        bitwright_json(*options, "--tokens", tokens, "--dry-run")["peak_memory_bytes"] for tokens in ("64", "8192")
-    )  # fmt: skip
+        bitwright_json(*options, "--tokens", tokens, "--dry-run")["peak_memory_bytes"]
+        for tokens in ("64", "8192")
+    )
 
     batch, float_bytes = BATCH, 4
     assert long - short >= batch * (8192 - 64) * vocabulary * float_bytes
@@ -286,7 +286,7 @@ def test_budget_of_the_whole_file_is_kept_by_the_whole_file(
     assert report["checkpoint_bytes"] <= 103_000
 
 
-def test_doctor_tells_versions_and_device() -> None:
+def test_doctor_states_versions_and_device() -> None:
     document = bitwright_json("doctor")
 
     assert (

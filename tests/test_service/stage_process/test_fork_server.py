@@ -1,6 +1,6 @@
-"""Promises of forking stages.
+"""Forked stages.
 
-A fork does what the command does, starts sooner, and outlives neither server nor worker.
+A fork does what the command does, starts sooner, and ends with its server and its worker.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""Promises of quantized embeddings and heads.
+"""Quantized embeddings and heads.
 
-They make a budget of the whole file possible, and stay where it is anyway.
+They are quantized where a budget of the whole file cannot be met otherwise, and only there.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Promises of recipes: each makes a loadable checkpoint of the plan's bytes by a method of its own, from the command line."""
+"""Each recipe makes a loadable checkpoint of the plan's bytes by its own method."""
 
 import json
 import shutil
@@ -62,7 +62,10 @@ def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a tiny llama whose inputs lie near three directions, so that one weight can make good the error of another."""
+    """A tiny llama whose inputs lie near three directions.
+
+    There, one weight can compensate the error of another.
+    """
     folder = tmp_path_factory.mktemp("correlated") / "model"
     shutil.copytree(tiny_llama, folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -93,7 +96,7 @@ def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
     AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
     usual, own = _divergences(model, tmp_path, "usual", recipe)
     if effort == "fast":
-        assert own > 2 * usual, "nothing makes good what rounding costs"
+        assert own > 2 * usual, "nothing compensates the errors of rounding"
     else:
         assert made["trained"]
         assert own < usual
@@ -130,7 +133,7 @@ def test_requantizing_spreads_outliers_by_what_weights_matter(
 
 
 def _kept(model: Path, folder: Path, plan: Plan) -> Any:
-    """Rank weights anew, from the checkpoint without outliers that the command line leaves if it is asked for it."""
+    """Rank weights anew, on a checkpoint without outliers that the command line makes."""
     bare = save_plan(model, folder, SPARSE.split("o", maxsplit=1)[0])
     bitwright_json("quantize", model, *quantize_options(folder, bare, "usual", "fast"))
     context = run_context(model, folder / "cache")

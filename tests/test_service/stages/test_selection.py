@@ -21,7 +21,7 @@ def quality(kl: float) -> Quality:
 
 
 def select(**divergences: float) -> Selection:
-    """Return the selection from candidates of these KL divergences, in this order, beside the original."""
+    """Return the selection from candidates of these KL divergences, in this order."""
     return Selection.of(
         {"original": quality(0.0)} | {name: quality(kl) for name, kl in divergences.items()}
     )
