@@ -1,4 +1,7 @@
-"""Triton kernels over packed weights: products, dequantization, packing. README.md draws the layout."""
+"""Triton kernels over packed weights: products, dequantization, packing.
+
+README.md draws the layout.
+"""
 
 import triton
 import triton.language as tl

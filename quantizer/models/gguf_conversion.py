@@ -98,7 +98,7 @@ def _unquantized(read: Any) -> Any:
 
 @contextmanager
 def _isolated(file: Path) -> Iterator[Path]:
-    """Give a folder that holds a link to the file and nothing else, so that nothing else is read."""
+    """Give a folder that holds a link to the file and nothing else, so nothing else is read."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / _NAME).symlink_to(file.resolve())
         yield Path(folder)

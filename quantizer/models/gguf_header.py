@@ -1,4 +1,4 @@
-"""What the header of a GGUF file claims, checked against the file before any library reads it.
+"""The header of a GGUF file, checked against the file before any library reads it.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
@@ -14,9 +14,11 @@ from quantizer.errors import ModelError
 from quantizer.models.files import abbreviated
 from quantizer.models.safetensors_header import MAX_HEADER_BYTES, MAX_TENSORS
 
-_MAGIC, _VERSIONS = b"GGUF", (2, 3)
-_STRING, _ARRAY = 8, 9
-_FORMATS = {
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING = 8
+_ARRAY = 9
+_NUMBERS = {
     0: "<B",
     1: "<b",
     2: "<H",
@@ -29,27 +31,29 @@ _FORMATS = {
     11: "<q",
     12: "<d",
 }
+"""Formats of numbers and booleans, by the type that the header gives."""
 _MAX_PAIRS = 65_536
 _MAX_NAME_BYTES = 65_535
 _MAX_ITEMS = 4_000_000
-"""Items of all lists together.
+"""Limit of the items of all lists together, which readers turn into Python objects.
 
-Readers make Python objects of them; the largest vocabularies have half a million.
+The largest vocabularies have half a million.
 """
 _MAX_DIMENSIONS = 4
 _MAX_NUMBER = 2**63 - 1
 _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
+_MAX_ALIGNMENT = 1 << 20
 _LAYERS = ".block_count"
 
 
 def check_gguf(file: Path) -> int:
-    """Return the number of tensors that the header of a GGUF file names, after checking all that the header says.
+    """Return the number of tensors that the header of a GGUF file names, after checking the header.
 
     Only the header is read, and never more of it than `MAX_HEADER_BYTES`.
 
     Raises:
-        ModelError: with what is wrong.
+        ModelError: saying what is wrong.
     """
     try:
         with file.open("rb") as stream:
@@ -64,7 +68,7 @@ class _Header:
     def __init__(self, stream: BinaryIO, file_bytes: int) -> None:
         self._stream = stream
         self._file_bytes = file_bytes
-        self._left = min(file_bytes, MAX_HEADER_BYTES)
+        self._bytes_left = min(file_bytes, MAX_HEADER_BYTES)
         self._items_left = _MAX_ITEMS
 
     def check(self) -> int:
@@ -72,7 +76,8 @@ class _Header:
         magic = self._take(4)
         if magic != _MAGIC:
             raise ValueError(f"it begins with {magic!r}, not with {_MAGIC!r}")
-        version, tensors, pairs = self._integer("<I"), self._integer("<Q"), self._integer("<Q")
+        version = self._integer("<I")
+        tensors, pairs = self._integer("<Q"), self._integer("<Q")
         if version not in _VERSIONS:
             raise ValueError(f"it has version {version}; versions 2 and 3 are read")
         if not 0 < tensors <= MAX_TENSORS or pairs > _MAX_PAIRS:
@@ -80,40 +85,45 @@ class _Header:
                 f"it should hold {tensors} tensors and {pairs} values, at most {MAX_TENSORS} and "
                 f"{_MAX_PAIRS} are read"
             )
-        values: dict[str, float] = {}
+        numbers = self._read_values(pairs)
+        for name, value in numbers.items():
+            if name.endswith(_LAYERS) and value > tensors:
+                raise ValueError(f"{name} is {value}, more than its {tensors} tensors")
+        alignment = numbers.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment % 8 or not 0 < alignment <= _MAX_ALIGNMENT:
+            raise ValueError(
+                f"{_ALIGNMENT} is {alignment}, which is no multiple of 8 up to {_MAX_ALIGNMENT}"
+            )
         names: set[str] = set()
+        self._check_data(sorted(self._tensor(names) for _ in range(tensors)), alignment)
+        return tensors
+
+    def _read_values(self, pairs: int) -> dict[str, float]:
+        """Read all values by name, and return those that are one number."""
+        names: set[str] = set()
+        numbers: dict[str, float] = {}
         for _ in range(pairs):
             name = self._new_name(names)
             value = self._value(self._integer("<I"))
             if value is not None:
-                values[name] = value
-        for name, value in values.items():
-            if name.endswith(_LAYERS) and value > tensors:
-                raise ValueError(f"{name} is {value}, more than its {tensors} tensors")
-        alignment = values.get(_ALIGNMENT, _DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment <= 0 or alignment % 8 or alignment > 1 << 20:
-            raise ValueError(
-                f"{_ALIGNMENT} is {alignment}, which is no multiple of 8 up to 1048576"
-            )
-        names.clear()
-        self._check_data(sorted(self._tensor(names) for _ in range(tensors)), alignment)
-        return tensors
+                numbers[name] = value
+        return numbers
 
-    def _check_data(self, spans: list[tuple[int, int, str]], alignment: int) -> None:
-        """Refuse tensors that overlap, are not aligned, or lie beyond the file."""
+    def _check_data(self, ranges: list[tuple[int, int, str]], alignment: int) -> None:
+        """Refuse tensors that overlap, are not aligned, or lie beyond the end of the file."""
         position = self._stream.tell()
         start = -(-position // alignment) * alignment
         end = 0
-        for offset, size, name in spans:
+        for offset, size, name in ranges:
             if offset % alignment or offset < end or start + offset + size > self._file_bytes:
                 raise ValueError(
-                    f"tensor {abbreviated(name)} should lie in {size} bytes at {offset}, which are not "
-                    "there or not its own"
+                    f"tensor {abbreviated(name)} should lie in {size} bytes at {offset}, which are "
+                    "not there or not its own"
                 )
             end = offset + size
 
     def _tensor(self, names: set[str]) -> tuple[int, int, str]:
-        """Return where the data of the next tensor begin, how many bytes they take, and its name."""
+        """Return the offset of the next tensor's data, their number of bytes, and its name."""
         name = self._new_name(names)
         count = self._integer("<I")
         if not 0 < count <= _MAX_DIMENSIONS:
@@ -140,8 +150,8 @@ class _Header:
 
     def _value(self, kind: int) -> float | None:
         """Read a value, and return it if it is one number."""
-        if kind in _FORMATS:
-            return self._number(_FORMATS[kind])
+        if kind in _NUMBERS:
+            return self._number(_NUMBERS[kind])
         if kind == _STRING:
             self._skip(self._integer("<Q"))
         elif kind == _ARRAY:
@@ -155,33 +165,33 @@ class _Header:
         self._items_left -= count
         if self._items_left < 0:
             raise ValueError(f"it should hold a list of {count} items, more than are read")
-        if kind in _FORMATS:
-            self._skip(count * struct.calcsize(_FORMATS[kind]))
+        if kind in _NUMBERS:
+            self._skip(count * struct.calcsize(_NUMBERS[kind]))
         elif kind == _STRING:
             for _ in range(count):
                 self._skip(self._integer("<Q"))
         else:
             raise ValueError(f"it holds a list of the unknown type {kind}")
 
-    def _number(self, form: str) -> float:
-        number: float = struct.unpack(form, self._take(struct.calcsize(form)))[0]
+    def _number(self, layout: str) -> float:
+        number: float = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
         return number
 
-    def _integer(self, form: str) -> int:
-        return int(self._number(form))
+    def _integer(self, layout: str) -> int:
+        return int(self._number(layout))
 
     def _take(self, count: int) -> bytes:
-        self._claim(count)
+        self._count_bytes(count)
         data = self._stream.read(count)
         if len(data) != count:
             raise ValueError("it ends within its header")
         return data
 
     def _skip(self, count: int) -> None:
-        self._claim(count)
+        self._count_bytes(count)
         self._stream.seek(count, 1)
 
-    def _claim(self, count: int) -> None:
-        self._left -= count
-        if self._left < 0:
+    def _count_bytes(self, count: int) -> None:
+        self._bytes_left -= count
+        if self._bytes_left < 0:
             raise ValueError(f"its header goes beyond its end, or beyond {MAX_HEADER_BYTES} bytes")

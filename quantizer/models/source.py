@@ -104,8 +104,8 @@ def _check_model_type(folder: Path, config: dict[str, Any]) -> None:
                 "Convert the model to a type that transformers knows"
             )
         raise ModelError(
-            f"model in {str(folder)!r} has model_type {abbreviated(kind)}, unknown to the installed "
-            "transformers"
+            f"model in {str(folder)!r} has model_type {abbreviated(kind)}, unknown to the "
+            "installed transformers"
         )
     if kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(

@@ -40,7 +40,10 @@ TILE_BYTES = 2**26
 A smaller tile of a wide layer would have few outputs, which are slow to multiply.
 """
 SHARED_PRODUCT = 2**21
-"""Products of few rows share threads from so many weights on; below, waking threads takes longer."""
+"""Products of few rows use several threads from so many weights on.
+
+Below, waking threads takes longer than the product.
+"""
 SHARED_TILE = 2**21
 """Tiles are dequantized on several threads from so many weights on."""
 

@@ -1,1 +1,1 @@
-"""The stored tensors of a quantized layer: layout, packing, scales, outliers, adapter."""
+"""The stored tensors of a quantized layer: layout, packed codes, scales, outliers, adapter."""

@@ -1,4 +1,4 @@
-"""Which tensors a stored layer has, by fidelity and shape."""
+"""Names, shapes and dtypes of the tensors that store a layer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,28 +10,24 @@ from quantizer.plans.fidelity import SCALE_BITS, Fidelity, word_count
 PART_NAMES = ("high", "low")
 
 COLUMNS = "columns"
-
 ROW_SCALES = "row_scales"
-
-OUTLIER_VALUES, OUTLIER_COLUMNS, OUTLIER_STARTS = (
-    "outlier_values",
-    "outlier_columns",
-    "outlier_starts",
-)
-
-ADAPTER_A, ADAPTER_B = "adapter_a", "adapter_b"
+OUTLIER_VALUES = "outlier_values"
+OUTLIER_COLUMNS = "outlier_columns"
+OUTLIER_STARTS = "outlier_starts"
+ADAPTER_A = "adapter_a"
+ADAPTER_B = "adapter_b"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape and dtype that a stored tensor must have."""
+    """Shape and dtype of a stored tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
 
 
 def named_parts(fidelity: Fidelity, in_features: int) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, columns, bits) of each stored part in stored order."""
+    """Yield (name, columns, bits) of each stored part, the high-impact part first."""
     high = fidelity.high_columns(in_features)
     names = PART_NAMES if high else PART_NAMES[1:]
     for name, (columns, bits) in zip(names, fidelity.parts(in_features), strict=True):
@@ -39,7 +35,10 @@ def named_parts(fidelity: Fidelity, in_features: int) -> Iterator[tuple[str, int
 
 
 def tensor_specs(fidelity: Fidelity, out_features: int, in_features: int) -> dict[str, TensorSpec]:
-    """Return shape and dtype of every tensor that stores such a layer, without making any."""
+    """Return the shape and dtype of every tensor that stores a layer, by name, in stored order.
+
+    `quantizer.packed.weight.QuantizedWeight` says what they mean.
+    """
     specs = {COLUMNS: TensorSpec((in_features,), column_dtype(in_features))}
     for name, columns, bits in named_parts(fidelity, in_features):
         groups = -(-columns // fidelity.group_size)

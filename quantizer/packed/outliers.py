@@ -1,9 +1,9 @@
-"""Outliers: single weights kept in 16 bits beside the dense part, row by row.
+"""Outliers: single weights that are stored in 16 bits beside the quantized, dense weight.
 
-Source: the dense-and-sparse decomposition of SqueezeLLM, arXiv 2306.07629, section 4.3. A stored
-value is the whole weight and is added to the dense part, in which the quantizer leaves an exact
-zero at its place. So addition is replacement, without the loss that a difference rounded to 16 bits
-would bring, and a kernel may multiply by either part alone and add the products.
+Source: the dense-and-sparse decomposition of SqueezeLLM, arXiv 2306.07629, section 4.3. The stored
+value is the whole weight. It is added to the dense weight, in which the quantizer leaves an exact
+zero at this place: so adding is replacing, and no difference is rounded to 16 bits. A kernel may
+multiply by the dense weight and by the outliers separately, and add the products.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from quantizer.packed.grid import FLOAT16_MAX
 
 @dataclass(frozen=True, slots=True)
 class Outliers:
-    """Single weights in compressed rows.
+    """Single weights in compressed sparse rows (CSR).
 
     Attributes:
         values: float16 [count], row after row.
-        columns: input column of each in the layer's own order, ascending inside a row, int64
+        columns: input column of each value in the layer's own order, ascending within a row, int64
             [count].
-        starts: where each row begins in them, and at last their number, int64 [out + 1].
+        starts: index of the first value of each row, and at last their number, int64 [out + 1].
     """
 
     values: Tensor
@@ -31,20 +31,24 @@ class Outliers:
 
 
 def output_error_scores(weight: Tensor, diagonal: Tensor) -> Tensor:
-    """Return H_jj * w_ij**2, the output error of leaving a weight out.
+    """Return H_jj * w_ij**2, the squared output error of setting a weight to zero, [out, in].
 
-    What is chosen by if nothing better is known, [out, in].
+    It is the default score by which outliers are chosen.
+
+    Args:
+        weight: [out, in].
+        diagonal: of the second moments of the inputs, [in].
     """
     return diagonal * weight.square()
 
 
 def choose_outliers(scores: Tensor, count: int) -> Tensor:
-    """Return where the `count` highest scores are, bool [out, in].
+    """Return a mask of the `count` highest scores, bool [out, in].
 
-    Among equal ones the first in reading order.
+    Among equal scores the first in reading order are chosen.
 
     Raises:
-        ValueError: a score is not a number.
+        ValueError: a score is NaN.
     """
     flat = scores.flatten()
     if bool(flat.isnan().any()):
@@ -56,14 +60,16 @@ def choose_outliers(scores: Tensor, count: int) -> Tensor:
 
 
 def round_to_float16(weight: Tensor) -> Tensor:
-    """Return the nearest finite 16-bit floats, as float32."""
+    """Return the nearest finite float16 numbers, as float32."""
     return weight.clamp(-FLOAT16_MAX, FLOAT16_MAX).half().float()
 
 
 def compress_rows(weight: Tensor, chosen: Tensor) -> Outliers:
-    """Return the weights at the places `chosen`.
+    """Return the chosen weights in compressed sparse rows.
 
-    Both [out, in] in the layer's own order of columns.
+    Args:
+        weight: [out, in] in the layer's own order of columns.
+        chosen: mask of the outliers, bool [out, in].
     """
     starts = torch.zeros(len(weight) + 1, dtype=torch.int64, device=weight.device)
     starts[1:] = chosen.sum(1).cumsum(0)

@@ -1,8 +1,8 @@
-"""Dense packing of small unsigned codes into 32-bit words, and its exact inverse.
+"""Dense packing of unsigned codes of few bits into 32-bit words, and its exact inverse.
 
-Row by row, code i of width b occupies bits i*b .. i*b+b-1 of a little-endian bit stream; the stream
-is padded with zeros to whole 32-bit words. Three-bit codes straddle bytes and words, so 32 codes of
-b bits always fill exactly b words.
+In each row, code i of b bits occupies bits i*b .. i*b+b-1 of a little-endian bit stream, which is
+padded with zero bits to whole words. Codes of three bits cross the borders of bytes and words, so
+32 codes of b bits always fill exactly b words.
 """
 
 from math import gcd
@@ -14,7 +14,7 @@ from quantizer.plans.fidelity import word_count
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack unsigned codes along the last axis.
+    """Return unsigned codes, packed along the last axis.
 
     Args:
         codes: integers in 0 .. 2**bits - 1, any integer dtype, [rows, values].
@@ -29,9 +29,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     padded = torch.zeros(rows, units * per_unit, dtype=torch.int64, device=codes.device)
     padded[:, :values] = codes
     shifts = torch.arange(per_unit, device=codes.device) * bits
-    unit = (padded.view(rows, units, per_unit) << shifts).sum(
-        -1, keepdim=True
-    )  # [rows, units, 1], below 2**56
+    # [rows, units, 1], below 2**56
+    unit = (padded.view(rows, units, per_unit) << shifts).sum(-1, keepdim=True)
     byte_shifts = torch.arange(unit_bytes, device=codes.device) * 8
     stream = ((unit >> byte_shifts) & 0xFF).to(torch.uint8).view(rows, -1)
     packed = torch.zeros(rows, word_count(values, bits) * 4, dtype=torch.uint8, device=codes.device)
@@ -41,12 +40,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
-    """Undo `pack`.
+    """Return the codes that `pack` packed.
 
     Args:
         packed: int32 [rows, word_count(values, bits)], contiguous.
         bits: code width, 1 to 8.
-        values: codes in each row.
+        values: number of codes in each row.
 
     Returns:
         uint8 [rows, values].
@@ -67,30 +66,29 @@ def unpack(packed: Tensor, bits: int, values: int) -> Tensor:
         for byte in range(unit_bytes):
             unit |= stream[:, :, byte].to(torch.int64) << (8 * byte)
         codes = ((unit.unsqueeze(-1) >> shifts) & (2**bits - 1)).to(torch.uint8)
-    kept: Tensor = codes.reshape(rows, units * per_unit)[:, :values]
-    return kept
+    unpacked: Tensor = codes.reshape(rows, units * per_unit)[:, :values]
+    return unpacked
 
 
 def contiguous_transpose(packed: Tensor) -> Tensor:
-    """Return the transpose, in memory of its own that is contiguous in the last axis even where an axis has length one."""
+    """Return a copy of the transpose whose last axis has stride 1, also if an axis has length 1."""
     return packed.t().clone(memory_format=torch.contiguous_format)
 
 
-def unpack_positions(packed: Tensor, bits: int, places: Tensor) -> Tensor:
-    """Return what `unpack` returns, at some places of each row only.
+def unpack_positions(packed: Tensor, bits: int, positions: Tensor) -> Tensor:
+    """Return the codes at some positions of each row.
 
     Args:
         packed: int32 [rows, word_count(values, bits)], contiguous.
         bits: code width, 1 to 8.
-        places: int64 [n], each below the number of values.
+        positions: int64 [n], each below the number of codes in a row.
 
     Returns:
         uint8 [rows, n].
     """
-    stream = torch.nn.functional.pad(
-        packed.view(torch.uint8), (0, 1)
-    )  # a code may end in the byte after the one it begins in
-    first, shift = places * bits // 8, places * bits % 8
+    # a code may end in the byte after the one in which it begins
+    stream = torch.nn.functional.pad(packed.view(torch.uint8), (0, 1))
+    first, shift = positions * bits // 8, positions * bits % 8
     pair = stream[:, first].to(torch.int32) | stream[:, first + 1].to(torch.int32) << 8
     codes: Tensor = (pair >> shift) & (2**bits - 1)
     return codes.to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Rounding to codes and packing them in one go."""
+"""Rounding weights to codes and packing these, in one step."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,11 @@ from quantizer.packed.packing import contiguous_transpose, pack
 
 
 def pack_part(values: Tensor, bits: int) -> Tensor:
-    """Return the packed codes of a part as they are stored.
+    """Return the packed codes of a part, as they are stored.
 
     Args:
-        values: in units of the grid, weight / scale + zero point, float32 [out, columns]; codes
-            that are integers already stay what they are. They are rounded half to even and clipped
-            to 0 .. 2**bits - 1.
+        values: weight / scale + zero point, or codes, float32 [out, columns]. They are rounded half
+            to even and clipped to 0 .. 2**bits - 1.
         bits: code width, 2, 3, 4 or 8.
 
     Returns:
@@ -27,5 +26,5 @@ def pack_part(values: Tensor, bits: int) -> Tensor:
 
 
 def pack_part_reference(values: Tensor, bits: int) -> Tensor:
-    """Do the same step by step: the twin that the kernel is tested against."""
+    """Do what `pack_part` does, in plain PyTorch; the tests compare the kernel with it."""
     return contiguous_transpose(pack(values.round().clamp(0, 2**bits - 1).to(torch.uint8), bits))

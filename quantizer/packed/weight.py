@@ -1,7 +1,4 @@
-"""A linear layer's weight in stored form.
-
-Packed codes, scales, zero points, column order, and what options add to them.
-"""
+"""A linear layer's weight as it is stored: packed codes, scales, zero points, options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,13 +31,12 @@ from quantizer.plans.fidelity import SCALE_BITS, Fidelity
 
 @dataclass(frozen=True, slots=True)
 class PartCodes:
-    """Result of quantizing one part, before packing.
+    """Codes and grids of one part, before packing.
 
     Attributes:
-        codes: integers as floats, [out, columns of the part], in stored order.
-        scale: float32, [groups, out]; representable in 16 bits, or coded under the layer's row
-            scales.
-        zero: integers as floats, [groups, out].
+        codes: integers as floats, in stored order, [out, columns of the part].
+        scale: float32 [groups, out], representable in float16 or as a scale code.
+        zero: zero points, integers as floats, [groups, out].
     """
 
     codes: Tensor
@@ -52,20 +48,36 @@ class PartCodes:
 class QuantizedWeight:
     """The stored tensors of one layer.
 
-    Names and shapes for a part with c columns of width b, g = ceil(c / group_size), n =
-    out_features: `<part>_codes` int32 [word_count(c, b), n], `<part>_scales` float16 [g, n],
-    `<part>_zeros` int32 [g, word_count(n, b)], part being `high` or `low`; and `columns` [in], the input
-    column at each stored position, uint16 or int32. Codes are packed along the input and lie output
-    by output: what a kernel reads of one word, scale or zero point for neighbouring outputs is
-    contiguous.
+    For each part (`high`, `low`) of c columns at b bits, with g = ceil(c / group_size) groups and
+    n = out_features:
 
-    With scales of s < 16 bits, `<part>_scales` gives way to `<part>_scale_codes` int32 [g, word_count(n,
-    s)], and `row_scales` float16 [n] is added: scale = row scale * 2**(bits_lo - b) * code, see
-    `quantizer.packed.scales`. With outliers come `outlier_values` float16 [count], `outlier_columns`
-    [count] of the dtype of `columns`, `outlier_starts` int32 [n + 1], see `quantizer.packed.outliers`; with
-    an adapter of rank r `adapter_a` float16 [r, in] and `adapter_b` float16 [n, r]. Both refer to
-    the layer's own order of columns. The weight is dense + outliers + adapter_b @ adapter_a, added
-    in this order in float32.
+    * `<part>_codes` int32 [word_count(c, b), n]: codes, packed along the input;
+    * `<part>_scales` float16 [g, n], or with scales of s < 16 bits `<part>_scale_codes` int32
+      [g, word_count(n, s)], packed along the output;
+    * `<part>_zeros` int32 [g, word_count(n, b)]: zero points, packed along the output.
+
+    For the layer:
+
+    * `columns` [in]: the input column at each stored position, uint16, or int32 for a layer of more
+      than 65,536 columns;
+    * `row_scales` float16 [n], with scales of s < 16 bits: scale = row scale * 2**(bits_lo - b) *
+      scale code, see `quantizer.packed.scales`;
+    * `outlier_values` float16 [count], `outlier_columns` [count] of the dtype of `columns` and
+      `outlier_starts` int32 [n + 1], with outliers, see `quantizer.packed.outliers`;
+    * `adapter_a` float16 [r, in] and `adapter_b` float16 [n, r], with an adapter of rank r.
+
+    Outliers and adapter refer to the layer's own order of columns. The weight is dense + outliers +
+    adapter_b @ adapter_a, added in this order in float32. A kernel reads contiguous words, scales
+    and zero points for neighbouring outputs; `quantizer/kernels/README.md` draws this.
+
+    Attributes:
+        fidelity: how the layer is stored.
+        out_features: rows of the weight.
+        in_features: columns of the weight.
+        tensors: by name.
+
+    Raises:
+        CheckpointError: the tensors are not those of such a layer.
     """
 
     fidelity: Fidelity
@@ -74,15 +86,15 @@ class QuantizedWeight:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        """Refuse tensors that do not make up such a layer."""
+        """Check names, shapes and dtypes of the tensors."""
         expected = tensor_specs(self.fidelity, self.out_features, self.in_features)
-        found = {
+        actual = {
             name: TensorSpec(tuple(tensor.shape), tensor.dtype)
             for name, tensor in self.tensors.items()
         }
-        if found != expected:
+        if actual != expected:
             raise CheckpointError(
-                f"stored tensors {found} do not make a {self.fidelity.name} layer; expected "
+                f"stored tensors {actual} do not make a {self.fidelity.name} layer; expected "
                 f"{expected}"
             )
 
@@ -95,17 +107,17 @@ class QuantizedWeight:
         row_scale: Tensor | None = None,
         outliers: Outliers | None = None,
     ) -> "QuantizedWeight":
-        """Pack a layer of a fidelity without an adapter.
+        """Return a packed layer without an adapter.
 
         Args:
-            fidelity: how it is stored.
-            columns: the column order, [in].
+            fidelity: how it is stored; without an adapter.
+            columns: the input column at each stored position, [in].
             parts: in stored order.
-            row_scale: float32 representable in 16 bits, [out]; for scales of fewer than 16 bits.
+            row_scale: float32 representable in float16, [out]; for scales of fewer than 16 bits.
             outliers: for a fidelity with outliers.
 
         Raises:
-            CheckpointError: what is given does not make up such a layer.
+            CheckpointError: the arguments do not make up such a layer.
         """
         in_features, out_features = columns.numel(), parts[0].codes.shape[0]
         tensors = {COLUMNS: columns.to(column_dtype(in_features))}
@@ -129,38 +141,29 @@ class QuantizedWeight:
 
     def parts(self) -> tuple[PartCodes, ...]:
         """Return the parts that `from_codes` packed, in stored order."""
-        found = []
+        parts = []
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
             codes = unpack(contiguous_transpose(self.tensors[f"{name}_codes"]), bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
             scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
-            found.append(PartCodes(codes.float(), scale, zero.float()))
-        return tuple(found)
+            parts.append(PartCodes(codes.float(), scale, zero.float()))
+        return tuple(parts)
 
     @property
     def row_scale(self) -> Tensor | None:
-        """What scales of few bits are coded under, float32 [out].
-
-        None where scales have 16 bits.
-        """
+        """The row scales, float32 [out]; None for scales of 16 bits."""
         return (
             self.tensors[ROW_SCALES].float() if self.fidelity.scale_bits < SCALE_BITS[0] else None
         )
 
     @property
     def outliers(self) -> Outliers | None:
-        """The weights that are kept beside the grid, if any are."""
-        if not self.fidelity.outlier_share:
-            return None
-        columns, starts = (
-            self.tensors[OUTLIER_COLUMNS].to(torch.int64),
-            self.tensors[OUTLIER_STARTS].to(torch.int64),
-        )
-        return Outliers(self.tensors[OUTLIER_VALUES], columns, starts)
+        """The outliers; None for a fidelity without."""
+        return _outliers(self.tensors) if self.fidelity.outlier_share else None
 
     @property
     def adapter(self) -> Adapter | None:
-        """The low-rank adapter, if there is one."""
+        """The low-rank adapter; None for a fidelity without."""
         return (
             Adapter(self.tensors[ADAPTER_A], self.tensors[ADAPTER_B])
             if self.fidelity.adapter_rank
@@ -168,7 +171,12 @@ class QuantizedWeight:
         )
 
     def with_adapter(self, rank: int, adapter: Adapter) -> "QuantizedWeight":
-        """Return the same layer with an adapter of the nominal rank `rank`, for one that has none."""
+        """Return the same layer with an adapter, for one that has none.
+
+        Args:
+            rank: the rank that the fidelity names; the layer's shape may limit the stored one.
+            adapter: of the stored rank.
+        """
         tensors = {**self.tensors, ADAPTER_A: adapter.a, ADAPTER_B: adapter.b}
         return QuantizedWeight(
             replace(self.fidelity, adapter_rank=rank), self.out_features, self.in_features, tensors
@@ -195,33 +203,39 @@ class QuantizedWeight:
 def check_indices(
     layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int
 ) -> None:
-    """Refuse stored numbers that point outside a layer; tensors without storage are let pass.
+    """Refuse stored column numbers and row starts that point outside a layer.
+
+    Tensors on the meta device pass.
+
+    Args:
+        layer: name, for the message.
+        tensors: stored tensors by name.
+        out_features: rows of the weight.
+        in_features: columns of the weight.
 
     Raises:
-        CheckpointError: columns are no permutation, or outliers are not where they can be.
+        CheckpointError: the column order is not a permutation, or outliers lie outside the weight.
     """
     columns = tensors[COLUMNS]
     if columns.is_meta:
         return
-    found = columns.to(torch.int64).sort().values
-    if not torch.equal(found, torch.arange(in_features, device=found.device)):
+    ordered = columns.to(torch.int64).sort().values
+    if not torch.equal(ordered, torch.arange(in_features, device=ordered.device)):
         raise CheckpointError(
-            f"layer {layer!r}: the column order is no permutation of {in_features} columns; get "
-            "its files anew"
+            f"layer {layer!r}: the column order is no permutation of {in_features} columns; "
+            "download or export the checkpoint again"
         )
     if OUTLIER_STARTS not in tensors:
         return
-    starts, places = (
-        tensors[OUTLIER_STARTS].to(torch.int64),
-        tensors[OUTLIER_COLUMNS].to(torch.int64),
-    )
-    whole = (
+    outliers = _outliers(tensors)
+    starts, places = outliers.starts, outliers.columns
+    valid = (
         int(starts[0]) == 0 and int(starts[-1]) == len(places) and bool((starts.diff() >= 0).all())
     )
-    if not whole or bool(((places < 0) | (places >= in_features)).any()):
+    if not valid or bool(((places < 0) | (places >= in_features)).any()):
         raise CheckpointError(
             f"layer {layer!r}: outliers lie outside its {out_features} x {in_features} weights; "
-            "get its files anew"
+            "download or export the checkpoint again"
         )
 
 
@@ -232,26 +246,28 @@ def dequantize_tensors(
     in_features: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return the weight [out, in] that the stored tensors stand for; see `QuantizedWeight`."""
+    """Return the dequantized weight [out, in], computed in float32 and rounded once to `dtype`.
+
+    Args:
+        tensors: see `QuantizedWeight`; others are ignored.
+        fidelity: how they are stored.
+        out_features: rows of the weight.
+        in_features: columns of the weight.
+        dtype: of the result.
+    """
     parts = []
     for name, count, bits in named_parts(fidelity, in_features):
         codes = unpack(contiguous_transpose(tensors[f"{name}_codes"]), bits, count)
         scale = _part_scales(tensors, name, bits, fidelity, out_features)
         zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
         group = torch.arange(count, device=codes.device) // fidelity.group_size
-        parts.append(
-            dequantize(codes.t().float(), scale[group], zero.float()[group])
-        )  # [columns, out]
-    stored = torch.cat(parts) if len(parts) > 1 else parts[0]
+        parts.append(dequantize(codes.t().float(), scale[group], zero.float()[group]))
+    stored = torch.cat(parts) if len(parts) > 1 else parts[0]  # [in, out]
     weight = torch.empty_like(stored)
     weight[tensors[COLUMNS].to(torch.int64)] = stored
     weight = weight.t()
     if fidelity.outlier_share:
-        columns = tensors[OUTLIER_COLUMNS].to(torch.int64)
-        add_outliers(
-            weight,
-            Outliers(tensors[OUTLIER_VALUES], columns, tensors[OUTLIER_STARTS].to(torch.int64)),
-        )
+        add_outliers(weight, _outliers(tensors))
     if fidelity.adapter_rank:
         weight = weight + adapter_weight(Adapter(tensors[ADAPTER_A], tensors[ADAPTER_B]))
     return weight.to(dtype)
@@ -260,7 +276,7 @@ def dequantize_tensors(
 def dequantize_rows(
     tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, rows: Tensor
 ) -> Tensor:
-    """Return some rows of what `dequantize_tensors` returns, for a fidelity without outliers and adapter.
+    """Return some rows of the dequantized weight, for a fidelity without outliers and adapter.
 
     Args:
         tensors: see `QuantizedWeight`.
@@ -291,6 +307,14 @@ def dequantize_rows(
     weight = torch.empty_like(stored)
     weight[:, tensors[COLUMNS].to(torch.int64)] = stored
     return weight
+
+
+def _outliers(tensors: Mapping[str, Tensor]) -> Outliers:
+    return Outliers(
+        tensors[OUTLIER_VALUES],
+        tensors[OUTLIER_COLUMNS].to(torch.int64),
+        tensors[OUTLIER_STARTS].to(torch.int64),
+    )
 
 
 def _part_scales(

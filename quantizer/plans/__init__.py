@@ -1,1 +1,1 @@
-"""How a layer can be stored, and which layer is stored how. Plain Python, no torch."""
+"""How a layer can be stored, and which layer of a model is stored how. Plain Python, no torch."""

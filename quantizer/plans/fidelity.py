@@ -1,11 +1,11 @@
-"""A fidelity is one way to store a linear layer, and its exact size in bytes.
+"""A fidelity: one way to store a linear layer, and its exact size in bytes.
 
-A layer's input columns are split in two parts. The high-impact part holds a share `ratio` of the
-columns at `bits_hi`, the low part holds the rest at `bits_lo`. Both parts use asymmetric integer
-grids with one scale and one integer zero point for each group of `group_size` neighbouring columns.
-Three options may be added, each by itself: scales of few bits, single weights kept beside the grid,
-and a low-rank adapter. This module is plain Python: byte counts are needed where neither torch nor
-numpy is installed.
+The input columns of a layer are split into two parts. The high-impact part holds a share `ratio` of
+the columns at `bits_hi` bits, the low part holds the others at `bits_lo` bits. Both parts use
+asymmetric integer grids, with one scale and one integer zero point for each group of `group_size`
+neighbouring columns in each row. Three options are independent of each other: scales of few bits,
+outliers (single weights stored in 16 bits), and a low-rank adapter. This module is plain Python,
+because the solver and the service count bytes without torch and numpy.
 """
 
 import re
@@ -15,25 +15,22 @@ from quantizer.errors import FidelityError
 
 CODE_BITS = (2, 3, 4, 8)
 COLUMN_MULTIPLE = 32
-"""Parts are whole multiples of this many columns.
-
-32 codes of b bits fill exactly b 32-bit words.
-"""
+"""A part has a multiple of so many columns, because 32 codes of b bits fill exactly b words."""
 
 RATIO_DIGITS = 6
-"""Digits after the point that a ratio keeps, so that its printed form is exact."""
+"""Ratios are rounded to so many decimals, so that a name states them exactly."""
 
 SCALE_BITS = (16, 8, 6)
-"""Widths of a group's scale.
+"""Bits of a group's scale.
 
-A 16-bit float, or an unsigned integer under a 16-bit float for each row.
+16 is a float16; 8 and 6 are unsigned integers, multiplied by one float16 for each row.
 """
 
 FLOAT16_BYTES = 2
 OUTLIER_SHARE_LIMIT = 0.1
-"""Outlier shares lie below.
+"""Outlier shares are below this.
 
-An outlier takes 4 bytes or more, so a larger share costs more than wider codes.
+An outlier takes 4 bytes or more, so with a larger share wider codes are the better use of bytes.
 """
 ADAPTER_RANK_LIMIT = 256
 
@@ -44,7 +41,7 @@ _NAME = re.compile(
 
 
 def word_count(values: int, bits: int) -> int:
-    """Return how many 32-bit words hold `values` densely packed codes of `bits` bits."""
+    """Return the number of 32-bit words that hold `values` densely packed codes of `bits` bits."""
     return -(-values * bits // 32)
 
 
@@ -53,17 +50,18 @@ class Fidelity:
     """How one layer is stored.
 
     Attributes:
-        bits_lo: code width of the low part, one of `CODE_BITS`.
-        bits_hi: code width of the high-impact part, at least `bits_lo`; equal to it when there is
-            no such part.
-        ratio: share of input columns in the high-impact part, 0 <= ratio < 1; 0 means a uniform
-            layer.
-        group_size: columns that share a scale and a zero point, a positive multiple of
+        bits_lo: bits of a code in the low part, one of `CODE_BITS`.
+        bits_hi: bits of a code in the high-impact part, more than `bits_lo`; equal to it if there
+            is no such part.
+        ratio: share of input columns in the high-impact part, 0 <= ratio < 1; 0 if all columns have
+            the same width.
+        group_size: number of columns that share a scale and a zero point, a positive multiple of
             `COLUMN_MULTIPLE`.
-        scale_bits: width of a group's scale, one of `SCALE_BITS`; below 16 see `quantizer.packed.scales`.
-        outlier_share: share of single weights that are kept in 16 bits, 0 <= share < `OUTLIER_SHARE_LIMIT`;
-            see `quantizer.packed.outliers`.
-        adapter_rank: rank of the low-rank adapter, 0 to `ADAPTER_RANK_LIMIT`; see `quantizer.packed.adapter`.
+        scale_bits: bits of a group's scale, one of `SCALE_BITS`; see `quantizer.packed.scales`.
+        outlier_share: share of weights that are stored in 16 bits beside the grid, 0 for none,
+            below `OUTLIER_SHARE_LIMIT`; see `quantizer.packed.outliers`.
+        adapter_rank: rank of the low-rank adapter, 0 for none, at most `ADAPTER_RANK_LIMIT`; see
+            `quantizer.packed.adapter`.
 
     Raises:
         FidelityError: a field is outside the ranges above.
@@ -78,7 +76,7 @@ class Fidelity:
     adapter_rank: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be stored, and settle on one spelling of a uniform fidelity."""
+        """Check the fields, and round the shares to the digits of a name."""
         if self.bits_lo not in CODE_BITS or self.bits_hi not in CODE_BITS:
             raise FidelityError(
                 f"code widths {self.bits_lo} and {self.bits_hi}: use widths out of {CODE_BITS}"
@@ -128,13 +126,13 @@ class Fidelity:
 
     @classmethod
     def parse(cls, name: str) -> "Fidelity":
-        """Return the fidelity called `name`, the inverse of `name`: `int3g64`, `int2+4r0.125g64`, `int2g128s6o0.005a16`.
+        """Return the fidelity that a name such as `int2+4r0.125g64s6` stands for.
 
-        Options follow the group size in this order: `s` scale bits, `o` outlier share, `a` adapter
-            rank.
+        The name is `int<bits_lo>[+<bits_hi>r<ratio>]g<group_size>`, followed by the options
+        `s<scale_bits>`, `o<outlier_share>` and `a<adapter_rank>` in this order.
 
         Raises:
-            FidelityError: the name has another form, or its numbers are out of range.
+            FidelityError: the name has another form, or a number is out of range.
         """
         match = _NAME.fullmatch(name)
         if match is None:
@@ -155,7 +153,7 @@ class Fidelity:
 
     @property
     def name(self) -> str:
-        """The short name that `parse` reads back."""
+        """The name from which `parse` returns this fidelity."""
         split = f"+{self.bits_hi}r{_decimal(self.ratio)}" if self.ratio else ""
         scales = f"s{self.scale_bits}" if self.scale_bits < SCALE_BITS[0] else ""
         outliers = f"o{_decimal(self.outlier_share)}" if self.outlier_share else ""
@@ -165,8 +163,8 @@ class Fidelity:
     def high_columns(self, in_features: int) -> int:
         """Return the number of high-impact columns of a layer with `in_features` input columns.
 
-        The share is rounded to the nearest multiple of `COLUMN_MULTIPLE`, at least one step, and leaves
-        the low part at least one column.
+        The share of columns is rounded to the nearest multiple of `COLUMN_MULTIPLE`. It is at least
+        one such multiple, and leaves the low part at least one column.
         """
         if self.ratio == 0:
             return 0
@@ -174,16 +172,13 @@ class Fidelity:
         return min(steps, (in_features - 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
 
     def parts(self, in_features: int) -> tuple[tuple[int, int], ...]:
-        """Return (columns, bits) of each non-empty part in stored order, the high-impact part first."""
+        """Return (columns, bits) of each part that is not empty, the high-impact part first."""
         high = self.high_columns(in_features)
         split = ((high, self.bits_hi), (in_features - high, self.bits_lo))
         return tuple((columns, bits) for columns, bits in split if columns)
 
     def outlier_count(self, out_features: int, in_features: int) -> int:
-        """Return the number of single weights kept beside the grid.
-
-        The share of all, to the nearest one, at least one.
-        """
+        """Return the number of outliers: the share of all weights, rounded, at least one."""
         return (
             max(1, round(self.outlier_share * (out_features * in_features)))
             if self.outlier_share
@@ -191,20 +186,24 @@ class Fidelity:
         )
 
     def stored_adapter_rank(self, out_features: int, in_features: int) -> int:
-        """Return the stored rank of the adapter: no more than such a layer can have."""
+        """Return the rank of the stored adapter, which the layer's shape may limit."""
         return min(self.adapter_rank, out_features, in_features)
 
     def weight_bytes(self, out_features: int, in_features: int) -> int:
-        """Return the bytes of all tensors that store such a layer.
+        """Return the exact bytes of all tensors that store such a layer, without its bias.
 
-        Codes, scales, zero points, permutation, options.
+        With groups = ceil(columns / group_size) for each part of some columns at some bits:
 
-        Codes take 4 * out * word_count(columns, bits), zero points 4 * groups * word_count(out, bits), for
-        each part with groups = ceil(columns / group_size). Scales take 2 * out * groups; at s < 16
-        bits 4 * groups * word_count(out, s) and 2 * out for the rows' scales. The permutation takes 2
-        bytes a column, 4 from 65,537 columns on. Outliers take 2 bytes and a column number of the
-        same width each, and 4 * (out + 1) for the row starts; an adapter of rank r takes 2 * r *
-        (in + out). The bias, which is never quantized, is not included.
+        * codes take 4 * out * word_count(columns, bits);
+        * zero points take 4 * groups * word_count(out, bits);
+        * scales of 16 bits take 2 * out * groups; scales of s < 16 bits take
+          4 * groups * word_count(out, s), and 2 * out for the row scales of the layer;
+        * the column order takes 2 bytes a column, or 4 for a layer of more than 65,536 columns;
+        * each outlier takes 2 bytes and a column number of that width, the row starts take
+          4 * (out + 1);
+        * an adapter of rank r takes 2 * r * (in + out).
+
+        The bias is never quantized.
         """
         total = permutation_bytes(in_features)
         for columns, bits in self.parts(in_features):
@@ -229,7 +228,7 @@ class Fidelity:
 
 
 def column_bytes(in_features: int) -> int:
-    """Return the bytes of the number of one column of a layer with so many."""
+    """Return the bytes of a column number in a layer of `in_features` columns."""
     return 2 if in_features <= 2**16 else 4
 
 

@@ -1,6 +1,6 @@
-"""A plan says at which fidelity each layer is stored.
+"""A plan: the fidelity of each layer of a model.
 
-It is plain JSON that a person can read, edit and share.
+As a file it is plain JSON that a person can read and edit.
 """
 
 import json
@@ -14,17 +14,17 @@ from quantizer.plans.fidelity import Fidelity
 SCHEMA = "bitwright.plan/1"
 
 OUTSIDE_BLOCKS = -1
-"""The block of a matrix that is in no decoder block, see `quantizer.conversion.embeddings`."""
+"""Stands for the block of embedding and head; see `quantizer.conversion.embeddings`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One linear layer that is quantized, or another matrix.
+    """One weight matrix that is quantized: a linear layer, an embedding or a head.
 
     Attributes:
-        name: path of the module inside the model.
+        name: path of the module in the model, such as `model.layers.0.mlp.down_proj`.
         block: index of the decoder block that holds it, or `OUTSIDE_BLOCKS`.
-        kind: path inside the block, such as `mlp.down_proj`; the same in every block.
+        kind: path in the block, such as `mlp.down_proj`; the same in every block.
         out_features: rows of the weight.
         in_features: columns of the weight.
     """
@@ -54,7 +54,11 @@ def by_block(layers: Iterable[LayerSpec]) -> dict[int, tuple[LayerSpec, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One fidelity for each layer, in the order of the layers.
+    """The fidelity of each layer, in the order of the layers.
+
+    Attributes:
+        layers: decoder layers in the order of the model, then embedding and head if quantized.
+        fidelities: of each layer.
 
     Raises:
         PlanError: there are no layers, or the two tuples differ in length.
@@ -64,7 +68,7 @@ class Plan:
     fidelities: tuple[Fidelity, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a plan with nothing in it, or with a layer left over."""
+        """Check that there are layers, each with a fidelity."""
         if not self.layers or len(self.layers) != len(self.fidelities):
             raise PlanError(
                 f"a plan of {len(self.layers)} layers and {len(self.fidelities)} fidelities; they "
@@ -79,25 +83,25 @@ class Plan:
 
     @property
     def without_embeddings(self) -> "Plan":
-        """The part of the plan that is about decoder blocks."""
-        kept = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE_BLOCKS]
+        """The same plan for the layers in decoder blocks only."""
+        inside = [at for at, layer in enumerate(self.layers) if layer.block != OUTSIDE_BLOCKS]
         return Plan(
-            tuple(self.layers[at] for at in kept), tuple(self.fidelities[at] for at in kept)
+            tuple(self.layers[at] for at in inside), tuple(self.fidelities[at] for at in inside)
         )
 
     @property
     def embeddings(self) -> dict[LayerSpec, Fidelity]:
-        """Fidelities of the matrices outside of decoder blocks, see `quantizer.conversion.embeddings`."""
+        """Fidelities of the matrices outside the decoder blocks: embedding and head."""
         pairs = zip(self.layers, self.fidelities, strict=True)
         return {layer: fidelity for layer, fidelity in pairs if layer.block == OUTSIDE_BLOCKS}
 
     def with_embeddings(self, embeddings: Mapping[LayerSpec, Fidelity]) -> "Plan":
-        """Return the plan with further matrices after its layers."""
+        """Return the plan with embedding and head after its layers."""
         return Plan((*self.layers, *embeddings), (*self.fidelities, *embeddings.values()))
 
     @property
     def by_name(self) -> dict[str, Fidelity]:
-        """Fidelity of each layer by the layer's name."""
+        """The fidelity of each layer, by the name of the layer."""
         return {
             layer.name: fidelity
             for layer, fidelity in zip(self.layers, self.fidelities, strict=True)
@@ -119,11 +123,11 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Average bits of a quantized weight, with scales, zero points and permutations."""
+        """Mean bits of a quantized weight; all stored tensors of a layer count, not only codes."""
         return 8 * self.weight_bytes / sum(layer.weights for layer in self.layers)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON values; `from_json` reads them back."""
+        """Return the plan as JSON values, from which `from_json` returns the same plan."""
         rows = zip(self.layers, self.fidelities, self.layer_bytes, strict=True)
         return {
             "schema": SCHEMA,
@@ -143,13 +147,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Plan":
-        """Return the plan that `to_json` wrote.
+        """Return the plan in JSON values that `to_json` returned, or that a person edited.
 
-        Byte counts are computed anew, so edited fidelities are priced correctly.
+        Byte counts in the values are ignored and computed again from the fidelities.
 
         Raises:
             PlanError: the schema is another one, or a field is missing or of the wrong kind.
-            FidelityError: a layer names a fidelity that does not exist.
+            FidelityError: the fidelity of a layer does not exist.
         """
         if values.get("schema") != SCHEMA:
             raise PlanError(f"plan schema {values.get('schema')!r}; this version reads {SCHEMA!r}")
@@ -185,10 +189,10 @@ class Plan:
 
 
 def _shape(values: object) -> tuple[int, int]:
-    """Return two positive whole numbers.
+    """Return the shape in a list of two positive whole numbers.
 
     Raises:
-        ValueError: the values are something else.
+        ValueError: the value is something else.
     """
     match values:
         case [int(out_features), int(in_features)] if out_features > 0 and in_features > 0:

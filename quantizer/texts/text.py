@@ -1,4 +1,4 @@
-"""Text for calibration and evaluation, and where it comes from. Knows no torch."""
+"""Text for calibration and evaluation, and where it comes from. Plain Python, no torch."""
 
 import hashlib
 import json
@@ -17,14 +17,14 @@ class TextSpec:
     """Which windows of which text.
 
     Attributes:
-        source: a text file, a JSONL file with a `text` field, a Hugging Face dataset id as
+        source: a text file, a JSONL file with a field `text`, a Hugging Face dataset id as
             `ID[:CONFIG[:SPLIT]]`, or one of the built-in texts.
-        windows: how many windows; 0 means all.
-        tokens: tokens in a window.
-        seed: which windows, if not all: windows are drawn without overlap, in the text's order.
-            None takes the first ones.
-        skip: windows that are drawn first and left out, so that two specifications can share a text
-            without overlap.
+        windows: number of windows; 0 means all.
+        tokens: number of tokens in a window.
+        seed: seed by which windows are drawn, if not all are taken. They do not overlap, and are in
+            the order of the text. None takes the first ones.
+        skip: number of windows that are drawn first and left out, so that two specifications can
+            take disjoint windows of one text.
     """
 
     source: str
@@ -35,10 +35,10 @@ class TextSpec:
 
 
 def read_text(source: str) -> str:
-    """Return the text of `source`; see `TextSpec.source`.
+    """Return the text that `source` names, see `TextSpec.source`.
 
     Raises:
-        TextError: it is missing, empty, unreadable, or lacks a text field.
+        TextError: the text is missing, empty, or unreadable, or a record has no field `text`.
     """
     if source in (BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION):
         text = _built_in(source)
@@ -73,12 +73,12 @@ def text_sha256(text: str) -> str:
 
 
 def _built_in(source: str) -> str:
-    """Return one of two disjoint halves of CPython's own reference texts, by turns of topics.
+    """Return one of two disjoint halves of CPython's reference documentation, by alternate topics.
 
-    A stand-in for real text.
+    It stands in where the user gives no text.
     """
     try:
-        from pydoc_data.topics import topics  # noqa: PLC0415  a missing standard module concerns only those who use it
+        from pydoc_data.topics import topics  # noqa: PLC0415  some distributions leave it out
     except ImportError as err:
         raise TextError(
             f"text {source!r} needs Python's pydoc_data, which this Python lacks; give a text file"
@@ -128,7 +128,7 @@ def _dataset_text(source: str) -> str:
     name, _, rest = source.partition(":")
     config, _, split = rest.partition(":")
     try:
-        from datasets import load_dataset  # noqa: PLC0415  slow to import, and only needed here
+        from datasets import load_dataset  # noqa: PLC0415  optional: bitwright[hub]
     except ImportError as err:
         raise TextError(
             f"text {source!r} is no file; to read it as a Hugging Face dataset, install "

@@ -1,4 +1,4 @@
-"""How a text becomes windows of tokens."""
+"""From a text to windows of tokens."""
 
 from typing import Protocol
 
@@ -18,18 +18,18 @@ class Tokenizer(Protocol):
 
 
 def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
-    """Cut a text into windows of tokens.
+    """Return windows of tokens of a text.
 
-    The whole text is tokenised at once, without special tokens, and cut into consecutive windows; a
-    rest is dropped.
+    The whole text is tokenised at once, without special tokens, and cut into consecutive windows;
+    the rest is dropped.
 
     Args:
-        text: what `read_text` returned for the specification.
+        text: what `read_text` returned for `spec.source`.
         spec: which windows.
         tokenizer: the model's own.
 
     Returns:
-        int64 [windows, tokens], the same for the same arguments on any machine.
+        int64 [windows, tokens], on any machine the same for the same arguments.
 
     Raises:
         TextError: the text is too short for the windows.

@@ -1,4 +1,7 @@
-"""The Triton kernels: what they compute, on a GPU or under Triton's interpreter, and that they compile for GPUs not here."""
+"""The Triton kernels: what they compute, on a GPU or under Triton's interpreter.
+
+And that they compile for GPUs that are not here.
+"""
 
 import json
 import os

@@ -35,7 +35,7 @@ NAMES = {
 
 
 def _write_gguf(path: Path, model: Any, tokenizer_file: Path) -> None:
-    """Write a llama with tied embeddings, in 32-bit floats, as llama.cpp names and orders its tensors."""
+    """Write a llama with tied embeddings in float32; names and order of tensors are llama.cpp's."""
     config, writer = model.config, gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)

@@ -1,4 +1,4 @@
-"""Promises of quantizer.models.safety: hostile folders are refused by name, honest ones load as before."""
+"""Hostile model folders are refused by name, honest ones load."""
 
 import json
 import os

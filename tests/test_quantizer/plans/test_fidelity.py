@@ -326,7 +326,8 @@ def test_words_are_the_fewest_that_hold_the_codes(values: int, bits: int) -> Non
 
 def test_byte_counts_need_neither_torch_nor_numpy() -> None:
     code = (
-        "import sys; from quantizer.plans.plan import Plan; from quantizer.plans.fidelity import Fidelity;"
+        "import sys; from quantizer.plans.plan import Plan; "
+        "from quantizer.plans.fidelity import Fidelity; "
         "print(Fidelity.uniform(4, 64).weight_bytes(64, 64), 'torch' in sys.modules, 'numpy' in "
         "sys.modules)"
     )
