@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def run_options(model: Path, cache: Path, out: Path, budget: str = "4bpw") -> li
         "3",
         *SMALL,
     ]
+
+
+@dataclass(frozen=True)
+class SmallRun:
+    """A finished `bitwright run` of the tiny llama; no test writes to its folders.
+
+    Attributes:
+        cache: all finished stages.
+        out: the delivered files.
+        report: what the command printed.
+    """
+
+    cache: Path
+    out: Path
+    report: dict[str, Any]
 
 
 def heed_interrupts() -> None:

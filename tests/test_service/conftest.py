@@ -1,5 +1,6 @@
 """Fixtures of the job service's tests: databases of both kinds, and running servers."""
 
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import sqlalchemy as sa
 from service.records.database import connect
 from service.records.engine import bring_up_to_date
 from service.storage.artifact_store import ArtifactStore
+from tests.support.commands import SmallRun, bitwright_json, run_options
 from tests.support.object_store import set_variables
 from tests.support.postgres import Postgres
 from tests.support.s3 import S3
@@ -18,6 +20,26 @@ from tests.support.tiny_models import save_tiny
 from tests.support.web_server import Resolver
 
 KINDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def small_run(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """A run from an empty cache, made once."""
+    folder = tmp_path_factory.mktemp("small_run")
+    cache, out = folder / "cache", folder / "out"
+    return SmallRun(cache, out, bitwright_json(*run_options(tiny_llama, cache, out)))
+
+
+@pytest.fixture(scope="module")
+def module_cache(small_run: SmallRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the cache of `small_run` that the tests of a module add to together."""
+    return Path(shutil.copytree(small_run.cache, tmp_path_factory.mktemp("module") / "cache"))
+
+
+@pytest.fixture
+def warm_cache(small_run: SmallRun, tmp_path: Path) -> Path:
+    """The test's own copy of a cache that has all stages of `small_run`."""
+    return Path(shutil.copytree(small_run.cache, tmp_path / "warm"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from quantizer.conversion.checkpoint import quantized_bytes
 from quantizer.kernels.path import choose_kernel_path
 from quantizer.plans.plan import Plan
 from service.request.request import BATCH
-from tests.support.commands import bitwright, bitwright_json, run_options
+from tests.support.commands import SmallRun, bitwright, bitwright_json, run_options
 from tests.support.reports import check_report
 from tests.support.tiny_models import save_tiny
 
@@ -46,8 +46,8 @@ def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(
     assert loaded.dtype == torch.bfloat16
 
 
-def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path: Path) -> None:
-    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"))
+def test_report_has_the_fields_that_pipelines_rely_on(small_run: SmallRun) -> None:
+    report = small_run.report
 
     for field in (
         "budget_bytes",
@@ -60,7 +60,7 @@ def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path
         assert report[field] > 0, field
     assert report["schema"] == "bitwright.report/1"
     assert report["checkpoint_bytes"] == sum(
-        file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors")
+        file.stat().st_size for file in small_run.out.glob("*.safetensors")
     )
     assert report["checkpoint_bytes"] - report["unquantized_bytes"] == report["plan_bytes"]
     for name in ("original", "uniform", "plan"):
@@ -76,20 +76,19 @@ def test_report_has_the_fields_that_pipelines_rely_on(tiny_llama: Path, tmp_path
     )
 
 
-def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path: Path) -> None:
-    bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"))
-    page = (tmp_path / "out" / "report.html").read_text()
+def test_report_page_is_one_file_that_fetches_nothing(small_run: SmallRun) -> None:
+    page = (small_run.out / "report.html").read_text()
 
     assert page.count("<svg") == 4
     assert "<script" not in page
     assert "src=" not in page
     assert "default-src 'none'" in page
     assert "bits per weight" in page
-    table = pd.read_csv(tmp_path / "out" / "layers.csv")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    table = pd.read_csv(small_run.out / "layers.csv")
+    report = json.loads((small_run.out / "report.json").read_text())
     assert table.weight_bytes.sum() == report["plan_bytes"]
     assert list(table.layer) == list(report["plan"]["layers"])
-    shown = bitwright("report", tmp_path / "out")
+    shown = bitwright("report", small_run.out)
     assert shown.returncode == 0
     assert "uniform" in shown.stdout
 
@@ -100,10 +99,10 @@ def test_report_page_is_one_file_that_fetches_nothing(tiny_llama: Path, tmp_path
     ids=str,
 )
 def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
-    tiny_llama: Path, tmp_path: Path, method: tuple[str, ...]
+    tiny_llama: Path, tmp_path: Path, warm_cache: Path, method: tuple[str, ...]
 ) -> None:
     report = bitwright_json(
-        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--signal", *method
+        *run_options(tiny_llama, warm_cache, tmp_path / "out"), "--signal", *method
     )
 
     guard = report["guard"]
@@ -126,8 +125,10 @@ def test_every_signal_runs_and_the_best_plan_on_unseen_text_is_delivered(
     assert (guard["delivered"] == guard["uniform"]) <= (delivered == report["uniform"])
 
 
-def test_random_plans_check_the_predictions(tiny_llama: Path, tmp_path: Path) -> None:
-    options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "out")
+def test_random_plans_check_the_predictions(
+    tiny_llama: Path, tmp_path: Path, warm_cache: Path
+) -> None:
+    options = run_options(tiny_llama, warm_cache, tmp_path / "out")
     report = bitwright_json(*options, "--check-plans", "12")
     check_report(report)
     checks = report["checks"]
@@ -141,16 +142,18 @@ def test_random_plans_check_the_predictions(tiny_llama: Path, tmp_path: Path) ->
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 5
 
 
-def test_group_size_holds_for_all_layers(tiny_llama: Path, tmp_path: Path) -> None:
-    bitwright_json(
-        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), "--group-size", "32"
-    )
+def test_group_size_holds_for_all_layers(
+    tiny_llama: Path, tmp_path: Path, warm_cache: Path
+) -> None:
+    bitwright_json(*run_options(tiny_llama, warm_cache, tmp_path / "out"), "--group-size", "32")
     plan = Plan.loads((tmp_path / "out" / "plan.json").read_text())
 
     assert {fidelity.group_size for fidelity in plan.fidelities} == {32}
 
 
-def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path) -> None:
+def test_constraints_hold_for_what_is_delivered(
+    tiny_llama: Path, tmp_path: Path, warm_cache: Path
+) -> None:
     demands = (
         "--target",
         "vllm",
@@ -159,9 +162,7 @@ def test_constraints_hold_for_what_is_delivered(tiny_llama: Path, tmp_path: Path
         "--rule",
         "model.layers.0.self_attn.o_proj=int4g64s6",
     )
-    report = bitwright_json(
-        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out"), *demands
-    )
+    report = bitwright_json(*run_options(tiny_llama, warm_cache, tmp_path / "out"), *demands)
     chosen = Plan.loads((tmp_path / "out" / "plan.json").read_text()).by_name
 
     assert report["constraints"]["rules"] == list(demands[3::2])
@@ -197,9 +198,10 @@ def test_constraints_that_cannot_be_met_are_refused_before_anything_is_measured(
     assert not (tmp_path / "cache" / "profile").exists()
 
 
-def test_second_budget_near_by_reuses_the_profile(tiny_llama: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    first = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "one", "4bpw"))
+def test_second_budget_near_by_reuses_the_profile(
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun, warm_cache: Path
+) -> None:
+    cache, first = warm_cache, small_run.report
     profiles = sorted(path.name for path in (cache / "profile").iterdir())
     second = bitwright_json(*run_options(tiny_llama, cache, tmp_path / "two", "4.1bpw"))
 
@@ -208,20 +210,19 @@ def test_second_budget_near_by_reuses_the_profile(tiny_llama: Path, tmp_path: Pa
     assert second["damage_nats_per_token"] == first["damage_nats_per_token"]
 
 
-def test_same_run_twice_takes_everything_from_the_cache(tiny_llama: Path, tmp_path: Path) -> None:
-    first = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "one"))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")}
-    second = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "two"))
+def test_same_run_twice_takes_everything_from_the_cache(
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun, warm_cache: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in warm_cache.rglob("manifest.json")}
+    second = bitwright_json(*run_options(tiny_llama, warm_cache, tmp_path / "two"))
 
-    assert {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("manifest.json")
-    } == before
-    assert second["evaluation"] == first["evaluation"]
+    assert {path: path.stat().st_mtime_ns for path in warm_cache.rglob("manifest.json")} == before
+    assert second["evaluation"] == small_run.report["evaluation"]
 
 
-def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Path) -> None:
-    options = run_options(tiny_llama, tmp_path / "cache", tmp_path / "run")
-    whole = bitwright_json(*options)
+def test_stages_on_their_own_give_what_run_gives(
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun
+) -> None:
     shared = ["--cache", str(tmp_path / "other"), "--calibration-windows", "4", "--tokens", "64"]
     probing = ["--probe-windows", "3", "--probe-tokens", "32"]
     bitwright_json(
@@ -248,8 +249,8 @@ def test_stages_on_their_own_give_what_run_gives(tiny_llama: Path, tmp_path: Pat
     )
 
     weights = "model.safetensors"
-    assert (out / weights).read_bytes() == (tmp_path / "run" / weights).read_bytes()
-    assert scores[str(out)] == whole["evaluation"]["plan"]
+    assert (out / weights).read_bytes() == (small_run.out / weights).read_bytes()
+    assert scores[str(out)] == small_run.report["evaluation"]["plan"]
 
 
 def test_dry_run_says_sizes_and_stores_nothing(tiny_llama: Path, tmp_path: Path) -> None:
@@ -277,10 +278,10 @@ def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path:
 
 
 def test_budget_of_the_whole_file_is_kept_by_the_whole_file(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, warm_cache: Path
 ) -> None:
     report = bitwright_json(
-        *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "103kB"), "--whole-file"
+        *run_options(tiny_llama, warm_cache, tmp_path / "out", "103kB"), "--whole-file"
     )
 
     assert report["checkpoint_bytes"] <= 103_000

@@ -421,31 +421,25 @@ def test_jobs_of_a_higher_priority_go_first(server: Served) -> None:
     assert [job["priority"] for job in begun] == ["high", "normal", "low"]
 
 
-def test_results_and_profiles_can_lie_in_an_s3_store(models: Path, tmp_path: Path) -> None:
-    store = S3()
-    try:
-        bucket = store.fresh()
-        variables = {**aws(store.url), "BITWRIGHT_ARTIFACTS": f"{bucket}/deep/er"}
-        with served(tmp_path, models, variables=variables) as server:
-            job = server.wait(server.submit()["id"])
-            assert job["status"] == "succeeded", job
-            row = next(
-                row
-                for row in server.client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]
-                if row["name"] == "model.safetensors"
-            )
-            assert sha256(server.client.get(row["url"]).content).hexdigest() == row["sha256"]
-            asked = {"questions": [{"budget": "4bpw"}]}
-            assert (
-                server.client.post(
-                    f"/v1/profiles/{job['profile']}/allocations", json=asked
-                ).status_code
-                == 200
-            )
-            assert not (tmp_path / "data" / "artifacts").exists()
-            assert server.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
-    finally:
-        store.stop()
+def test_results_and_profiles_can_lie_in_an_s3_store(models: Path, tmp_path: Path, s3: S3) -> None:
+    bucket = s3.fresh()
+    variables = {**aws(s3.url), "BITWRIGHT_ARTIFACTS": f"{bucket}/deep/er"}
+    with served(tmp_path, models, variables=variables) as server:
+        job = server.wait(server.submit()["id"])
+        assert job["status"] == "succeeded", job
+        row = next(
+            row
+            for row in server.client.get(f"/v1/jobs/{job['id']}/artifacts").json()["data"]
+            if row["name"] == "model.safetensors"
+        )
+        assert sha256(server.client.get(row["url"]).content).hexdigest() == row["sha256"]
+        asked = {"questions": [{"budget": "4bpw"}]}
+        assert (
+            server.client.post(f"/v1/profiles/{job['profile']}/allocations", json=asked).status_code
+            == 200
+        )
+        assert not (tmp_path / "data" / "artifacts").exists()
+        assert server.client.delete(f"/v1/jobs/{job['id']}").status_code == 204
 
 
 def test_two_hundred_submissions_with_one_key_make_one_job(server: Served) -> None:

@@ -23,14 +23,12 @@ One that the model's 16-bit table alone nearly takes, and one that it fits.
 """
 
 
-def _run(model: Path, folder: Path, budget: str, *more: str) -> Any:
-    return bitwright_json(
-        *run_options(model, folder / "cache", folder / "out", budget), "--whole-file", *more
-    )
+def _run(model: Path, cache: Path, folder: Path, budget: str, *more: str) -> Any:
+    return bitwright_json(*run_options(model, cache, folder / "out", budget), "--whole-file", *more)
 
 
 def test_embeddings_join_where_the_file_would_not_fit_otherwise(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, module_cache: Path
 ) -> None:
     refused = bitwright(
         *run_options(tiny_llama, tmp_path / "c", tmp_path / "o", TIGHT),
@@ -40,9 +38,9 @@ def test_embeddings_join_where_the_file_would_not_fit_otherwise(
     )
     assert refused.returncode == 3
 
-    expected = _run(tiny_llama, tmp_path, TIGHT, "--dry-run")
+    expected = _run(tiny_llama, module_cache, tmp_path, TIGHT, "--dry-run")
     assert expected["tables"] == ["model.embed_tokens"]
-    report = _run(tiny_llama, tmp_path, TIGHT)
+    report = _run(tiny_llama, module_cache, tmp_path, TIGHT)
     (table,) = report["tables"].values()
     assert table["kind"] == "embedding and head"
     assert table["fidelity"] in {option.name for option in EMBEDDING_FIDELITIES}
@@ -62,16 +60,20 @@ def test_embeddings_join_where_the_file_would_not_fit_otherwise(
     assert isinstance(model.get_input_embeddings(), QuantizedEmbedding)
 
 
-def test_embeddings_stay_where_the_file_fits(tiny_llama: Path, tmp_path: Path) -> None:
-    report = _run(tiny_llama, tmp_path, ROOMY)
+def test_embeddings_stay_where_the_file_fits(
+    tiny_llama: Path, tmp_path: Path, module_cache: Path
+) -> None:
+    report = _run(tiny_llama, module_cache, tmp_path, ROOMY)
     assert report["tables"] == {}
     assert Plan.loads((tmp_path / "out" / "plan.json").read_text()).embeddings == {}
 
 
-def test_embeddings_that_join_leave_more_to_the_layers(tiny_llama: Path, tmp_path: Path) -> None:
+def test_embeddings_that_join_leave_more_to_the_layers(
+    tiny_llama: Path, tmp_path: Path, module_cache: Path
+) -> None:
     kept, joined = (
-        _run(tiny_llama, tmp_path, ROOMY),
-        _run(tiny_llama, tmp_path / "other", ROOMY, "--embeddings", "join"),
+        _run(tiny_llama, module_cache, tmp_path, ROOMY),
+        _run(tiny_llama, module_cache, tmp_path / "other", ROOMY, "--embeddings", "join"),
     )
     assert joined["checkpoint_bytes"] <= 103_000
     if joined["tables"]:
@@ -83,11 +85,11 @@ def test_embeddings_that_join_leave_more_to_the_layers(tiny_llama: Path, tmp_pat
 
 
 def test_plans_with_tables_are_carried_out_trained_compared_and_priced(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, module_cache: Path
 ) -> None:
-    _run(tiny_llama, tmp_path, TIGHT)
+    _run(tiny_llama, module_cache, tmp_path, TIGHT)
     plan = tmp_path / "out" / "plan.json"
-    options = ("--plan", plan, "--cache", tmp_path / "cache", *SMALL[:4])
+    options = ("--plan", plan, "--cache", module_cache, *SMALL[:4])
     made = bitwright_json(
         "quantize", tiny_llama, "--out", tmp_path / "again", "--effort", "fast", *options
     )
@@ -100,7 +102,7 @@ def test_plans_with_tables_are_carried_out_trained_compared_and_priced(
     assert trained["plan_bytes"] == made["plan_bytes"]
     folders = [tmp_path / name for name in ("out", "trained")]
     scores = bitwright_json(
-        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache"
+        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", module_cache
     )
     before, after = (scores[str(folder)]["kl_nats_per_token"] for folder in folders)
     assert after < before
@@ -114,7 +116,7 @@ def test_plans_with_tables_are_carried_out_trained_compared_and_priced(
         "--out",
         profile,
         "--cache",
-        tmp_path / "cache",
+        module_cache,
         *SMALL[:8],
     )
     assert (

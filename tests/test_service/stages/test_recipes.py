@@ -36,7 +36,9 @@ def save_plan(model: Path, folder: Path, kind: str) -> Path:
     return file
 
 
-def quantize_options(folder: Path, plan: Path, recipe: str, effort: str) -> tuple[str | Path, ...]:
+def quantize_options(
+    folder: Path, plan: Path, recipe: str, effort: str, cache: Path | None = None
+) -> tuple[str | Path, ...]:
     return (
         "--plan",
         plan,
@@ -47,16 +49,14 @@ def quantize_options(folder: Path, plan: Path, recipe: str, effort: str) -> tupl
         "--effort",
         effort,
         "--cache",
-        folder / "cache",
+        cache or folder / "cache",
         *SMALL[:4],
     )
 
 
-def _divergences(model: Path, folder: Path, *names: str) -> list[float]:
+def _divergences(model: Path, folder: Path, cache: Path, *names: str) -> list[float]:
     folders = [folder / name for name in names]
-    scores = bitwright_json(
-        "evaluate", model, *folders, "--tokens", "64", "--cache", folder / "cache"
-    )
+    scores = bitwright_json("evaluate", model, *folders, "--tokens", "64", "--cache", cache)
     return [scores[str(each)]["kl_nats_per_token"] for each in folders]
 
 
@@ -81,20 +81,24 @@ def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("usual", "requant")])
 def test_each_recipe_makes_a_checkpoint_of_its_own_at_the_same_bytes(
-    recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path
+    recipe: str, tiny_llama: Path, correlated: Path, tmp_path: Path, module_cache: Path
 ) -> None:
     model = correlated if RECIPES[recipe].kind is None else tiny_llama
     plan = save_plan(
         model, tmp_path, ADAPTED if RECIPES[recipe].parameters.trained == "clipping" else PLAIN
     )
-    bitwright_json("quantize", model, *quantize_options(tmp_path, plan, "usual", "fast"))
+    bitwright_json(
+        "quantize", model, *quantize_options(tmp_path, plan, "usual", "fast", module_cache)
+    )
     effort = "fast" if RECIPES[recipe].kind is None else "balanced"
-    made = bitwright_json("quantize", model, *quantize_options(tmp_path, plan, recipe, effort))
+    made = bitwright_json(
+        "quantize", model, *quantize_options(tmp_path, plan, recipe, effort, module_cache)
+    )
 
     chosen = Plan.loads(plan.read_text())
     assert made["plan_bytes"] == chosen.weight_bytes == quantized_bytes(tmp_path / recipe, chosen)
     AutoModelForCausalLM.from_pretrained(tmp_path / recipe)
-    usual, own = _divergences(model, tmp_path, "usual", recipe)
+    usual, own = _divergences(model, tmp_path, module_cache, "usual", recipe)
     if effort == "fast":
         assert own > 2 * usual, "nothing compensates the errors of rounding"
     else:

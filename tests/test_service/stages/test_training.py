@@ -23,22 +23,27 @@ from service.stages.recipe import BLOCKS, MODEL
 from service.stages.training import train
 from service.stages.training_phases import choose_phases
 from service.stages.training_task import TrainingTask, training_windows
-from tests.support.commands import SMALL, bitwright_json, run_options, stop_when
+from tests.support.commands import SMALL, SmallRun, bitwright_json, run_options, stop_when
 from tests.support.reports import check_report
 from tests.support.run_contexts import run_context
 
 GIGABYTE = 10**9
 
 
-def _options(model: Path, folder: Path, out: str, effort: str = "balanced") -> list[str]:
-    return [*run_options(model, folder / "cache", folder / out), "--effort", effort]
+@pytest.fixture(scope="module")
+def balanced(
+    tiny_llama: Path, module_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SmallRun:
+    """A run with effort balanced that nothing disturbed."""
+    out = tmp_path_factory.mktemp("balanced") / "out"
+    options = [*run_options(tiny_llama, module_cache, out), "--effort", "balanced"]
+    return SmallRun(module_cache, out, bitwright_json(*options))
 
 
 def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
-    tiny_llama: Path, tmp_path: Path
+    small_run: SmallRun, balanced: SmallRun
 ) -> None:
-    fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
-    report = bitwright_json(*_options(tiny_llama, tmp_path, "balanced"))
+    fast, report = small_run.report, balanced.report
 
     check_report(report)
     assert fast["tuning"] == {"effort": "fast", "phases": [], "windows": 0}
@@ -60,29 +65,25 @@ def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
         report["guard"]["candidates"][report["guard"]["delivered"]],
     )
     assert tuned["kl_nats_per_token"] < untuned["kl_nats_per_token"]
-    plan = Plan.loads((tmp_path / "balanced" / "plan.json").read_text())
-    assert quantized_bytes(tmp_path / "balanced", plan) == plan.weight_bytes == report["plan_bytes"]
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "balanced").dtype == torch.bfloat16
-    assert "plan, before training" in (tmp_path / "balanced" / "report.html").read_text()
+    plan = Plan.loads((balanced.out / "plan.json").read_text())
+    assert quantized_bytes(balanced.out, plan) == plan.weight_bytes == report["plan_bytes"]
+    assert AutoModelForCausalLM.from_pretrained(balanced.out).dtype == torch.bfloat16
+    assert "plan, before training" in (balanced.out / "report.html").read_text()
 
 
 def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(
-    tiny_llama: Path, tmp_path: Path
+    tiny_llama: Path, tmp_path: Path, balanced: SmallRun, warm_cache: Path
 ) -> None:
-    bitwright_json(*_options(tiny_llama, tmp_path, "straight"))
-    other = tmp_path / "other"
-    options = _options(tiny_llama, other, "out")
+    out = tmp_path / "out"
+    options = [*run_options(tiny_llama, warm_cache, out), "--effort", "balanced"]
     stop_when(
         options,
-        lambda: any((other / "cache" / "tuned").glob("*.work/teacher-*.part")),
+        lambda: any((warm_cache / "tuned").glob("*.work/teacher-*.part")),
         signal.SIGKILL,
     )
-    assert not (other / "out").exists()
+    assert not out.exists()
     bitwright_json(*options)
-    weights = [
-        (folder / "model.safetensors").read_bytes()
-        for folder in (tmp_path / "straight", other / "out")
-    ]
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (balanced.out, out)]
     assert weights[0] == weights[1]
 
 
@@ -140,35 +141,36 @@ def test_models_too_large_to_train_whole_are_trained_block_by_block() -> None:
         assert small[0].spec.steps == large[1].spec.steps == effort.steps
 
 
-def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path: Path) -> None:
-    fast = bitwright_json(*_options(tiny_llama, tmp_path, "fast", "fast"))
-    context = run_context(tiny_llama, tmp_path / "cache")
-    plan = Plan.loads((tmp_path / "fast" / "plan.json").read_text())
+def test_training_by_blocks_and_then_scales_helps_too(
+    tiny_llama: Path, small_run: SmallRun, module_cache: Path
+) -> None:
+    fast, context = small_run.out, run_context(tiny_llama, module_cache)
+    plan = Plan.loads((fast / "plan.json").read_text())
     phases = choose_phases(find_effort("balanced"), 10**12, GIGABYTE, 4, torch.float32, 0)
     guard = text_windows(context, TextSpec("builtin:calibration", 2, 64, 0, skip=7))
     windows = training_windows(context, TextSpec("builtin:calibration", 4, 64, 0), phases, guard)
-    task = TrainingTask(tmp_path / "fast", plan, windows, guard, phases)
+    task = TrainingTask(fast, plan, windows, guard, phases)
     folder = train(context, task)
 
-    assert (folder / "plan.json").read_text() == (tmp_path / "fast" / "plan.json").read_text()
+    assert (folder / "plan.json").read_text() == (fast / "plan.json").read_text()
     assert read_weights(folder, plan).keys() == plan.by_name.keys()
     scores = bitwright_json(
         "evaluate",
         tiny_llama,
         folder,
-        tmp_path / "fast",
+        fast,
         "--evaluation-windows",
         "3",
         "--tokens",
         "64",
         "--cache",
-        tmp_path / "c",
+        module_cache,
     )
     trained, before = (
         scores[str(folder)]["kl_nats_per_token"],
-        scores[str(tmp_path / "fast")]["kl_nats_per_token"],
+        scores[str(fast)]["kl_nats_per_token"],
     )
-    assert before == pytest.approx(fast["evaluation"]["plan"]["kl_nats_per_token"])
+    assert before == pytest.approx(small_run.report["evaluation"]["plan"]["kl_nats_per_token"])
     assert trained < 0.95 * before
     assert train(context, task) == folder
     assert (
@@ -177,9 +179,10 @@ def test_training_by_blocks_and_then_scales_helps_too(tiny_llama: Path, tmp_path
     )
 
 
-def test_a_given_plan_is_trained_too(tiny_llama: Path, tmp_path: Path) -> None:
-    bitwright_json(*_options(tiny_llama, tmp_path, "run", "fast"))
-    shared = ("--plan", tmp_path / "run" / "plan.json", "--cache", tmp_path / "cache", *SMALL[:4])
+def test_a_given_plan_is_trained_too(
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun, module_cache: Path
+) -> None:
+    shared = ("--plan", small_run.out / "plan.json", "--cache", module_cache, *SMALL[:4])
     found = {
         effort: bitwright_json(
             "quantize", tiny_llama, "--out", tmp_path / effort, "--effort", effort, *shared
@@ -189,7 +192,7 @@ def test_a_given_plan_is_trained_too(tiny_llama: Path, tmp_path: Path) -> None:
     assert [found[effort]["trained"] for effort in ("fast", "balanced")] == [False, True]
     folders = [tmp_path / effort for effort in found]
     scores = bitwright_json(
-        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", tmp_path / "cache"
+        "evaluate", tiny_llama, *folders, "--tokens", "64", "--cache", module_cache
     )
     fast, balanced = (scores[str(folder)]["kl_nats_per_token"] for folder in folders)
     assert balanced < 0.95 * fast
