@@ -62,7 +62,7 @@ def test_modules_and_gradients_are_where_they_were_put(pretended_gpu: PretendedG
 
 
 @pytest.mark.usefixtures("pretended_gpu")
-@pytest.mark.parametrize("effort", ["fast", "balanced"])
+@pytest.mark.parametrize("effort", ["fast", pytest.param("balanced", marks=pytest.mark.long)])
 def test_runs(effort: str, tiny_llama: Path, tmp_path: Path) -> None:
     options = [
         *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", TIGHT),
@@ -78,9 +78,9 @@ def test_runs(effort: str, tiny_llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "kind"),
     [
-        ("sgr-q", PLAIN),
+        pytest.param("sgr-q", PLAIN, marks=pytest.mark.long),
         ("blockwise", SPARSE),
-        ("signiq", ADAPTED),
+        pytest.param("signiq", ADAPTED, marks=pytest.mark.long),
         ("requant", SPARSE),
         ("rtn", PLAIN),
     ],
