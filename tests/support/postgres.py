@@ -80,9 +80,10 @@ class Postgres:
             self.stop_at_once()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def fresh(self, name: str) -> str:
-        """Return the URL of a new empty database."""
-        self._run("createdb", "-h", str(self._folder), "-U", "postgres", name)
+    def fresh(self, name: str, template: str = "template0") -> str:
+        """Return the URL of a new database, empty or a copy of one that nobody is connected to."""
+        server = ("-h", str(self._folder), "-U", "postgres")
+        self._run("createdb", *server, "--template", template, name)
         return f"postgresql://postgres@/{name}?host={self._folder}"
 
     def _run(self, command: str, *arguments: str) -> None:

@@ -51,19 +51,55 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=KINDS)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of a new empty database, of either kind."""
-    if request.param == "sqlite":
+    if database_kind == "sqlite":
+        return f"sqlite:///{tmp_path / 'empty.sqlite'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.fresh(f"empty_{abs(hash(str(tmp_path))):x}")
+
+
+@pytest.fixture(scope="session")
+def sqlite_with_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file to be copied, for making all tables takes half a second."""
+    path = tmp_path_factory.mktemp("tables") / "bitwright.sqlite"
+    make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_with_tables(postgres: Postgres) -> str:
+    """The name of a database to be copied."""
+    make_tables(postgres.fresh("tables"))
+    return "tables"
+
+
+def make_tables(url: str) -> None:
+    engine = connect(url)
+    bring_up_to_date(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new database of either kind with all tables."""
+    if database_kind == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_with_tables"), tmp_path / "bitwright.sqlite")
         return f"sqlite:///{tmp_path / 'bitwright.sqlite'}"
     server: Postgres = request.getfixturevalue("postgres")
-    return server.fresh(f"test_{abs(hash(str(tmp_path))):x}")
+    template = request.getfixturevalue("postgres_with_tables")
+    return server.fresh(f"test_{abs(hash(str(tmp_path))):x}", template)
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[sa.Engine]:
-    """A database of either kind with all tables."""
+    """A connected database of either kind with all tables."""
     engine = connect(database_url)
-    bring_up_to_date(engine)
     yield engine
     engine.dispose()
 

@@ -235,10 +235,11 @@ def test_what_is_feasible_is_known_before_anything_is_measured(
     assert before == refusal(lambda: WhatIf(profile, constraints).check(budget))
 
 
-def test_ten_thousand_questions_leave_memory_and_files_as_they_were() -> None:
+@pytest.mark.parametrize("questions", [1000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_many_questions_leave_memory_and_files_as_they_were(questions: int) -> None:
     process, whatif = psutil.Process(), WhatIf(make_profile(0, layers=10, menu=6))
     low, high = whatif.byte_range
-    budgets = np.random.default_rng(0).integers(low, high, 11_000).tolist()
+    budgets = np.random.default_rng(0).integers(low, high, 1000 + questions).tolist()
     for budget in budgets[:1000]:
         whatif.plan(budget)
     gc.collect()

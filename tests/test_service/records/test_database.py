@@ -20,8 +20,8 @@ from service.records.submission import Desk, Quota, Submission
 from tests.support.commands import bitwright
 
 
-def test_migrating_makes_exactly_the_tables_that_the_code_uses(database_url: str) -> None:
-    engine = connect(database_url)
+def test_migrating_makes_exactly_the_tables_that_the_code_uses(empty_database_url: str) -> None:
+    engine = connect(empty_database_url)
     assert not is_current(engine)
     migrate(engine)
     migrate(engine)
@@ -37,15 +37,15 @@ def _migrate(url: str) -> None:
     engine.dispose()
 
 
-def test_processes_that_migrate_at_once_wait_for_each_other(database_url: str) -> None:
+def test_processes_that_migrate_at_once_wait_for_each_other(empty_database_url: str) -> None:
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_migrate, args=(database_url,)) for _ in range(4)]
+    processes = [spawn.Process(target=_migrate, args=(empty_database_url,)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    engine = connect(database_url)
+    engine = connect(empty_database_url)
     assert is_current(engine)
     engine.dispose()
 

@@ -3,16 +3,26 @@
 Statuses only move as documented, keys make one job, quotas hold, pages are whole.
 """
 
+import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from service.errors import JobActive, JobEnded, JobUnknown, KeyReused, QuotaExceeded
+from service.records.database import connect
 from service.records.engine import Client, workflow_id
 from service.records.jobs import Job, JobStore, Status
 from service.records.submission import Desk, Quota, Submission, set_quota
@@ -224,23 +234,25 @@ class Lives(RuleBasedStateMachine):
     """Everything that clients, workers and zombies may do, in any order.
 
     Statuses move as documented, versions count events.
+
+    Attributes:
+        with_tables: a database that each life begins with a copy of.
     """
+
+    with_tables: Path
 
     @initialize()
     def submit(self) -> None:
-        from service.records.database import connect
-        from service.records.engine import bring_up_to_date
-
-        engine = connect(f"sqlite:///{self.folder()}/lives.sqlite")
-        bring_up_to_date(engine)
-        self.store = JobStore(engine)
-        self.desk = Desk(self.store, Client(engine).enqueue, Quota())
+        self.folder = tempfile.TemporaryDirectory()
+        shutil.copy(self.with_tables, f"{self.folder.name}/lives.sqlite")
+        self.engine = connect(f"sqlite:///{self.folder.name}/lives.sqlite")
+        self.store = JobStore(self.engine)
+        self.desk = Desk(self.store, Client(self.engine).enqueue, Quota())
         self.job: Job = self.desk.submit(ask())[0]
 
-    def folder(self) -> str:
-        import tempfile
-
-        return tempfile.mkdtemp()
+    def teardown(self) -> None:
+        self.engine.dispose()
+        self.folder.cleanup()
 
     @rule(attempt_back=st.integers(0, 1), stage=st.sampled_from(["profile", "plan"]))
     def begin(self, attempt_back: int, stage: str) -> None:
@@ -290,11 +302,17 @@ class Lives(RuleBasedStateMachine):
         self.job = now
 
 
-TestLives = Lives.TestCase
-TestLives.settings = settings(
-    max_examples=25,
-    stateful_step_count=20,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+def test_lives_of_jobs_are_as_documented(sqlite_with_tables: Path) -> None:
+    class Copied(Lives):
+        with_tables = sqlite_with_tables
+
+    run_state_machine_as_test(
+        Copied,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=20,
+            deadline=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
