@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commands import (
     PROGRAM,
+    SmallRun,
     bitwright,
     bitwright_json,
     environment,
@@ -30,14 +31,6 @@ def stages(cache: Path) -> dict[str, dict[str, str]]:
     }
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with cache and output of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    bitwright_json(*run_options(tiny_llama, folder / "cache", folder / "out"))
-    return folder
-
-
 @pytest.mark.parametrize(
     ("stage", "part"),
     [
@@ -48,9 +41,10 @@ def undisturbed(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     ],
 )
 def test_killed_run_goes_on_to_the_same_bytes(
-    tiny_llama: Path, tmp_path: Path, undisturbed: Path, stage: str, part: str
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun, warm_cache: Path, stage: str, part: str
 ) -> None:
-    cache, out = tmp_path / "cache", tmp_path / "out"
+    cache, out = warm_cache, tmp_path / "out"
+    shutil.rmtree(cache / stage)
     options = run_options(tiny_llama, cache, out)
     killed = stop_when(options, lambda: any(cache.glob(f"{stage}/*.work/{part}")), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
@@ -60,19 +54,19 @@ def test_killed_run_goes_on_to_the_same_bytes(
     bitwright_json(*options)
 
     assert kept
-    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
-    assert stages(cache) == stages(undisturbed / "cache")
+    assert (out / WEIGHTS).read_bytes() == (small_run.out / WEIGHTS).read_bytes()
+    assert stages(cache) == stages(small_run.cache)
     assert not list(cache.rglob("*.work"))
     assert not list(cache.rglob("*.new"))
 
 
 def test_interrupt_says_how_to_go_on_and_exits_with_130(
-    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     cache, out = tmp_path / "cache", tmp_path / "out"
     options = run_options(tiny_llama, cache, out)
     stopped = stop_when(
-        options, lambda: any(cache.glob("forms/*.work/block-0000.part")), signal.SIGINT
+        options, lambda: any(cache.glob("candidates/*.work/block-0000.part")), signal.SIGINT
     )
 
     assert stopped.returncode == 130
@@ -80,14 +74,13 @@ def test_interrupt_says_how_to_go_on_and_exits_with_130(
     assert "Traceback" not in stopped.stderr
     assert not out.exists()
     bitwright_json(*options)
-    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
+    assert (out / WEIGHTS).read_bytes() == (small_run.out / WEIGHTS).read_bytes()
 
 
 def test_damaged_stage_is_made_again_with_a_warning(
-    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun, warm_cache: Path
 ) -> None:
-    cache = tmp_path / "cache"
-    shutil.copytree(undisturbed / "cache", cache)
+    cache = warm_cache
     (arrays,) = cache.glob("profile/*/profile.npz")
     arrays.write_bytes(arrays.read_bytes()[:-7] + b"garbage")
 
@@ -95,7 +88,7 @@ def test_damaged_stage_is_made_again_with_a_warning(
 
     assert done.returncode == 0, done.stderr
     assert "is damaged" in done.stderr
-    assert stages(cache) == stages(undisturbed / "cache")
+    assert stages(cache) == stages(small_run.cache)
 
 
 def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_path: Path) -> None:
@@ -112,7 +105,7 @@ def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_p
 
 
 def test_full_disk_is_told_and_leaves_nothing_half_written(
-    tiny_llama: Path, tmp_path: Path, undisturbed: Path
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     """A limit on the size of files makes real writes fail in the way a full disk does."""
     cache, out = tmp_path / "cache", tmp_path / "out"
@@ -132,4 +125,4 @@ def test_full_disk_is_told_and_leaves_nothing_half_written(
     assert not list(cache.rglob("*.tmp"))
     assert not list(cache.rglob("*.new"))
     bitwright_json(*run_options(tiny_llama, cache, out))
-    assert (out / WEIGHTS).read_bytes() == (undisturbed / "out" / WEIGHTS).read_bytes()
+    assert (out / WEIGHTS).read_bytes() == (small_run.out / WEIGHTS).read_bytes()
