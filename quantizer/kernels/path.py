@@ -33,9 +33,9 @@ class KernelPath:
 def choose_kernel_path(device: str) -> KernelPath:
     """Return the implementation for a device.
 
-    The environment variable is read at every call, because each product asks here and nothing
-    remembers the answer: a process can compare implementations by turns, and tensors can move to
-    another device. Reading it takes about a microsecond, the smallest product some thirty.
+    Each product asks here, and the environment variable is read at every call: so a process can
+    compare implementations by turns, and tensors can move to another device. That is 5 % of the
+    time of a product of one row with a 64 x 64 layer, and less of larger ones.
 
     Args:
         device: type of the device, `cpu` or `cuda`.
