@@ -12,7 +12,7 @@ from service.request.request import BATCH, RunRequest
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.checkpoint import check_plan
 from service.stages.clock import Clock
-from service.stages.context import MODELS_FOLDER, RunContext
+from service.stages.context import RunContext, store_for
 from service.stages.estimate import dry_run
 from service.stages.evaluation import evaluate
 from service.stages.machine import Machine
@@ -24,6 +24,7 @@ from service.stages.requantize import quantize_by_recipe
 from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
 from service.stages.training import train_and_compare
 from service.stages.training_task import TrainingRequest, training_task
+from service.storage.cache_entry import MODELS
 from service.storage.stage_store import StageStore
 
 
@@ -112,5 +113,5 @@ def evaluate_checkpoints(
 
 
 def _context(model: str, device: str, store: StageStore, reporter: Reporter) -> RunContext:
-    folder = find_model(model, store.root / MODELS_FOLDER)
-    return RunContext(store, folder, Machine.choose(device), reporter, BATCH)
+    folder = find_model(model, store.root / MODELS)
+    return RunContext(store_for(store, folder), folder, Machine.choose(device), reporter, BATCH)

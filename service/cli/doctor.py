@@ -14,6 +14,8 @@ from quantizer.kernels.path import choose_kernel_path
 from service.cli.console import print_pairs
 from service.cli.parameters import AsJson
 from service.settings import default_cache
+from service.storage.cache_entry import read_entries
+from service.storage.cache_limit import default_limit, read_limit
 
 _PACKAGES = (
     "bitwright",
@@ -34,13 +36,15 @@ def doctor(*, as_json: AsJson = False) -> None:
 
 
 def examine(cache: Path) -> dict[str, Any]:
-    """Return versions, processor, memory, GPU and cache, as JSON values.
+    """Return versions, processor, memory, GPU and cache, as JSON values; what is missing is null.
 
-    What is missing is null.
+    Before the first use of the cache, its limit is the one that it would get now.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = "cuda" if gpu else "cpu"
     path = choose_kernel_path(device)
+    limit = read_limit(cache)
+    entries = read_entries(cache) if cache.is_dir() else []
     nearest = next(folder for folder in (cache, *cache.parents) if folder.exists())
     return {
         "python": platform.python_version(),
@@ -53,6 +57,8 @@ def examine(cache: Path) -> dict[str, Any]:
         "device": device,
         "kernels": f"{path.name}: {path.reason}",
         "cache": str(cache),
+        "cache_bytes": sum(entry.size_bytes for entry in entries),
+        "cache_limit_bytes": default_limit(cache) if limit is None else limit,
         "cache_free_bytes": shutil.disk_usage(nearest).free,
     }
 

@@ -9,6 +9,7 @@ FLAGS = {
     "low": "from",
     "high": "to",
     "as_json": "json",
+    "cache_folder": "cache",
     "needs_key": "keys",
     "out_folder": "out",
     "out_file": "out",

@@ -1,7 +1,6 @@
-"""The command line: which commands there are, and how each of them ends.
+"""The command line, and how a command ends.
 
-Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug. A command's
-module is imported when the command is called, so that `bitwright --help` answers at once.
+Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a bug.
 """
 
 import sys
@@ -9,10 +8,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnknownCommandError
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownCommandError,
+)
 from pydantic import ValidationError
 
 from quantizer.known_error import ExitCode, KnownError
+from service.cli.commands import COMMANDS
 from service.cli.console import print_json
 from service.cli.flags import flag_name
 from service.errors import RequestError
@@ -20,63 +27,11 @@ from service.logs import err, set_up_logging
 from service.process import quiet_libraries
 from service.validation import missing, sentences
 
-MODELS = "Models"
-PROFILES = "Profiles"
-SERVICE = "Job service"
-MACHINE = "This machine"
 
-COMMANDS = (
-    (MODELS, "run", "service.cli.models:run", "Quantize MODEL within a budget and evaluate it."),
-    (
-        MODELS,
-        "profile",
-        "service.cli.models:profile",
-        "Measure the cost of quantizing each layer of MODEL.",
-    ),
-    (MODELS, "quantize", "service.cli.models:quantize", "Quantize MODEL by a plan."),
-    (
-        MODELS,
-        "evaluate",
-        "service.cli.models:evaluate",
-        "Compare quantized checkpoints with MODEL.",
-    ),
-    (MODELS, "report", "service.cli.reports:report", "Show the report of a finished run."),
-    (
-        PROFILES,
-        "plan",
-        "service.cli.plans:plan",
-        "Choose the fidelity of each layer for a budget, from a profile.",
-    ),
-    (
-        PROFILES,
-        "frontier",
-        "service.cli.plans:frontier",
-        "Show the predicted loss of the best plan of each budget.",
-    ),
-    (PROFILES, "diff", "service.cli.plans:diff", "Show how two plans differ."),
-    (
-        SERVICE,
-        "serve",
-        "service.cli.serving:serve",
-        "Serve the REST interface; its documentation is at /docs.",
-    ),
-    (SERVICE, "worker", "service.cli.working:worker", "Run the jobs that the service accepts."),
-    (
-        SERVICE,
-        "migrate",
-        "service.cli.tenants:migrate",
-        "Bring the database to the current schema.",
-    ),
-    (SERVICE, "quota", "service.cli.tenants:quota", "Set the limits of a tenant."),
-    (SERVICE, "keys", "service.cli.tenants:keys", "Create, list and revoke API keys."),
-    (
-        MACHINE,
-        "doctor",
-        "service.cli.doctor:doctor",
-        "Show versions, processor, memory, GPU and cache.",
-    ),
-)
-"""Group, name, place and summary of each command."""
+def _shown_default(value: Any) -> str | None:
+    """Return a default for the help page, None for one that says no more than that it is unset."""
+    return None if value is None or value is False or value in ("", []) else str(value)
+
 
 app = App(
     name="bitwright",
@@ -87,12 +42,25 @@ app = App(
     ),
     help_flags=("--help", "-h"),
     version=lambda: version("bitwright"),
-    default_parameter=Parameter(negative=(), name_transform=flag_name, allow_repeating=True),
+    default_parameter=Parameter(
+        negative=(),
+        name_transform=flag_name,
+        allow_repeating=True,
+        show_default=_shown_default,
+    ),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for _group, _name, _place, _summary in COMMANDS:
-    app.command(_place, name=_name, help=_summary, group=_group)
+for _title, _commands in COMMANDS.items():
+    _group = Group.create_ordered(_title)
+    for _place, _command in enumerate(_commands):
+        app.command(
+            _command.place,
+            name=_command.name,
+            help=_command.summary,
+            group=_group,
+            sort_key=_place,
+        )
 app.register_install_completion_command(
     name="--install-completion", help="Install completion of commands and options in this shell."
 )
@@ -125,9 +93,9 @@ def usage_error(error: CycloptsError) -> RequestError:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return RequestError(missing(error.argument.field_info.name))
     if isinstance(error, UnknownCommandError):
-        name = (error.unused_tokens or [""])[0]
-        commands = ", ".join(name for _, name, *_ in COMMANDS)
-        return RequestError(f"command {name!r} does not exist; use one of {commands}")
+        wrong = (error.unused_tokens or [""])[0]
+        names = [command.name for commands in COMMANDS.values() for command in commands]
+        return RequestError(f"command {wrong!r} does not exist; use one of {', '.join(names)}")
     return RequestError(str(error))
 
 

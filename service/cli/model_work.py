@@ -1,8 +1,12 @@
 """What the commands that run a model do. Imports PyTorch, so it is imported late."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from quantizer.errors import MemoryShort
+from quantizer.known_error import KnownError
 from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
 from service import pipeline, single_stages
@@ -10,7 +14,7 @@ from service.cli.console import out, print_json, print_pairs
 from service.cli.files import read_text_file
 from service.cli.progress import reporting
 from service.cli.reports import print_report
-from service.errors import RequestError
+from service.errors import RequestError, StorageError
 from service.report.deliver import check_output, deliver
 from service.request.effort import find_effort
 from service.request.options import EvaluateSettings, QuantizeSettings
@@ -18,6 +22,29 @@ from service.request.request import RunRequest
 from service.stages.recipe import find_recipe
 from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
 from service.storage.stage_store import StageStore
+from service.storage.unfinished_runs import UnfinishedRun
+
+
+@contextmanager
+def run_store(cache: Path, *run: object) -> Iterator[StageStore]:
+    """Give the store of a run, whose stages stay in the cache until it ends.
+
+    A run that was stopped, or found the disk full, goes on when the same command is run again.
+
+    Args:
+        cache: folder of the store.
+        run: what the run is asked for; the same each time.
+    """
+    name = hashlib.sha256(repr(run).encode()).hexdigest()[:32]
+    store = StageStore(cache, UnfinishedRun(cache, name))
+    try:
+        yield store
+    except (StorageError, MemoryShort):
+        raise
+    except KnownError:
+        store.end_run()  # the same command would fail again
+        raise
+    store.end_run()
 
 
 def estimate(request: RunRequest, cache: Path, *, as_json: bool) -> None:
@@ -28,9 +55,10 @@ def estimate(request: RunRequest, cache: Path, *, as_json: bool) -> None:
 def run(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) -> None:
     """Do the whole job, deliver the checkpoint and print its report."""
     check_output(out_folder)
-    with reporting() as reporter:
-        report, checkpoint = pipeline.run(request, StageStore(cache), reporter)
-    deliver(out_folder, checkpoint, report)
+    with run_store(cache, request) as store:
+        with reporting() as reporter:
+            report, checkpoint = pipeline.run(request, store, reporter)
+        deliver(out_folder, checkpoint, report)
     if as_json:
         print_json(report.to_json())
         return
@@ -41,9 +69,10 @@ def run(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) ->
 
 def profile(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) -> None:
     """Measure a profile, deliver it and print a summary."""
-    with reporting() as reporter:
-        measured, folder = single_stages.profile_model(request, StageStore(cache), reporter)
-    deliver(out_folder, folder, None)
+    with run_store(cache, "profile", request) as store:
+        with reporting() as reporter:
+            measured, folder = single_stages.profile_model(request, store, reporter)
+        deliver(out_folder, folder, None)
     low, high = measured.budget_range
     context = measured.context
     summary = {
@@ -81,9 +110,10 @@ def quantize(
         seed=options.seed,
         device=options.device,
     )
-    with reporting() as reporter:
-        quantized = single_stages.quantize_model(request, StageStore(cache), reporter)
-    deliver(out_folder, quantized.checkpoint, None)
+    with run_store(cache, request) as store:
+        with reporting() as reporter:
+            quantized = single_stages.quantize_model(request, store, reporter)
+        deliver(out_folder, quantized.checkpoint, None)
     summary = {
         "checkpoint": str(out_folder.resolve()),
         "trained": quantized.trained,
@@ -118,6 +148,6 @@ def evaluate(
         text=TextSpec(options.evaluation, windows, tokens, None),
         device=options.device,
     )
-    with reporting() as reporter:
-        scores = single_stages.evaluate_checkpoints(request, StageStore(cache), reporter)
+    with run_store(cache, request) as store, reporting() as reporter:
+        scores = single_stages.evaluate_checkpoints(request, store, reporter)
     print_pairs({name: score.to_json() for name, score in scores.items()}, as_json=as_json)

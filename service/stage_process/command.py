@@ -27,6 +27,7 @@ from service.stage_process.progress_lines import ProgressLines, write_line
 from service.storage.artifact_store import ArtifactStore
 from service.storage.profile_store import ProfileStore
 from service.storage.stage_store import StageStore
+from service.storage.unfinished_runs import UnfinishedRun
 
 NICE = 10
 """Added to the niceness of the process, so that the API keeps answering quickly."""
@@ -96,7 +97,9 @@ def run_stage(
     request = read_request(artifacts, arguments.job, confinement)
     from service import pipeline, single_stages  # noqa: PLC0415  torch; bad input is refused before
 
-    store = StageStore(arguments.cache)
+    is_run = arguments.stage != ESTIMATE
+    run = UnfinishedRun(arguments.cache, arguments.job) if is_run else None
+    store = StageStore(arguments.cache, run)
     given = ProfileStore(artifacts).get(arguments.profile) if arguments.profile else None
     names = confinement.names
     if arguments.stage == ESTIMATE:
@@ -107,7 +110,9 @@ def run_stage(
         if state.stage != last:
             continue
         if arguments.stage == DELIVER:
-            return store_results(artifacts, arguments.job, arguments.cache, state, names)
+            results = store_results(artifacts, arguments.job, arguments.cache, state, names)
+            store.end_run()
+            return results
         return outcome_of(artifacts, state)
     raise RequestError(
         f"stage {arguments.stage!r} does not exist; use one of {', '.join(PIPELINE)}"

@@ -1,6 +1,7 @@
 """What all stages of a run share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -13,10 +14,8 @@ from service.request.request import RunRequest
 from service.stages.machine import Machine
 from service.stages.progress import Reporter
 from service.stages.windows import Windows
+from service.storage.cache_entry import MODELS
 from service.storage.stage_store import StageStore
-
-MODELS_FOLDER = "models"
-"""Folder below the root of the stage store that holds converted models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +57,9 @@ class RunContext:
         Raises:
             ModelError: the model cannot be used.
         """
-        model = find_model(request.model, store.root / MODELS_FOLDER, read_weights=read_weights)
+        model = find_model(request.model, store.root / MODELS, read_weights=read_weights)
         machine = Machine.choose(request.device)
-        return cls(store, model, machine, reporter, request.amounts.batch)
+        return cls(store_for(store, model), model, machine, reporter, request.amounts.batch)
 
     def load(self) -> BlockRunner:
         """Load the original model onto the machine and return a runner of its blocks."""
@@ -73,3 +72,9 @@ class RunContext:
     def calibration(self, windows: Windows) -> Calibration:
         """Return windows that layers are quantized on, on the machine's device."""
         return Calibration(self.on_device(windows), self.batch)
+
+
+def store_for(store: StageStore, model: ModelFolder) -> StageStore:
+    """Return the store for stages of a model, whose manifests hold its hub id or its file's name."""
+    reference = Path(model.name)
+    return store.for_model(reference.name if reference.exists() else model.name, model.path)

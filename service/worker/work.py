@@ -23,6 +23,7 @@ from service.records.jobs import Job, JobStore, Status
 from service.request.stage_names import DELIVER, ESTIMATE, REQUEST, STAGES, request_place
 from service.settings import ServiceSettings
 from service.storage.artifact_store import ArtifactStore
+from service.storage.unfinished_runs import UnfinishedRun
 from service.tracing import traced
 from service.worker.runner import StageCall, StageRunner, Stopped
 
@@ -111,6 +112,7 @@ class Work:
             done = patiently(lambda: self.store.end(job_id, attempt, Status.FAILED, error=error))
         else:
             done = patiently(lambda: self.store.end(job_id, attempt, Status.CANCELLED))
+        UnfinishedRun(self.settings.cache, job_id).end()
         if done is not None:
             log.info("job %s", done.status, extra={"job_id": job_id, "tenant": done.tenant})
 

@@ -35,8 +35,9 @@ from service.cli.progress import Lines
 from service.process import keep_freed_memory
 from service.request.request import BATCH
 from service.stages.calibration_windows import text_windows
-from service.stages.context import MODELS_FOLDER, RunContext
+from service.stages.context import RunContext
 from service.stages.machine import Machine
+from service.storage.cache_entry import MODELS
 from service.storage.stage_store import StageStore
 from tests.benchmarks.quantizers import ALL, OTHER, store_rows
 from tests.benchmarks.record import circumstances
@@ -157,7 +158,7 @@ def main() -> None:
     keep_freed_memory()
     store = StageStore(arguments.cache)
     machine = Machine.choose("cpu")
-    folder = find_model(arguments.model, store.root / MODELS_FOLDER)
+    folder = find_model(arguments.model, store.root / MODELS)
     context = RunContext(store, folder, machine, Lines(), BATCH)
     original = load_model(folder, machine.dtype, machine.device)
     held_out = TextSpec(arguments.evaluation, 16, 512, None)
