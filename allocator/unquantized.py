@@ -6,7 +6,7 @@ from typing import Any
 
 from allocator.errors import ProfileError
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec
+from quantizer.plans.plan import LayerSpec, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,12 @@ class Unquantized:
     def without_embeddings_bytes(self) -> int:
         """Bytes of all but the embeddings that were measured."""
         return self.total_bytes - sum(options[0].weight_bytes for options in self.embeddings)
+
+    def bytes_beside(self, plan: Plan) -> int:
+        """Return the bytes beside the layers of a plan that may quantize embedding and head too."""
+        kept_bytes = sum(self.part_bytes.get(layer.kind, 0) for layer in plan.embeddings)
+        quantized_bytes = plan.weight_bytes - plan.without_embeddings.weight_bytes
+        return self.total_bytes - kept_bytes + quantized_bytes
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document that `from_json` reads."""

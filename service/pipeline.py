@@ -16,7 +16,7 @@ from service.stages.checkpoint import make_checkpoint
 from service.stages.clock import Clock
 from service.stages.context import RunContext
 from service.stages.delivery import Delivery
-from service.stages.embeddings import choose_embeddings
+from service.stages.embeddings import choose_embeddings, measure_unquantized
 from service.stages.evaluation import evaluate
 from service.stages.plan import solve_plans
 from service.stages.prediction_check import CheckTask, check_random_plans
@@ -62,13 +62,14 @@ def walk(
     windows = cut_windows(context, request)
 
     profiling = ProfileTask.for_request(request, prepared, windows.calibration, windows.probes)
+    with clock.time("embedding and head"):
+        unquantized = measure_unquantized(context, prepared, windows.calibration, windows.probes)
     with clock.time("profile"):
-        profile = given or measure_profile(context, profiling)
+        profile = given or replace(measure_profile(context, profiling), unquantized=unquantized)
     yield (state := RunState("profile", profile))
 
-    with clock.time("embedding and head"):
-        prepared = choose_embeddings(context, request, prepared, profile, windows)
     with clock.time("plan"):
+        prepared = choose_embeddings(request, prepared, profile, unquantized)
         plans = solve_plans(context, request, profile, prepared)
     yield (state := replace(state, stage="plan", plans=plans))
 

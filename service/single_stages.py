@@ -13,6 +13,7 @@ from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.checkpoint import check_plan
 from service.stages.clock import Clock
 from service.stages.context import RunContext, store_for
+from service.stages.embeddings import measure_unquantized
 from service.stages.estimate import dry_run
 from service.stages.evaluation import evaluate
 from service.stages.machine import Machine
@@ -39,13 +40,14 @@ def estimate_run(
     return dry_run(context, request, prepare(context, request, given))
 
 
-def profile_model(
-    request: RunRequest, store: StageStore, reporter: Reporter
-) -> tuple[Profile, Path]:
-    """Measure a model's profile; return it and the folder that it is stored in."""
+def profile_model(request: RunRequest, store: StageStore, reporter: Reporter) -> Profile:
+    """Measure a model's profile, and what its checkpoint contains beside the layers."""
     context = RunContext.for_request(request, store, reporter)
-    task = profile_task(context, request, prepare(context, request))
-    return measure_profile(context, task), store.path(task.key(context))
+    prepared = prepare(context, request)
+    task = profile_task(context, request, prepared)
+    probes = text_windows(context, request.amounts.probes)
+    unquantized = measure_unquantized(context, prepared, task.candidates.calibration, probes)
+    return replace(measure_profile(context, task), unquantized=unquantized)
 
 
 def profile_task(context: RunContext, request: RunRequest, prepared: PreparedRun) -> ProfileTask:

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 
 from allocator.answers.embeddings import choose_embedding_options
 from allocator.answers.whatif import WhatIf
-from allocator.demands.budget import Budget
+from allocator.demands.budget import LAYERS, Budget, budget_of
 from allocator.errors import BudgetError, BudgetInfeasible
+from allocator.profile import Profile
 from allocator.unquantized import EmbeddingOption, Unquantized
-
-CHECKPOINT = "checkpoint"
-LAYERS = "layers"
-BUDGET_OF = (CHECKPOINT, LAYERS)
-"""What a budget counts: all weight files of the checkpoint, or its quantized layers."""
+from quantizer.plans.plan import Plan
 
 UNKNOWN = (
     "the profile does not say what the checkpoint contains beside its layers, so the budget counts "
@@ -48,24 +45,6 @@ class LayerBudget:
     def checkpoint_bytes(self, layer_bytes: int) -> int | None:
         """Return the size of a checkpoint whose layers take `layer_bytes`, an upper bound."""
         return None if self.unquantized_bytes is None else layer_bytes + self.unquantized_bytes
-
-
-def budget_of(budget: Budget, wanted: str | None) -> str:
-    """Return what a budget counts: `wanted`, or else what its unit says.
-
-    Raises:
-        BudgetError: `wanted` is not one of `BUDGET_OF`, or is the checkpoint for bits per weight.
-    """
-    if wanted is None:
-        return LAYERS if budget.per_weight else CHECKPOINT
-    if wanted not in BUDGET_OF:
-        raise BudgetError(f"budget of {wanted!r}: use {' or '.join(BUDGET_OF)}")
-    if wanted == CHECKPOINT and budget.per_weight:
-        raise BudgetError(
-            f"budget {budget.text!r} counts bits of quantized weights; give the size of the whole "
-            "checkpoint in bytes, such as 900MB"
-        )
-    return wanted
 
 
 def resolve_budget(whatif: WhatIf, budget: Budget, wanted: str | None = None) -> LayerBudget:
@@ -130,3 +109,25 @@ def _check(whatif: WhatIf, budget: Budget, size_bytes: int, found: LayerBudget) 
             largest_bytes=error.largest_bytes + rest_bytes,
             binding=error.binding,
         ) from error
+
+
+def layer_bytes(
+    profile: Profile, budget: Budget, wanted: str | None = None, plan: Plan | None = None
+) -> int:
+    """Return what a budget leaves to the layers, whether or not any plan fits it.
+
+    Embedding and head take what they take in `plan`, or unquantized where none is given.
+
+    Raises:
+        BudgetError: `wanted` does not fit the budget or the profile.
+    """
+    size_bytes = budget.weight_bytes(profile.layers)
+    unquantized = profile.unquantized
+    if budget_of(budget, wanted) == LAYERS:
+        return size_bytes
+    if unquantized is None:
+        if wanted is not None:
+            raise BudgetError(f"budget {budget.text!r} of the whole checkpoint: {UNKNOWN}")
+        return size_bytes
+    rest_bytes = unquantized.total_bytes if plan is None else unquantized.bytes_beside(plan)
+    return max(size_bytes - rest_bytes, 0)

@@ -19,6 +19,11 @@ LONGEST = 40
 PER_WEIGHT = "bpw"
 """The unit of a budget in bits per weight."""
 
+CHECKPOINT = "checkpoint"
+LAYERS = "layers"
+BUDGET_OF = (CHECKPOINT, LAYERS)
+"""What a budget counts: all weight files of the checkpoint, or its quantized layers."""
+
 _PER_WEIGHT_SPELLINGS = {"bpw", "bit", "bits", "b/w", "bits/w", "bits/weight"}
 _POWERS = {"k": 1, "m": 2, "g": 3, "t": 4}
 _UNITS = (
@@ -41,7 +46,7 @@ _FORMS = "write 2.5bpw, 1.2GiB, 900MB or 123456B"
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A size for the quantized layers: codes, scales, zero points and permutations.
+    """A size, of the whole checkpoint or of its quantized layers, see `budget_of`.
 
     Attributes:
         text: as the user wrote it.
@@ -92,6 +97,24 @@ class Budget:
         else:
             unit = Fraction(_UNITS[self.unit])
         return floor(Fraction(self.amount) * unit)
+
+
+def budget_of(budget: Budget, wanted: str | None) -> str:
+    """Return what a budget counts: `wanted`, or else what its unit says.
+
+    Raises:
+        BudgetError: `wanted` is not one of `BUDGET_OF`, or is the checkpoint for bits per weight.
+    """
+    if wanted is None:
+        return LAYERS if budget.per_weight else CHECKPOINT
+    if wanted not in BUDGET_OF:
+        raise BudgetError(f"budget of {wanted!r}: use {' or '.join(BUDGET_OF)}")
+    if wanted == CHECKPOINT and budget.per_weight:
+        raise BudgetError(
+            f"budget {budget.text!r} counts bits of quantized weights; give the size of the whole "
+            "checkpoint in bytes, such as 900MB"
+        )
+    return wanted
 
 
 def _unit_of(text: str, number: str, written: str) -> str:

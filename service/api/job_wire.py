@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.request.constraints import BUDGET, ConstraintsIn, Size
+from service.request.constraints import BUDGET, BudgetOf, ConstraintsIn, Size
 from service.request.options import RunOptions
 from service.validation import Checked, invalid, option
 
@@ -41,7 +41,8 @@ class ForkIn(Checked):
     """A new job from an old one's profile, with another budget or other constraints."""
 
     budget: Annotated[Size | None, option(BUDGET)] = None
-    whole_file: bool | None = None
+    budget_of: BudgetOf = None
+    whole_file: Annotated[bool | None, Field(deprecated=True)] = None
     constraints: ConstraintsIn | None = None
     name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
     labels: Annotated[dict[LabelName, LabelValue], Field(max_length=32)] | None = None

@@ -29,6 +29,9 @@ _NOT_MODIFIED = 304
 
 _NAMES: dict[int, Any] = {number: name for name, number in PRIORITIES.items()}
 
+_COUNTED = {"budget_of", "whole_file"}
+"""The options that say what a budget counts; a fork that gives one of them replaces both."""
+
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
 
@@ -173,10 +176,13 @@ def fork(
         raise JobActive(f"job {job_id} has no profile yet; fork it once its profile is measured")
     changes = {
         name: getattr(body, name)
-        for name in ("budget", "whole_file", "constraints")
+        for name in ("budget", "budget_of", "whole_file", "constraints")
         if getattr(body, name) is not None
     }
-    options = RunOptions.model_validate(before.request | changes | {"check_plans": 0})
+    kept = {name: value for name, value in before.request.items() if name not in _COUNTED}
+    if not _COUNTED & changes.keys():
+        kept = before.request
+    options = RunOptions.model_validate(kept | changes | {"check_plans": 0})
     _check(backend, options)
     labels = backend.desk.labels([before.id])[before.id] if body.labels is None else body.labels
     asked = Submission(

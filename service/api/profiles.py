@@ -6,11 +6,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
-from allocator.answers.allocation import Allocation
+from allocator.answers.answer import answer_budget, answer_loss
 from allocator.answers.difference import compare_plans
 from allocator.answers.frontier import budgets_between, frontier
+from allocator.answers.layer_budget import layer_bytes
 from allocator.answers.pricing import price_plan
-from allocator.answers.smallest_plan import smallest_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.budget import Budget
 from allocator.errors import AllocatorError
@@ -142,9 +142,10 @@ def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -
     """Return what every budget buys: plans by size, the convex hull and the knees marked."""
     backend.holdings.check(caller.tenant, digest)
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
-        layers = whatif.profile.layers
         ends = [
-            None if text is None else Budget.parse(text).weight_bytes(layers)
+            None
+            if text is None
+            else layer_bytes(whatif.profile, Budget.parse(text), body.budget_of)
             for text in (body.low, body.high)
         ]
         points = frontier(whatif, budgets_between(*frontier_span(whatif, *ends), body.points))
@@ -158,14 +159,14 @@ def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dic
     Bytes, predicted loss, and the ties, rules and limits that it breaks.
     """
     backend.holdings.check(caller.tenant, digest)
-    plan = Plan.from_json(body.plan).without_embeddings
+    plan = Plan.from_json(body.plan)
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
-        budget = (
+        most = (
             None
             if body.budget is None
-            else Budget.parse(body.budget).weight_bytes(whatif.profile.layers)
+            else layer_bytes(whatif.profile, Budget.parse(body.budget), body.budget_of, plan)
         )
-        return price_plan(whatif, plan, budget).to_json()
+        return price_plan(whatif, plan.without_embeddings, most).to_json()
 
 
 @router.post("/plan-diffs", operation_id="diff_plans")
@@ -183,19 +184,13 @@ def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
 
 def _answer(whatif: WhatIf, question: Question, *, include_plan: bool) -> AllocationOut:
     if question.budget is not None:
-        budget = Budget.parse(question.budget).weight_bytes(whatif.profile.layers)
-        return _wire(whatif.plan(budget), None, include_plan=include_plan)
-    smallest = smallest_plan(whatif, question.max_kl or 0.0)
-    return _wire(smallest.allocation, smallest.bound_bytes, include_plan=include_plan)
-
-
-def _wire(found: Allocation, bound_bytes: int | None, *, include_plan: bool) -> AllocationOut:
-    document = found.to_json()
-    plan = document if include_plan else None
+        answer = answer_budget(whatif, Budget.parse(question.budget), question.budget_of)
+    else:
+        answer = answer_loss(whatif, question.max_kl or 0.0)
+    document = answer.to_json()
     return AllocationOut(
         **{name: document[name] for name in AllocationOut.model_fields if name in document},
-        bound_bytes=bound_bytes,
-        plan=plan,
+        plan=document if include_plan else None,
     )
 
 
@@ -214,6 +209,7 @@ def _summary(digest: str, profile: Profile) -> ProfileOut:
         trusted_bytes=list(profile.budget_range),
         model_sha256=profile.model_sha256,
         calibration_sha256=profile.calibration_sha256,
+        unquantized_bytes=profile.unquantized.total_bytes if profile.unquantized else None,
     )
 
 

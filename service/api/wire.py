@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.request.constraints import (
     BUDGET,
+    BudgetOf,
     ConstraintsIn,
     CouplingOption,
     ExactQuestion,
@@ -42,6 +43,7 @@ class CheckIn(AskIn):
 
     plan: dict[str, Any]
     budget: Annotated[Size | None, option(BUDGET)] = None
+    budget_of: BudgetOf = None
 
 
 class DiffIn(Checked):
@@ -68,6 +70,9 @@ class AllocationOut(BaseModel):
     object: Literal["allocation"] = "allocation"
     budget_bytes: int
     weight_bytes: int
+    checkpoint_bytes: int | None = None
+    unquantized_bytes: int | None = None
+    embeddings: dict[str, str] = {}
     slack_bytes: int
     bits_per_weight: float
     predicted_loss_nats_per_token: float
@@ -124,6 +129,7 @@ class ProfileOut(BaseModel):
     trusted_bytes: Annotated[list[int], Field(min_length=2, max_length=2)]
     model_sha256: str
     calibration_sha256: str
+    unquantized_bytes: int | None = None
 
 
 class ProfilesOut(BaseModel):

@@ -15,12 +15,13 @@ from service.cli.files import read_text_file
 from service.cli.progress import reporting
 from service.cli.reports import print_report
 from service.errors import RequestError, StorageError
-from service.report.deliver import check_output, deliver
+from service.report.deliver import check_output, deliver, deliver_files
 from service.request.effort import find_effort
 from service.request.options import EvaluateSettings, QuantizeSettings
 from service.request.request import RunRequest
 from service.stages.recipe import find_recipe
 from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
+from service.storage.profile_store import ARRAYS, HEAD
 from service.storage.stage_store import StageStore
 from service.storage.unfinished_runs import UnfinishedRun
 
@@ -71,8 +72,9 @@ def profile(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool
     """Measure a profile, deliver it and print a summary."""
     with run_store(cache, "profile", request) as store:
         with reporting() as reporter:
-            measured, folder = single_stages.profile_model(request, store, reporter)
-        deliver(out_folder, folder, None)
+            measured = single_stages.profile_model(request, store, reporter)
+        head, arrays = measured.dumps()
+        deliver_files(out_folder, {HEAD: head, ARRAYS: arrays})
     low, high = measured.budget_range
     context = measured.context
     summary = {
@@ -84,6 +86,7 @@ def profile(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool
         "context_kl_nats_per_token": measured.context_loss,
         "coupling_rank": measured.factor.shape[0],
         "budget_range_bytes": [low, high],
+        "unquantized_bytes": measured.unquantized.total_bytes if measured.unquantized else None,
     }
     print_pairs(summary, as_json=as_json)
 

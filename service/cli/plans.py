@@ -3,20 +3,21 @@
 They answer at once, or in seconds.
 """
 
+import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
 
+from allocator.answers.answer import answer_budget, answer_loss
 from allocator.answers.difference import compare_plans
 from allocator.answers.frontier import budgets_between
 from allocator.answers.frontier import frontier as solve
+from allocator.answers.layer_budget import layer_bytes
 from allocator.answers.pricing import price_plan
-from allocator.answers.smallest_plan import smallest_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.budget import Budget
-from allocator.profile import Profile
 from quantizer.known_error import ExitCode
 from quantizer.plans.plan import Plan
 from service.cli.console import out, print_json, print_pairs
@@ -68,18 +69,15 @@ def plan(
     """Choose the fidelity of each layer for a budget, with a proof of how good the choice is."""
     whatif = ask.whatif(profile_folder, latency)
     if check is not None:
-        return _check(whatif, check, question.budget, as_json=as_json)
+        return _check(whatif, check, question, as_json=as_json)
     exact = ExactQuestion.checked(**question.model_dump())
     check_new(out_file)
-    document: dict[str, Any] = {}
     if exact.budget is not None:
-        allocation = whatif.plan(budget_bytes(exact.budget, whatif.profile))
+        answer = answer_budget(whatif, Budget.parse(exact.budget), exact.budget_of)
     else:
-        smallest = smallest_plan(whatif, float(exact.max_kl or 0))
-        allocation = smallest.allocation
-        document = {"bound_bytes": smallest.bound_bytes}
-    document = allocation.to_json() | document
-    write_new(out_file, allocation.dumps().encode())
+        answer = answer_loss(whatif, float(exact.max_kl or 0))
+    document = answer.to_json()
+    write_new(out_file, (json.dumps(document, indent=1) + "\n").encode())
     if as_json:
         print_json(document)
         return None
@@ -105,7 +103,7 @@ def frontier(
     whatif = ask.whatif(profile_folder, latency)
     profile = whatif.profile
     ends = [
-        None if text is None else budget_bytes(text, profile)
+        None if text is None else layer_bytes(profile, Budget.parse(text), question.budget_of)
         for text in (question.low, question.high)
     ]
     span = frontier_span(whatif, *ends)
@@ -151,18 +149,13 @@ def diff(
     print_pairs(found, as_json=False)
 
 
-def budget_bytes(text: str, profile: Profile) -> int:
-    """Return the bytes of a budget for the layers of a profile.
-
-    Raises:
-        BudgetError: it cannot be understood.
-    """
-    return Budget.parse(text).weight_bytes(profile.layers)
-
-
-def _check(whatif: WhatIf, path: Path, budget: str | None, *, as_json: bool) -> int | None:
+def _check(whatif: WhatIf, path: Path, question: PlanQuestion, *, as_json: bool) -> int | None:
     """Print the price of a plan and what it breaks, and return the exit code: a broken plan is bad input."""
-    most = None if budget is None else budget_bytes(budget, whatif.profile)
-    found = price_plan(whatif, Plan.loads(read_text_file(path, "plan")).without_embeddings, most)
+    plan = Plan.loads(read_text_file(path, "plan"))
+    most = None
+    if question.budget is not None:
+        budget = Budget.parse(question.budget)
+        most = layer_bytes(whatif.profile, budget, question.budget_of, plan)
+    found = price_plan(whatif, plan.without_embeddings, most)
     print_pairs(found.to_json(), as_json=as_json)
     return None if found.sound else ExitCode.BAD_INPUT

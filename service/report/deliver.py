@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,16 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
             )
             (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
             (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")
+
+
+def deliver_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Make the output folder with these files; it appears complete or not at all.
+
+    Raises:
+        OutputError: the folder is in use by now.
+        StorageError: the disk is full.
+    """
+    check_output(folder)
+    with disk_errors(folder), atomic_folder(folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).write_bytes(content)

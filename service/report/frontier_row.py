@@ -21,6 +21,8 @@ class FrontierRow:
         price_nats_per_token_per_byte: loss that one more byte would save.
         on_hull: whether the plan is on the lower convex hull of all of them.
         knee: whether the curve bends here.
+        checkpoint_bytes: upper bound on the size of the whole checkpoint, embedding and head
+            unquantized; None if the profile does not say.
     """
 
     budget_bytes: int
@@ -32,6 +34,7 @@ class FrontierRow:
     price_nats_per_token_per_byte: float
     on_hull: bool
     knee: bool
+    checkpoint_bytes: int | None = None
 
     @classmethod
     def of(cls, profile: Profile, point: Point) -> "FrontierRow":
@@ -47,4 +50,9 @@ class FrontierRow:
             price_nats_per_token_per_byte=allocation.price,
             on_hull=point.on_hull,
             knee=point.knee,
+            checkpoint_bytes=(
+                allocation.weight_bytes + profile.unquantized.total_bytes
+                if profile.unquantized
+                else None
+            ),
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from allocator.demands.budget import BUDGET_OF
 from allocator.demands.constraints import Constraints, LatencyTable, Pool
 from allocator.demands.rules import Rule
 from allocator.demands.ties import TARGETS
@@ -19,9 +20,11 @@ Text = Annotated[str, Field(max_length=600)]
 if TYPE_CHECKING:
     Coupling = str
     Target = str
+    Counted = str
 else:  # the names of a table are a type to pydantic, and not to type checkers
     Coupling = Literal[COUPLINGS]
     Target = Literal[TARGETS]
+    Counted = Literal[BUDGET_OF]
 
 Size = Annotated[
     str,
@@ -29,7 +32,19 @@ Size = Annotated[
 ]
 """A budget, as `allocator.demands.budget.Budget.parse` reads it."""
 
-BUDGET = "Size that the quantized layers may have, in bits per weight (bpw) or in bytes."
+BUDGET = (
+    "Size of the quantized model: bytes of the whole checkpoint (K, M, G are decimal, KiB, MiB, GiB "
+    "binary), or bits per weight (bpw) of the quantized layers."
+)
+
+BudgetOf = Annotated[
+    Counted | None,
+    option(
+        "What the budget counts: all weight files of the checkpoint, or its quantized layers only; "
+        "by default the checkpoint for bytes, and the layers for bits per weight."
+    ),
+]
+"""See `allocator.demands.budget.budget_of`."""
 
 
 class LatencyRow(Checked):
@@ -155,6 +170,7 @@ class PlanQuestion(Checked):
     """What a plan is asked for."""
 
     budget: Annotated[Size | None, option(BUDGET)] = None
+    budget_of: BudgetOf = None
     max_kl: Annotated[
         float | None,
         option(
@@ -189,3 +205,4 @@ class FrontierQuestion(Checked):
     high: Annotated[
         Size | None, option("Largest budget; by default the largest that the profile is valid for.")
     ] = None
+    budget_of: BudgetOf = None

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from allocator.demands.budget import Budget
+from allocator.demands.budget import CHECKPOINT, LAYERS, Budget, budget_of
 from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.signals import DEFAULT_SIGNAL, ORIGINAL, SIGNALS, UNIFORM, find_signal
 from quantizer.plans.fidelity import COLUMN_MULTIPLE
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
-from service.request.constraints import BUDGET, ConstraintsIn, CouplingOption, Size
+from service.request.constraints import BUDGET, BudgetOf, ConstraintsIn, CouplingOption, Size
 from service.request.effort import EffortName, find_effort
 from service.request.request import (
     BATCH,
@@ -68,14 +68,11 @@ class BudgetOption(Checked):
 class CheckpointOptions(Checked):
     """What the budget counts."""
 
-    whole_file: Annotated[
-        bool,
-        option("The budget includes what is not quantized: embeddings, norms, head and biases."),
-    ] = False
+    budget_of: BudgetOf = None
     embeddings: Annotated[
         Embeddings,
         option(
-            "Whether embedding and head are quantized too, within a budget for the whole file: "
+            "Whether embedding and head are quantized too, within a budget of the whole checkpoint: "
             "auto (where nothing else fits), keep (never) or join (always)."
         ),
     ] = "auto"
@@ -237,7 +234,9 @@ class DeviceOption(Checked):
     ] = "auto"
 
 
-class ProfileSettings(DeviceOption, ProfileOptions, CalibrationOptions, BudgetOption):
+class ProfileSettings(
+    DeviceOption, ProfileOptions, CalibrationOptions, CheckpointOptions, BudgetOption
+):
     """The options of `bitwright profile`."""
 
 
@@ -275,11 +274,12 @@ class RunSettings(
             RequestError: options contradict each other.
             BudgetError: the budget cannot be understood.
         """
+        budget = Budget.parse(self.budget)
         method = Method(self.signal, self.coupling, in_original=self.context == ORIGINAL)
         return RunRequest(
             model=model,
-            budget=Budget.parse(self.budget),
-            whole_file=self.whole_file,
+            budget=budget,
+            budget_of=budget_of(budget, self.budget_of),
             embeddings=self.embeddings,
             group_size=self.group_size,
             amounts=self._amounts(text),
@@ -311,6 +311,22 @@ class RunOptions(RunSettings, ModelOption):
     constraints: Annotated[
         ConstraintsIn, option("What the plan must respect beside the budget.")
     ] = ConstraintsIn()
+    whole_file: Annotated[
+        bool | None,
+        option(
+            "Deprecated: true means the budget of the checkpoint, false that of the layers.",
+            deprecated=True,
+        ),
+    ] = None
+
+    def budget_counts(self) -> str | None:
+        """Return what the budget counts, where `budget_of` or the deprecated `whole_file` says it.
+
+        Jobs of earlier versions are stored with `whole_file` alone, and keep their meaning.
+        """
+        if self.budget_of is not None or self.whole_file is None:
+            return self.budget_of
+        return CHECKPOINT if self.whole_file else LAYERS
 
     def to_request(
         self, model: Callable[[str], str] = str, text: Callable[[str], str] = str
@@ -320,4 +336,5 @@ class RunOptions(RunSettings, ModelOption):
         Raises:
             ServiceError, AllocatorError: options contradict each other, or a name is refused.
         """
-        return self.request(model(self.model), self.constraints.constraints(), text)
+        settled = self.model_copy(update={"budget_of": self.budget_counts()})
+        return settled.request(model(self.model), self.constraints.constraints(), text)

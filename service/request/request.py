@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from allocator.demands.budget import Budget
+from allocator.demands.budget import LAYERS, Budget
 from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.signals import ORIGINAL, SIGNALS, find_signal
 from quantizer.texts.text import TextSpec
@@ -20,7 +20,7 @@ Embeddings = Literal["auto", "keep", "join"]
 AUTO, KEEP, JOIN = get_args(Embeddings)
 """When embedding and head are quantized too.
 
-`auto`: where a budget for the whole file cannot be met otherwise. `keep`: never. `join`: always.
+`auto`: where a budget of the whole checkpoint cannot be met otherwise. `keep`: never. `join`: always.
 """
 
 
@@ -114,9 +114,8 @@ class RunRequest:
 
     Attributes:
         model: a folder, a GGUF file, or a Hugging Face id.
-        budget: size of the quantized layers, or of the whole checkpoint.
-        whole_file: whether the budget includes what is not quantized: embeddings, norms, head,
-            biases.
+        budget: size of the whole checkpoint, or of its quantized layers.
+        budget_of: what the budget counts, see `allocator.demands.budget.budget_of`.
         embeddings: whether embedding and head are quantized too, see `AUTO`.
         group_size: columns that share a scale, in all fidelities; None leaves the choice to the
             menu.
@@ -133,7 +132,7 @@ class RunRequest:
 
     model: str
     budget: Budget
-    whole_file: bool
+    budget_of: str
     embeddings: Embeddings
     group_size: int | None
     amounts: Amounts
@@ -145,13 +144,8 @@ class RunRequest:
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other."""
-        if self.whole_file and self.budget.unit == "bpw":
+        if self.embeddings == JOIN and self.budget_of == LAYERS:
             raise RequestError(
-                f"budget {self.budget.text!r} counts quantized weights only; give bytes for the "
-                "whole file"
-            )
-        if self.embeddings == JOIN and not self.whole_file:
-            raise RequestError(
-                "embeddings join: they count in a budget for the whole file only; give it in bytes, "
-                "with whole file"
+                "embeddings join: they count in a budget of the whole checkpoint only; give the "
+                "budget in bytes, such as 900MB"
             )

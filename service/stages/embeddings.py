@@ -1,4 +1,4 @@
-"""The stage that measures and chooses how embedding and head are stored."""
+"""The stage that measures what is beside the layers, and chooses how embedding and head are stored."""
 
 import json
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from allocator.answers.embeddings import choose_embedding_options
 from allocator.answers.whatif import WhatIf
 from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile
-from allocator.unquantized import EmbeddingOption
+from allocator.unquantized import EmbeddingOption, Unquantized
 from quantizer.conversion import blocks
 from quantizer.conversion.embeddings import (
     EMBEDDING_FIDELITIES,
@@ -20,8 +20,8 @@ from quantizer.conversion.embeddings import (
 from quantizer.durable import PartStore
 from quantizer.plans.plan import LayerSpec
 from service.request.request import RunRequest
-from service.stages.calibration_windows import RunWindows
 from service.stages.context import RunContext
+from service.stages.model_sizes import unquantized_of
 from service.stages.prepared_run import PreparedRun
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
@@ -59,12 +59,31 @@ class TableTask:
         return StageKey("tables", inputs)
 
 
+def measure_unquantized(
+    context: RunContext, prepared: PreparedRun, windows: Windows, probes: Windows
+) -> Unquantized:
+    """Return what the checkpoint contains beside its layers.
+
+    Where embedding and head are quantized too, this includes the measured ways to store them.
+
+    Args:
+        context: gives model and machine.
+        prepared: gives the layers, and the embedding and head that are quantized.
+        windows: embedding and head are quantized on them.
+        probes: the loss of each way to store them is measured on them.
+    """
+    unquantized = unquantized_of(prepared.sizes, prepared.layers, prepared.tables)
+    if not prepared.tables:
+        return unquantized
+    losses = measure_tables(context, TableTask(prepared.tables, windows, probes))
+    options = tuple(
+        _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
+    )
+    return replace(unquantized, embeddings=options)
+
+
 def choose_embeddings(
-    context: RunContext,
-    request: RunRequest,
-    prepared: PreparedRun,
-    profile: Profile,
-    windows: RunWindows,
+    request: RunRequest, prepared: PreparedRun, profile: Profile, unquantized: Unquantized
 ) -> PreparedRun:
     """Choose the fidelities of embedding and head, where they are quantized.
 
@@ -73,13 +92,8 @@ def choose_embeddings(
     """
     if not prepared.tables:
         return prepared
-    task = TableTask(prepared.tables, windows.calibration, windows.probes)
-    losses = measure_tables(context, task)
-    options = [
-        _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
-    ]
     whatif = WhatIf(profile, request.constraints)
-    chosen = choose_embedding_options(whatif, options, prepared.shared_bytes)
+    chosen = choose_embedding_options(whatif, unquantized.embeddings, prepared.shared_bytes)
     return replace(
         prepared,
         budget_bytes=prepared.shared_bytes - sum(choice.weight_bytes for choice in chosen),
@@ -89,14 +103,16 @@ def choose_embeddings(
     )
 
 
-def _options(table: LayerSpec, losses: dict[str, float], item_bytes: int) -> list[EmbeddingOption]:
+def _options(
+    table: LayerSpec, losses: dict[str, float], item_bytes: int
+) -> tuple[EmbeddingOption, ...]:
     """Return the ways to store a table: unquantized, and at each of `EMBEDDING_FIDELITIES`."""
     unquantized = EmbeddingOption(table, None, table.weights * item_bytes, 0.0)
     quantized = [
         EmbeddingOption(table, option, uniform_bytes((table,), option), losses[option.name])
         for option in EMBEDDING_FIDELITIES
     ]
-    return [unquantized, *quantized]
+    return (unquantized, *quantized)
 
 
 def measure_tables(context: RunContext, task: TableTask) -> dict[str, dict[str, float]]:

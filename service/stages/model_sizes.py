@@ -1,6 +1,6 @@
 """Bytes of a model by its parts, before anything is quantized."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,14 @@ import torch
 
 from allocator.demands.budget import Budget
 from allocator.errors import BudgetInfeasible
+from allocator.unquantized import Unquantized
 from quantizer.conversion.checkpoint import checkpoint_bytes
+from quantizer.conversion.embeddings import find_embeddings
 from quantizer.models.folder import ModelFolder
 from quantizer.plans.plan import LayerSpec
+
+OTHER = "other"
+"""The part of a checkpoint that has no other name."""
 
 _TENSORS_PER_LAYER = 7
 _HEADER_BYTES_PER_TENSOR = 120
@@ -31,6 +36,7 @@ class ModelSizes:
         layer_weights: number of weights in the layers to quantize.
         vocabulary: number of tokens that the head distinguishes.
         item_bytes: bytes of one weight.
+        part_bytes: `unquantized_bytes` by parts, see `allocator.unquantized.Unquantized`.
     """
 
     file_bytes: int
@@ -39,6 +45,7 @@ class ModelSizes:
     layer_weights: int
     vocabulary: int
     item_bytes: int
+    part_bytes: Mapping[str, int]
 
     @property
     def other_weights(self) -> int:
@@ -68,7 +75,47 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
         layer_weights=layer_weights,
         vocabulary=skeleton.config.get_text_config().vocab_size,
         item_bytes=item_bytes,
+        part_bytes=_parts(skeleton, layers, item_bytes, file_bytes - layer_bytes),
     )
+
+
+def _parts(
+    skeleton: Any, layers: Sequence[LayerSpec], item_bytes: int, total_bytes: int
+) -> dict[str, int]:
+    """Return bytes beside the layers by parts; `other` is what the named parts do not explain."""
+    quantized = {f"{layer.name}.weight" for layer in layers}
+    embeddings = {f"{table.name}.weight": table.kind for table in find_embeddings(skeleton)}
+    parts: dict[str, int] = {}
+    for name, parameter in skeleton.named_parameters():
+        if name in quantized:
+            continue
+        part = embeddings.get(name) or _part_of(name, parameter.ndim)
+        parts[part] = parts.get(part, 0) + parameter.numel() * item_bytes
+    rest_bytes = total_bytes - sum(parts.values())
+    if rest_bytes < 0:  # the files store less than the module holds
+        return {OTHER: total_bytes}
+    return {**parts, OTHER: parts.get(OTHER, 0) + rest_bytes}
+
+
+def _part_of(name: str, dimensions: int) -> str:
+    if name.endswith(".bias"):
+        return "biases"
+    return "norms" if dimensions == 1 else OTHER
+
+
+def unquantized_of(
+    sizes: ModelSizes, layers: Sequence[LayerSpec], embeddings: Sequence[LayerSpec] = ()
+) -> Unquantized:
+    """Return what the checkpoint contains beside these layers.
+
+    The headers of its files name more tensors than the original's: an upper bound is set aside for
+    each quantized layer, and for each embedding and head that is quantized too.
+    """
+    header_bytes = sum(
+        _TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR)
+        for layer in (*layers, *embeddings)
+    )
+    return Unquantized(sizes.part_bytes, header_bytes)
 
 
 def rest_of_file(
@@ -78,9 +125,7 @@ def rest_of_file(
     layers: Sequence[LayerSpec],
     tables: Sequence[LayerSpec] = (),
 ) -> int:
-    """Return the bytes that a budget for the whole file leaves for what is quantized.
-
-    Bytes for the file headers are set aside; they name more tensors than before.
+    """Return the bytes that a budget for the whole checkpoint leaves for what is quantized.
 
     Args:
         budget: as the user wrote it, for messages.
@@ -92,16 +137,13 @@ def rest_of_file(
     Raises:
         BudgetInfeasible: it leaves nothing.
     """
-    headers = sum(
-        _TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR)
-        for layer in (*layers, *tables)
-    )
-    others = sizes.unquantized_bytes - sizes.item_bytes * sum(table.weights for table in tables)
-    left = file_bytes - others - headers
+    table_bytes = sizes.item_bytes * sum(table.weights for table in tables)
+    others = unquantized_of(sizes, layers, tables).total_bytes - table_bytes
+    left = file_bytes - others
     if left <= 0:
         raise BudgetInfeasible(
-            f"budget {budget.text} for the whole file: {others + headers} bytes of it are not "
-            "quantized (embeddings, head, norms, headers), which leaves nothing for the layers; "
-            "give more"
+            f"budget {budget.text} is for the whole checkpoint, of which {others} bytes are not "
+            "quantized (embeddings, head, norms, headers), so nothing is left for the layers; give "
+            "more, or state the budget of the layers"
         )
     return left

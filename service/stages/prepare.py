@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from allocator.answers.feasibility import check_feasible
+from allocator.demands.budget import CHECKPOINT
 from allocator.demands.menu import check_budget, choose_menu
 from allocator.errors import BudgetInfeasible, ProfileError
 from allocator.profile import Profile
@@ -47,7 +48,7 @@ def prepare(context: RunContext, request: RunRequest, given: Profile | None = No
     sizes = measure_sizes(context.model, skeleton, layers)
     if given is not None:
         _check_profile(given, context, layers)
-    may_quantize_tables = request.whole_file and request.embeddings != KEEP
+    may_quantize_tables = request.budget_of == CHECKPOINT and request.embeddings != KEEP
     tables = find_embeddings(skeleton) if may_quantize_tables else ()
     structure = _Structure(layers, tables, sizes)
     *earlier, last = _table_attempts(request, tables)
@@ -94,12 +95,12 @@ def _prepare_with(
     """
     layers, sizes = structure.layers, structure.sizes
     shared_bytes = request.budget.weight_bytes(layers)
-    if request.whole_file:
+    if request.budget_of == CHECKPOINT:
         shared_bytes = rest_of_file(request.budget, shared_bytes, sizes, layers, tables)
     budget_bytes = shared_bytes - table_bytes
     if budget_bytes <= 0:
         raise BudgetInfeasible(
-            f"budget {request.budget.text} for the whole file leaves {shared_bytes} bytes for the "
+            f"budget {request.budget.text} for the whole checkpoint leaves {shared_bytes} bytes for the "
             f"layers, embedding and head, which take {table_bytes} bytes alone; give more"
         )
     check_budget(layers, budget_bytes, sizes.layer_bytes)

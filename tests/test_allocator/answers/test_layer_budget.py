@@ -5,24 +5,26 @@ from itertools import product
 
 import pytest
 
-from allocator.answers.layer_budget import UNKNOWN, budget_of, resolve_budget
+from allocator.answers.answer import answer_budget, answer_loss
+from allocator.answers.layer_budget import UNKNOWN, layer_bytes, resolve_budget
 from allocator.answers.whatif import WhatIf
-from allocator.demands.budget import Budget
+from allocator.demands.budget import Budget, budget_of
 from allocator.errors import BudgetError, BudgetInfeasible, ProfileError
 from allocator.profile import Profile
 from allocator.unquantized import EmbeddingOption, Unquantized
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
+from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec, Plan
 from tests.support.synthetic_profiles import make_profile
 
 PARTS = {"embedding and head": 4_000, "norms": 600, "biases": 40}
 HEADERS = 300
 REST = 4_940
 TABLE = LayerSpec("model.embed_tokens", OUTSIDE_BLOCKS, "embedding and head", 20, 100)
+EIGHT, FOUR = Fidelity.uniform(8, 64), Fidelity.uniform(4, 64)
 OPTIONS = (
     EmbeddingOption(TABLE, None, 4_000, 0.0),
-    EmbeddingOption(TABLE, Fidelity.uniform(8, 64), 2_200, 0.001),
-    EmbeddingOption(TABLE, Fidelity.uniform(4, 64), 1_200, 0.02),
+    EmbeddingOption(TABLE, EIGHT, EIGHT.weight_bytes(20, 100), 0.001),
+    EmbeddingOption(TABLE, FOUR, FOUR.weight_bytes(20, 100), 0.02),
 )
 LAYERS_ONLY = make_profile(1, layers=4, menu=5, rank=3)
 SIZED = replace(LAYERS_ONLY, unquantized=Unquantized(PARTS, HEADERS))
@@ -101,7 +103,7 @@ def test_embeddings_are_stored_in_the_way_that_loses_least() -> None:
     whatif = WhatIf(MEASURED)
     others = REST - OPTIONS[0].weight_bytes
     for extra in (0, 200, 1_200, 2_500, 4_000):
-        total = whatif.byte_range[0] + others + 1_200 + extra
+        total = whatif.byte_range[0] + others + OPTIONS[2].weight_bytes + extra
         losses = {}
         for (option,) in product(OPTIONS):
             left = total - others - option.weight_bytes
@@ -122,3 +124,29 @@ def test_the_rest_survives_the_profile_document() -> None:
 def test_negative_sizes_are_refused() -> None:
     with pytest.raises(ProfileError, match="-1 bytes of norms"):
         Unquantized({"norms": -1}, 0)
+
+
+def test_an_answer_states_both_sizes_and_a_whole_plan() -> None:
+    whatif = WhatIf(MEASURED)
+    total = whatif.byte_range[0] + REST - OPTIONS[0].weight_bytes + OPTIONS[2].weight_bytes + 100
+    answer = answer_budget(whatif, in_bytes(total))
+    document = answer.to_json()
+    assert document["checkpoint_bytes"] <= total
+    assert document["checkpoint_bytes"] == document["weight_bytes"] + document["unquantized_bytes"]
+    assert document["embeddings"] == {TABLE.name: "int4g64"}
+    whole = Plan.from_json(document)
+    assert whole.embeddings == {TABLE: FOUR}
+    assert whole.without_embeddings == answer.allocation.plan
+    assert MEASURED.unquantized is not None
+    beside = MEASURED.unquantized.bytes_beside(whole)
+    assert beside == document["unquantized_bytes"]
+    assert layer_bytes(MEASURED, in_bytes(total), plan=whole) == total - beside
+
+
+def test_an_answer_for_a_loss_states_the_size_of_the_checkpoint() -> None:
+    whatif = WhatIf(SIZED)
+    loss = whatif.plan(middle_bytes(SIZED)).predicted_loss
+    answer = answer_loss(whatif, loss)
+    assert answer.checkpoint_bytes == answer.allocation.weight_bytes + REST
+    assert answer.bound_bytes is not None
+    assert answer_loss(WhatIf(LAYERS_ONLY), loss).checkpoint_bytes is None
