@@ -87,7 +87,7 @@ def test_budget_above_the_full_size_stores_nothing(tiny_llama: Path, tmp_path: P
 
 
 def test_whole_file_budget_below_the_unquantized_parts(tiny_llama: Path, tmp_path: Path) -> None:
-    code, message = refuse(tiny_llama, tmp_path, "--whole-file", budget="10kB")
+    code, message = refuse(tiny_llama, tmp_path, budget="10kB")
     assert code == 3
     assert "not quantized" in message
 

@@ -66,7 +66,6 @@ def test_modules_and_gradients_are_where_they_were_put(pretended_gpu: PretendedG
 def test_runs(effort: str, tiny_llama: Path, tmp_path: Path) -> None:
     options = [
         *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", TIGHT),
-        "--whole-file",
         "--embeddings",
         "join",
     ]

@@ -17,14 +17,19 @@ from quantizer.plans.plan import Plan
 from tests.support.commands import SMALL, bitwright, bitwright_json, run_options
 
 TIGHT, ROOMY = "72kB", "103kB"
-"""Budgets of the whole file.
+"""Budgets of the whole checkpoint.
 
 One that the model's 16-bit table alone nearly takes, and one that it fits.
 """
 
 
+<<<<<<< HEAD
 def _run(model: Path, cache: Path, folder: Path, budget: str, *more: str) -> Any:
     return bitwright_json(*run_options(model, cache, folder / "out", budget), "--whole-file", *more)
+=======
+def _run(model: Path, folder: Path, budget: str, *more: str) -> Any:
+    return bitwright_json(*run_options(model, folder / "cache", folder / "out", budget), *more)
+>>>>>>> 699b055 (Tests of budgets of the whole checkpoint)
 
 
 def test_embeddings_join_where_the_file_would_not_fit_otherwise(
@@ -32,7 +37,6 @@ def test_embeddings_join_where_the_file_would_not_fit_otherwise(
 ) -> None:
     refused = bitwright(
         *run_options(tiny_llama, tmp_path / "c", tmp_path / "o", TIGHT),
-        "--whole-file",
         "--embeddings",
         "keep",
     )
@@ -130,10 +134,10 @@ def test_plans_with_tables_are_carried_out_trained_compared_and_priced(
     ("options", "message"),
     [
         (
-            ("--whole-file", "--embeddings", "sideways"),
-            "embeddings 'sideways': use one of auto, keep, join",
+            ("--embeddings", "sideways"),
+            "embeddings 'sideways': give auto, keep or join",
         ),
-        (("--embeddings", "join"), "give it in bytes, with --whole-file"),
+        (("--embeddings", "join", "--budget-of", "layers"), "give the budget in bytes"),
     ],
 )
 def test_what_embeddings_cannot_be(
@@ -147,9 +151,7 @@ def test_what_embeddings_cannot_be(
 
 
 def test_a_file_that_not_even_small_tables_fit_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    for budget, message in (("60kB", "is below the smallest plan"), ("25kB", "leaves")):
-        done = bitwright(
-            *run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", budget), "--whole-file"
-        )
+    for budget, message in (("60kB", "is below the smallest plan"), ("25kB", "is left for the layers")):
+        done = bitwright(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", budget))
         assert done.returncode == 3
         assert message in " ".join(done.stderr.split())
