@@ -280,13 +280,7 @@ def test_dry_run_counts_the_logits_of_longer_windows(tiny_llama: Path, tmp_path:
 def test_budget_of_the_whole_file_is_kept_by_the_whole_file(
     tiny_llama: Path, tmp_path: Path, warm_cache: Path
 ) -> None:
-<<<<<<< HEAD
-    report = bitwright_json(
-        *run_options(tiny_llama, warm_cache, tmp_path / "out", "103kB"), "--whole-file"
-    )
-=======
-    report = bitwright_json(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", "103kB"))
->>>>>>> 699b055 (Tests of budgets of the whole checkpoint)
+    report = bitwright_json(*run_options(tiny_llama, warm_cache, tmp_path / "out", "103kB"))
 
     assert report["checkpoint_bytes"] <= 103_000
 

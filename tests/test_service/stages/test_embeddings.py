@@ -23,13 +23,8 @@ One that the model's 16-bit table alone nearly takes, and one that it fits.
 """
 
 
-<<<<<<< HEAD
 def _run(model: Path, cache: Path, folder: Path, budget: str, *more: str) -> Any:
-    return bitwright_json(*run_options(model, cache, folder / "out", budget), "--whole-file", *more)
-=======
-def _run(model: Path, folder: Path, budget: str, *more: str) -> Any:
-    return bitwright_json(*run_options(model, folder / "cache", folder / "out", budget), *more)
->>>>>>> 699b055 (Tests of budgets of the whole checkpoint)
+    return bitwright_json(*run_options(model, cache, folder / "out", budget), *more)
 
 
 def test_embeddings_join_where_the_file_would_not_fit_otherwise(
