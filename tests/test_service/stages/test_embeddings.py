@@ -146,7 +146,10 @@ def test_what_embeddings_cannot_be(
 
 
 def test_a_file_that_not_even_small_tables_fit_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
-    for budget, message in (("60kB", "is below the smallest plan"), ("25kB", "is left for the layers")):
+    for budget, message in (
+        ("60kB", "is below the smallest plan"),
+        ("25kB", "is left for the layers"),
+    ):
         done = bitwright(*run_options(tiny_llama, tmp_path / "cache", tmp_path / "out", budget))
         assert done.returncode == 3
         assert message in " ".join(done.stderr.split())
