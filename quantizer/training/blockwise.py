@@ -1,15 +1,14 @@
-"""Block-wise training: each block in turn learns to give, on what the trained blocks before it give, what the original gives.
+"""Block-wise training: each block learns to give the output of the original block.
 
-Source: arXiv 2407.11062, section 3.2 (weights and scales of a block together; zero points stay).
-The loss of a block is the mean squared difference of its output from the original's, over that
-output's mean square. One block and its activations are held at a time, so this works for models of
-which all weights cannot be trained at once. Windows of a step that do not fit at once are taken in
-pieces, see `quantizer.running.memory`.
+A trained block gets what the trained blocks before it give, the original block what the original
+blocks before it give. Source: arXiv 2407.11062, section 3.2 (weights and scales of a block
+together; zero points stay). The loss of a block is the mean squared difference of the two outputs,
+over the mean square of the original one. Only one block and its activations are trained at a time,
+so this works for models of which not all weights can be trained at once. Windows of a step that do
+not fit into memory together run in smaller batches, see `quantizer.running.memory`.
 
-With clipping trained, adapters, and a penalty this is SigniQ on ApiQ (arXiv 2504.13932 on
-2402.05147): the penalty is lambda * sum g^2 (Wq - W)^2 / sum g^2 W^2 over the block's layers, g^2
-being the mean squared gradient of the end loss and Wq the weight without its adapter. The source
-sums without the denominator; with it lambda means the same in every block and model.
+With clipping trained, adapters, and a penalty (`quantizer.training.penalty`) this is SigniQ on ApiQ
+(arXiv 2504.13932 on 2402.05147).
 """
 
 import logging
@@ -22,224 +21,233 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from quantizer.durable import PartStore, Progress
+from quantizer.importance.fisher import squared_gradients
 from quantizer.kernels.precision import matmul_autocast
 from quantizer.modules.linear import get_linear, replace_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
-from quantizer.plans.plan import LayerSpec, by_block
+from quantizer.plans.plan import by_block
 from quantizer.running.memory import MicroBatches
 from quantizer.running.runner import BlockRunner
-from quantizer.training.descent import LatentTrainer, TrainingSpec, window_order
+from quantizer.running.structure import find_layers
 from quantizer.training.latent import LatentLinear
+from quantizer.training.penalty import Penalty
+from quantizer.training.spec import TrainingSpec
+from quantizer.training.trainer import LatentTrainer
 
 log = logging.getLogger("bitwright")
 
 METHOD = "blockwise-3"
-"""Names what this module and `quantizer.training.descent` compute.
+"""Identifies what this module and `quantizer.training.trainer` compute.
 
-A change of their results gets a new name.
+It is part of the keys of stored results: a change of the results needs a new name.
 """
+
+PENALTY_WINDOWS = 32
+"""Windows on which the importance of weights is measured for the penalty."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedBlock:
-    """What training one block gave.
+    """Result of training one block.
 
     Attributes:
-        weights: stored forms by layer name.
-        before: loss of the forms that it started from, on all windows.
-        after: loss of the forms that it ended with; never more.
+        weights: quantized layers by name.
+        loss_before: loss of the quantized layers before training, on all windows.
+        loss_after: loss of `weights`; never more than `loss_before`.
     """
 
     weights: dict[str, QuantizedWeight]
-    before: float
-    after: float
-
-
-@dataclass(frozen=True, slots=True)
-class Penalty:
-    """A price on moving weights that matter.
-
-    Attributes:
-        weight: lambda.
-        squared_gradients: importance of each weight, float32 [out, in] by layer name.
-    """
-
-    weight: float
-    squared_gradients: Mapping[str, Tensor]
-
-    def of(self, layers: Mapping[str, LatentLinear], originals: Mapping[str, Tensor]) -> Tensor:
-        """Return the penalty of some layers, differentiable; zero where nothing matters."""
-        moved, whole = torch.zeros(()), torch.zeros(())
-        for name, layer in layers.items():
-            importance = self.squared_gradients[name]
-            moved = (
-                moved.to(importance.device)
-                + (importance * (layer.grid_weight() - originals[name]).square()).sum()
-            )
-            whole = whole.to(importance.device) + (importance * originals[name].square()).sum()
-        return self.weight * moved / whole.clamp(min=torch.finfo(torch.float32).tiny)
+    loss_before: float
+    loss_after: float
 
 
 def train_blocks(
     runner: BlockRunner,
-    layers: Sequence[LayerSpec],
-    stored: Mapping[str, QuantizedWeight],
+    quantized: Mapping[str, QuantizedWeight],
     windows: Tensor,
     spec: TrainingSpec,
     parts: PartStore,
     on_progress: Progress,
-    penalty: Penalty | None = None,
 ) -> list[TrainedBlock]:
-    """Train the stored forms of a model's layers, block by block, and leave the model running with them.
+    """Train the quantized layers of a model block by block.
+
+    At the end, the model has the dequantized weights of the trained layers.
 
     Args:
         runner: the original model; its weights are overwritten.
-        layers: the layers that are trained.
-        stored: their forms, by name.
-        windows: int64 [windows, tokens].
+        quantized: the layers that are trained, by name.
+        windows: token ids, int64 [windows, tokens].
         spec: how each block is trained.
-        parts: where finished blocks are kept, so that a later run takes the work up.
-        on_progress: told of each finished block.
-        penalty: what keeps important weights near the original, if anything does.
+        parts: where finished blocks are stored, so that a later run continues from them.
+        on_progress: called after each block.
 
     Returns:
-        every block; of those that hold none of the layers, nothing is trained.
+        Every block of the model; a block that holds none of the layers stays as it is.
     """
-    for parameter in runner.model.parameters():
-        parameter.requires_grad_(False)
+    layers = [layer for layer in find_layers(runner.model) if layer.name in quantized]
+    penalty = None
+    if spec.penalty:
+        squared = squared_gradients(runner, layers, windows[:PENALTY_WINDOWS])
+        penalty = Penalty(spec.penalty, squared)
+    runner.model.requires_grad_(requires_grad=False)
+    members = by_block(layers)
     batches = torch.split(windows, spec.batch)
     inputs = [runner.initial_states(batch) for batch in batches]
-    targets, found = list(inputs), []
-    members = by_block(layers)
-    count = len(runner.blocks)
-    for index in range(count):
+    targets = list(inputs)
+    blocks = []
+    for index in range(len(runner.blocks)):
         targets = runner.advance(batches, targets, index)
-        forms = {layer.name: stored[layer.name] for layer in members.get(index, ())}
-        name = f"trained-{index:04d}"
-        data = parts.read(name)
+        own = {layer.name: quantized[layer.name] for layer in members.get(index, ())}
+        part = f"trained-{index:04d}"
+        data = parts.read(part)
         if data is None:
-            block = _train_block(runner, forms, windows, inputs, targets, spec, index, penalty)
-            parts.write(name, _encode(block))
+            block = _BlockTraining(runner, index, spec, windows, inputs, targets)
+            trained = block.train(own, penalty)
+            parts.write(part, _encode(trained))
         else:
-            block = _decode(data, forms)
-        for layer, form in block.weights.items():
-            set_dequantized_weight(runner.model, layer, form)
+            trained = _decode(data, own)
+        for name, weight in trained.weights.items():
+            set_dequantized_weight(runner.model, name, weight)
         inputs = runner.advance(batches, inputs, index)
-        found.append(block)
-        on_progress(index + 1, count)
-    nearer = sum(block.after < block.before for block in found)
+        blocks.append(trained)
+        on_progress(index + 1, len(runner.blocks))
     log.info(
-        "blocks that came nearer: %d of %d; the others stay as they were",
-        nearer,
-        sum(bool(block.weights) for block in found),
+        "training lowered the loss of %d of %d blocks; the others stay as they were",
+        sum(block.loss_after < block.loss_before for block in blocks),
+        sum(bool(block.weights) for block in blocks),
     )
-    return found
+    return blocks
 
 
-def _train_block(
-    runner: BlockRunner,
-    forms: Mapping[str, QuantizedWeight],
-    windows: Tensor,
-    inputs: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    spec: TrainingSpec,
-    index: int,
-    penalty: Penalty | None,
-) -> TrainedBlock:
-    """Train one block; whatever happens, it does not end with forms of a higher loss than it was given."""
-    linears = {name: get_linear(runner.model, name) for name in forms}
+@dataclass(frozen=True, slots=True)
+class _BlockTraining:
+    """A block, and the data on which it is trained.
 
-    def loss_of(weights: Mapping[str, QuantizedWeight]) -> float:
-        originals = {name: linear.weight.data for name, linear in linears.items()}
-        for name, form in weights.items():
-            set_dequantized_weight(runner.model, name, form)
-        pairs = zip(torch.split(windows, spec.batch), inputs, targets, strict=True)
-        losses = [
-            _loss(runner.run_blocks(ids, states, index, index + 1), target) * len(ids)
-            for ids, states, target in pairs
-        ]
-        for name, weight in originals.items():
-            linears[name].weight.data = weight
-        return float(torch.stack(losses).sum()) / len(windows)
+    Attributes:
+        runner: the model.
+        index: index of the block.
+        spec: how the block is trained.
+        windows: token ids, int64 [windows, tokens].
+        inputs: hidden states that enter the block, for each batch of windows.
+        targets: output of the original block, for each batch of windows.
+    """
 
-    before = loss_of(forms)
-    if not forms:
-        return TrainedBlock({}, before, before)
-    clipping, originals = (
-        spec.trained == "clipping",
-        {name: linear.weight.data.float() for name, linear in linears.items()},
-    )
-    layers = {
-        name: LatentLinear(linears[name], form, clipping=clipping).to(windows.device)
-        for name, form in forms.items()
-    }
-    for name, layer in layers.items():
-        replace_linear(runner.model, name, layer)
-    all_inputs, all_targets = torch.cat(list(inputs)), torch.cat(list(targets))
-    training, micro_batches = LatentTrainer(layers, spec), MicroBatches()
+    runner: BlockRunner
+    index: int
+    spec: TrainingSpec
+    windows: Tensor
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
 
-    def gather(rows: Tensor, some: slice) -> float:
-        here = rows[some]
-        with matmul_autocast(spec.precision, windows.device):
-            output = runner.run_block_with_gradient(windows[here], all_inputs[here], index)
-        with torch.enable_grad():
-            loss = (
-                _distance(output, all_targets[here])
-                / _size(all_targets[rows])
-                * (len(here) / len(rows))
-            )
-            if penalty is not None and some.start == 0:  # once for all pieces
-                loss = loss + penalty.of(layers, originals)
-        torch.autograd.backward(loss)
-        return float(loss.detach())
+    def train(
+        self, quantized: Mapping[str, QuantizedWeight], penalty: Penalty | None
+    ) -> TrainedBlock:
+        """Return the trained layers, or the untrained ones if their loss is not higher.
 
-    for rows in window_order(len(windows), spec).to(windows.device):
-        training.descend(
-            sum(micro_batches.run(partial(gather, rows), len(rows), undo=training.forget))
-        )
-    trained = {name: layer.stored() for name, layer in layers.items()}
-    for name, linear in linears.items():
-        replace_linear(runner.model, name, linear)
-    after = loss_of(trained)
-    return (
-        TrainedBlock(trained, before, after)
-        if after < before
-        else TrainedBlock(dict(forms), before, before)
-    )
+        Args:
+            quantized: the layers of the block by name.
+            penalty: a penalty that is added to the loss while training, if any.
+        """
+        before = self._loss(quantized)
+        untrained = TrainedBlock(dict(quantized), before, before)
+        if not quantized:
+            return untrained
+        trained = self._descend(quantized, penalty)
+        after = self._loss(trained)
+        return TrainedBlock(trained, before, after) if after < before else untrained
+
+    def _loss(self, quantized: Mapping[str, QuantizedWeight]) -> float:
+        """Return the loss on all windows with some quantized layers; the model stays as it is."""
+        linears = {name: get_linear(self.runner.model, name) for name in quantized}
+        before = {name: linear.weight.data for name, linear in linears.items()}
+        for name, weight in quantized.items():
+            set_dequantized_weight(self.runner.model, name, weight)
+        losses = []
+        batches = torch.split(self.windows, self.spec.batch)
+        for ids, states, target in zip(batches, self.inputs, self.targets, strict=True):
+            output = self.runner.run_blocks(ids, states, self.index, self.index + 1)
+            distance = _mean_square(output.float() - target.float())
+            losses.append(distance / _size(target) * len(ids))
+        for name, linear in linears.items():
+            linear.weight.data = before[name]
+        return float(torch.stack(losses).sum()) / len(self.windows)
+
+    def _descend(
+        self, quantized: Mapping[str, QuantizedWeight], penalty: Penalty | None
+    ) -> dict[str, QuantizedWeight]:
+        """Return the quantized layers after all steps of training."""
+        model = self.runner.model
+        linears = {name: get_linear(model, name) for name in quantized}
+        originals = {name: linear.weight.data.float() for name, linear in linears.items()}
+        clipping = self.spec.trained == "clipping"
+        layers = {}
+        for name, weight in quantized.items():
+            layer = LatentLinear(linears[name], weight, clipping=clipping)
+            layers[name] = layer.to(self.windows.device)
+            replace_linear(model, name, layers[name])
+        inputs = torch.cat(list(self.inputs))
+        targets = torch.cat(list(self.targets))
+        trainer = LatentTrainer(layers, self.spec)
+        micro_batches = MicroBatches()
+
+        def accumulate(rows: Tensor, some: slice) -> float:
+            """Add the gradients of some rows to those of the step; return their part of the loss."""
+            here = rows[some]
+            with matmul_autocast(self.spec.precision, self.windows.device):
+                output = self.runner.run_block_with_gradient(
+                    self.windows[here], inputs[here], self.index
+                )
+            with torch.enable_grad():
+                distance = _mean_square(output.float() - targets[here].float())
+                loss = distance / _size(targets[rows]) * (len(here) / len(rows))
+                if penalty is not None and some.start == 0:  # once for all micro-batches
+                    loss = loss + penalty.of(layers, originals)
+            torch.autograd.backward(loss)
+            return float(loss.detach())
+
+        for rows in self.spec.window_order(len(self.windows)).to(self.windows.device):
+            work = partial(accumulate, rows)
+            trainer.step(sum(micro_batches.run(work, len(rows), undo=trainer.zero_grad)))
+        for name, linear in linears.items():
+            replace_linear(model, name, linear)
+        return {name: layer.quantized() for name, layer in layers.items()}
 
 
-def _loss(output: Tensor, target: Tensor) -> Tensor:
-    return _distance(output, target) / _size(target)
-
-
-def _distance(output: Tensor, target: Tensor) -> Tensor:
-    return (output.float() - target.float()).square().mean()
+def _mean_square(values: Tensor) -> Tensor:
+    return values.square().mean()
 
 
 def _size(target: Tensor) -> Tensor:
-    return target.float().square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return _mean_square(target.float()).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _encode(block: TrainedBlock) -> bytes:
-    tensors = {"losses": torch.tensor([block.before, block.after], dtype=torch.float64)}
-    for layer, form in block.weights.items():
+    losses = torch.tensor([block.loss_before, block.loss_after], dtype=torch.float64)
+    tensors = {"losses": losses}
+    for layer, weight in block.weights.items():
         tensors |= {
-            f"{layer}|{name}": tensor.cpu().contiguous() for name, tensor in form.tensors.items()
+            f"{layer}|{name}": tensor.cpu().contiguous() for name, tensor in weight.tensors.items()
         }
     data: bytes = save(tensors)
     return data
 
 
-def _decode(data: bytes, forms: Mapping[str, QuantizedWeight]) -> TrainedBlock:
+def _decode(data: bytes, quantized: Mapping[str, QuantizedWeight]) -> TrainedBlock:
+    """Return the block that `_encode` wrote.
+
+    Args:
+        data: what `_encode` returned.
+        quantized: the untrained layers of the block by name; trained ones have the same tensors.
+    """
     tensors = load(data)
     before, after = tensors["losses"].tolist()
     weights = {
         layer: QuantizedWeight(
-            form.fidelity,
-            form.out_features,
-            form.in_features,
-            {name: tensors[f"{layer}|{name}"] for name in form.tensors},
+            weight.fidelity,
+            weight.out_features,
+            weight.in_features,
+            {name: tensors[f"{layer}|{name}"] for name in weight.tensors},
         )
-        for layer, form in forms.items()
+        for layer, weight in quantized.items()
     }
     return TrainedBlock(weights, before, after)

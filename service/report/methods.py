@@ -60,7 +60,7 @@ class ProfileInfo:
 
 @dataclass(frozen=True, slots=True)
 class PhaseInfo:
-    """One phase of training, see `quantizer.training.descent.TrainingSpec`.
+    """One phase of training, see `quantizer.training.spec.TrainingSpec`.
 
     Attributes:
         kind: `blocks`, one block after another, or `model`, end to end.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.spec import TrainingSpec
 from service.errors import RequestError
 from service.request.effort import Effort
 
@@ -16,7 +16,7 @@ class TrainedParameters:
     """What of the quantized layers is trained, and how fast.
 
     Attributes:
-        trained: one of `quantizer.training.descent.TRAINED`.
+        trained: one of `quantizer.training.spec.TRAINED`.
         scale_rate: learning rate of scales.
         salient: which groups' scales are trained, one of `quantizer.importance.saliency.RULES`.
         penalty: lambda of the penalty on moving weights that matter, 0 for none.

@@ -5,12 +5,8 @@ from pathlib import Path
 
 from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
 from quantizer.durable import PartStore
-from quantizer.importance.fisher import squared_gradients
-from quantizer.importance.saliency import find_salient_groups
 from quantizer.packed.weight import QuantizedWeight
-from quantizer.running.moments import Calibration
 from quantizer.running.quality import Quality
-from quantizer.running.structure import find_layers
 from quantizer.training import blockwise, distill
 from service.stages.clock import Clock
 from service.stages.context import RunContext
@@ -20,9 +16,6 @@ from service.stages.selection import is_nearer
 from service.stages.training_phases import Phase
 from service.stages.training_task import TrainingTask
 from service.stages.windows import Windows
-
-SALIENCY_WINDOWS, FISHER_WINDOWS = 8, 32
-"""Windows on which salient groups, and the importance of weights, are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +95,10 @@ def _train_phase(
     parts: PartStore,
 ) -> dict[str, QuantizedWeight]:
     runner = context.load()
-    layers = find_layers(runner.model)
     windows = context.on_device(training)
     progress = context.reporter.step(f"tune: {phase.kind}")
     spec = phase.spec
     if phase.kind == MODEL:
-        calibration = Calibration(windows[:SALIENCY_WINDOWS], spec.batch)
-        chosen = find_salient_groups(runner, layers, weights, calibration, spec.salient, spec.seed)
-        return distill.distill(runner, weights, windows, spec, parts, progress, salient=chosen)
-    penalty = None
-    if spec.penalty:
-        squared = squared_gradients(runner, layers, windows[:FISHER_WINDOWS])
-        penalty = blockwise.Penalty(spec.penalty, squared)
-    blocks = blockwise.train_blocks(
-        runner, layers, weights, windows, spec, parts, progress, penalty
-    )
+        return distill.distill(runner, weights, windows, spec, parts, progress)
+    blocks = blockwise.train_blocks(runner, weights, windows, spec, parts, progress)
     return {name: weight for block in blocks for name, weight in block.weights.items()}

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from quantizer.plans.plan import LayerSpec
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.spec import TrainingSpec
 from service.request.effort import Effort
 from service.stages.machine import Machine
 from service.stages.recipe import BLOCKS, CODES, DEFAULT_RECIPE, MODEL, SCALES, Recipe

@@ -31,7 +31,7 @@ from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import LayerSpec, find_layers
 from quantizer.training.blockwise import train_blocks
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.spec import TrainingSpec
 from service.request.effort import DEFAULT, EFFORTS, FAST
 from service.stages.recipe import CODES
 from service.stages.training_phases import ADAPTER_RATE, CODE_RATE
@@ -197,11 +197,10 @@ def rows(blocks: int) -> list[dict[str, Any]]:
             block = find_block(forms, members, choices, index)
             if block is not None:
                 stored |= {name: weights[FIDELITY.name] for name, weights in block.weights.items()}
-        members = [layer for layer in layers if layer.name in stored]
         found.append(
             measure(
                 f"block-wise training, {DEFAULT}", blocks,
-                lambda told: train_blocks(runner, members, stored, ids, spec, PartStore(Path(folder) / "trained"), told),
+                lambda told: train_blocks(runner, stored, ids, spec, PartStore(Path(folder) / "trained"), told),
                 training_floor(one, len(ids), rates), model_bytes + 2 * states_bytes(ids),
             )
         )  # fmt: skip

@@ -16,8 +16,8 @@ from quantizer.rounding.columns import sparsity_impact
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
-from quantizer.training.descent import TrainingSpec
 from quantizer.training.distill import distill
+from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel, random_weight
 from tests.support.trained import WINDOWS, quantized, quiet
 
@@ -70,7 +70,7 @@ def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_pa
         BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "top40", 0
     )
     assert chosen is not None
-    spec = TrainingSpec(10, batch=4, trained="scales", scale_rate=0.02)
+    spec = TrainingSpec(10, batch=4, trained="scales", scale_rate=0.02, salient="top40")
     found = distill(
         BlockRunner(tiny_model("llama")),
         forms,
@@ -78,7 +78,6 @@ def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_pa
         spec,
         PartStore(tmp_path / "d"),
         quiet,
-        salient=chosen,
     )
     changed = 0
     for name, form in forms.items():

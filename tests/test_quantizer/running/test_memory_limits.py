@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from quantizer.conversion.blocks import quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
-from quantizer.importance.fisher import squared_gradients
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.memory import MicroBatches, to_device
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
-from quantizer.training.blockwise import Penalty, train_blocks
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.blockwise import train_blocks
+from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel
 from tests.support.trained import WINDOWS, quantized, quiet
 
@@ -194,9 +193,8 @@ def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(
 def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
-    squared = squared_gradients(BlockRunner(tiny_model("llama")), layers, WINDOWS)
-    spec = TrainingSpec(10, batch=4, code_rate=0.02, scale_rate=0.01)
+    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    spec = TrainingSpec(10, batch=4, code_rate=0.02, scale_rate=0.01, penalty=0.1)
     losses = []
     for windows in (8, 1):
         model = tiny_model("llama")
@@ -204,18 +202,16 @@ def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(
             parts = PartStore(tmp_path / str(windows))
             blocks = train_blocks(
                 BlockRunner(model),
-                layers,
                 forms,
                 WINDOWS,
                 spec,
                 parts,
                 quiet,
-                Penalty(0.1, squared),
             )
-        losses.append([block.after for block in blocks])
+        losses.append([block.loss_after for block in blocks])
     assert card.refused > 0
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-    assert all(block.after < block.before for block in blocks)
+    assert all(block.loss_after < block.loss_before for block in blocks)
 
 
 def test_scores_on_a_small_card_are_those_of_a_large_one(

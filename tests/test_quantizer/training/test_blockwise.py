@@ -4,6 +4,7 @@ No block ends worse than it began, and finished blocks are not trained again.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
-from quantizer.training.blockwise import Penalty, train_blocks
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.blockwise import train_blocks
 from quantizer.training.latent import LatentLinear
+from quantizer.training.penalty import Penalty
+from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel
 from tests.support.trained import WINDOWS, Interrupted, quantized, quantized_as, quiet, same
 
@@ -28,10 +30,10 @@ SPEC = TrainingSpec(30, batch=4, code_rate=0.02, scale_rate=0.01)
 def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
     tiny_model: TinyModel, tmp_path: Path, family: str
 ) -> None:
-    layers, forms = quantized(tiny_model(family), PartStore(tmp_path / "q"))
+    _, forms = quantized(tiny_model(family), PartStore(tmp_path / "q"))
     model = tiny_model(family)
     blocks = train_blocks(
-        BlockRunner(model), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet
+        BlockRunner(model), forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet
     )
 
     original, check = BlockRunner(tiny_model(family)), BlockRunner(tiny_model(family))
@@ -47,8 +49,8 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
             losses.append(
                 sum(float((o - t).square().mean() / t.square().mean()) for o, t in halves) / 2
             )
-        assert [block.before, block.after] == pytest.approx(losses, rel=1e-4)
-        assert block.after < block.before
+        assert [block.loss_before, block.loss_after] == pytest.approx(losses, rel=1e-4)
+        assert block.loss_after < block.loss_before
         states = output
     for name, form in {
         name: form for block in blocks for name, form in block.weights.items()
@@ -58,15 +60,14 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
         )
 
 
-def test_a_block_that_training_makes_worse_stays_as_it_was_and_that_is_told(
+def test_a_block_that_training_makes_worse_stays_as_it_was_and_the_log_says_so(
     tiny_model: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     wild = TrainingSpec(3, batch=4, code_rate=50.0, scale_rate=5.0)
     with caplog.at_level(logging.INFO, "bitwright"):
         blocks = train_blocks(
             BlockRunner(tiny_model("llama")),
-            layers,
             forms,
             WINDOWS,
             wild,
@@ -75,14 +76,13 @@ def test_a_block_that_training_makes_worse_stays_as_it_was_and_that_is_told(
         )
     assert "0 of 3" in caplog.text
     assert same({name: form for block in blocks for name, form in block.weights.items()}, forms)
-    assert all(block.after == block.before for block in blocks)
+    assert all(block.loss_after == block.loss_before for block in blocks)
 
 
 def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: Path) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     straight = train_blocks(
         BlockRunner(tiny_model("llama")),
-        layers,
         forms,
         WINDOWS,
         SPEC,
@@ -97,7 +97,6 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
     with pytest.raises(Interrupted):
         train_blocks(
             BlockRunner(tiny_model("llama")),
-            layers,
             forms,
             WINDOWS,
             SPEC,
@@ -108,7 +107,6 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
     assert len(kept) == 2
     again = train_blocks(
         BlockRunner(tiny_model("llama")),
-        layers,
         forms,
         WINDOWS,
         SPEC,
@@ -116,7 +114,7 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
         quiet,
     )
     for block, expected in zip(again, straight, strict=True):
-        assert (block.before, block.after) == (expected.before, expected.after)
+        assert (block.loss_before, block.loss_after) == (expected.loss_before, expected.loss_after)
         assert same(block.weights, expected.weights)
     assert (
         kept.items()
@@ -130,11 +128,10 @@ def test_a_block_without_trained_layers_is_passed_through(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
-    some = [layer for layer in layers if layer.block != 1]
+    some = {layer.name: forms[layer.name] for layer in layers if layer.block != 1}
     blocks = train_blocks(
         BlockRunner(tiny_model("llama")),
         some,
-        forms,
         WINDOWS,
         SPEC,
         PartStore(tmp_path / "t"),
@@ -151,7 +148,6 @@ def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_
     spec = TrainingSpec(60, batch=4, trained="clipping", scale_rate=0.001)
     blocks = train_blocks(
         BlockRunner(tiny_model("llama")),
-        layers,
         forms,
         WINDOWS,
         spec,
@@ -159,7 +155,7 @@ def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_
         quiet,
     )
     for block in blocks:
-        assert block.after < block.before
+        assert block.loss_after < block.loss_before
         assert all(form.fidelity == forms[name].fidelity for name, form in block.weights.items())
 
 
@@ -168,12 +164,10 @@ def test_the_penalty_is_its_formula_and_keeps_important_weights_near(
 ) -> None:
     layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     model = tiny_model("llama")
-    squared = squared_gradients(BlockRunner(model), layers, WINDOWS[:2])
+    squared = squared_gradients(BlockRunner(model), layers, WINDOWS)
     name = layers[0].name
-    latent, original = (
-        LatentLinear(model.get_submodule(name), forms[name]),
-        model.get_submodule(name).weight.data,
-    )
+    latent = LatentLinear(model.get_submodule(name), forms[name])
+    original = model.get_submodule(name).weight.data
     error = forms[name].dequantize() - original
     expected = (
         0.5 * (squared[name] * error.square()).sum() / (squared[name] * original.square()).sum()
@@ -185,9 +179,13 @@ def test_the_penalty_is_its_formula_and_keeps_important_weights_near(
     moved = {}
     for weight in (0.0, 0.3):
         found = train_blocks(
-            BlockRunner(tiny_model("llama")), layers, forms, WINDOWS, SPEC, PartStore(tmp_path / str(weight)), quiet,
-            Penalty(weight, squared),
-        )  # fmt: skip
+            BlockRunner(tiny_model("llama")),
+            forms,
+            WINDOWS,
+            replace(SPEC, penalty=weight),
+            PartStore(tmp_path / str(weight)),
+            quiet,
+        )
         trained = {layer: form for block in found for layer, form in block.weights.items()}
         moved[weight] = sum(
             float(

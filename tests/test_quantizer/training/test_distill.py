@@ -15,9 +15,9 @@ from quantizer.errors import MemoryShort
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.runner import BlockRunner
-from quantizer.training.descent import TrainingSpec, window_order
 from quantizer.training.distill import distill
 from quantizer.training.latent import LatentLinear
+from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel, logits_of
 from tests.support.trained import WINDOWS, Interrupted, quantized, quiet, same
 
@@ -26,11 +26,9 @@ SPEC = TrainingSpec(6, batch=4, code_rate=0.02, scale_rate=0.01)
 
 def _loss(model: Any, original: Tensor) -> Tensor:
     """KL(original || model) from full logits."""
-    log_q, log_p = (
-        original.log_softmax(-1),
-        model(input_ids=WINDOWS, use_cache=False).logits.log_softmax(-1),
-    )
-    return (log_q.exp() * (log_q - log_p)).sum(-1).mean()
+    log_p = original.log_softmax(-1)
+    log_q = model(input_ids=WINDOWS, use_cache=False).logits.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "opt"])
@@ -67,11 +65,9 @@ def _loss_of(model: Any, forms: dict[str, QuantizedWeight], original: Tensor) ->
 def test_a_step_is_the_plain_gradient_of_the_divergence(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    """Slow twin: the whole model with latent layers, its full logits, and torch's own Adam."""
-    original, (_, forms) = (
-        logits_of(tiny_model("llama"), WINDOWS),
-        quantized(tiny_model("llama"), PartStore(tmp_path / "q")),
-    )
+    """Slow reference: the whole model with latent layers, its full logits, and torch's own Adam."""
+    original = logits_of(tiny_model("llama"), WINDOWS)
+    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     model = tiny_model("llama").requires_grad_(requires_grad=False)
     layers = {name: LatentLinear(model.get_submodule(name), form) for name, form in forms.items()}
     for name, layer in layers.items():
@@ -84,7 +80,7 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(
     ]
     latents = [part.latent for layer in layers.values() for part in layer.parts]
     optimizer = torch.optim.Adam([*factors, {"params": latents, "share": 0.02}], betas=(0.9, 0.95))
-    for step, rows in enumerate(window_order(len(WINDOWS), SPEC)):
+    for step, rows in enumerate(SPEC.window_order(len(WINDOWS))):
         for group in optimizer.param_groups:
             group["lr"] = group["share"] * SPEC.rate_share(step)
         log_q = original[rows].log_softmax(-1)
@@ -97,15 +93,15 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(
         BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "d"), quiet
     )
     for name, layer in layers.items():
-        expected, got = layer.stored().dequantize(), found[name].dequantize()
+        expected, got = layer.quantized().dequantize(), found[name].dequantize()
         assert (got - expected).abs().mean() < 1e-3 * (
             expected - forms[name].dequantize()
         ).abs().mean().clamp(min=1e-3)
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
-def test_distilling_taken_up_again_ends_as_if_never_stopped(
-    tiny_model: TinyModel, tmp_path: Path, stop: int
+def test_interrupted_distillation_continues_exactly(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     straight = distill(
@@ -116,6 +112,7 @@ def test_distilling_taken_up_again_ends_as_if_never_stopped(
         if done == stop:
             raise Interrupted
 
+    monkeypatch.setattr("quantizer.training.distill.SAVE_SECONDS", 0)
     with pytest.raises(Interrupted):
         distill(
             BlockRunner(tiny_model("llama")),
@@ -124,19 +121,18 @@ def test_distilling_taken_up_again_ends_as_if_never_stopped(
             SPEC,
             PartStore(tmp_path / "b"),
             interrupt,
-            save_seconds=0,
         )
-    told: list[int] = []
+    steps: list[int] = []
     again = distill(
         BlockRunner(tiny_model("llama")),
         forms,
         WINDOWS,
         SPEC,
         PartStore(tmp_path / "b"),
-        lambda done, _: told.append(done),
+        lambda done, _: steps.append(done),
     )
     assert same(again, straight)
-    assert told == list(range(stop + 1, 7))
+    assert steps == list(range(stop + 1, 7))
 
 
 def test_a_step_that_does_not_fit_is_taken_in_pieces(

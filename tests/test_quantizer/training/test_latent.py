@@ -1,6 +1,6 @@
 """Promises of quantizer.training.latent.
 
-A trainable layer computes what its stored form does, and its gradients are the documented ones.
+A latent layer computes what its quantized layer does, and its gradients are the documented ones.
 """
 
 from dataclasses import replace
@@ -13,7 +13,8 @@ from torch import nn
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.gptq import gptq_layer
-from quantizer.training.latent import CELL, LatentLinear
+from quantizer.training.latent import LatentLinear
+from quantizer.training.latent_part import START_RADIUS
 from tests.support.quantized import correlated_inputs, few, fidelities, normal, random_weight
 
 SPLIT = Fidelity(2, 4, 0.4, 32)
@@ -31,13 +32,13 @@ def _layer(
 
 @few
 @given(fidelities())
-def test_latent_layer_is_its_stored_form_and_gives_it_back(fidelity: Fidelity) -> None:
+def test_a_latent_layer_starts_as_its_quantized_layer(fidelity: Fidelity) -> None:
     stored = random_weight(replace(fidelity, outlier_share=0.0), 12, 100)
     linear = nn.Linear(100, 12)
     layer = LatentLinear(linear, stored)
 
     assert layer.weight().equal(stored.dequantize())
-    again = layer.stored()
+    again = layer.quantized()
     assert all(again.tensors[name].equal(tensor) for name, tensor in stored.tensors.items())
     inputs = normal(5, 100, seed=2)
     assert layer(inputs).equal(nn.functional.linear(inputs, stored.dequantize(), linear.bias))
@@ -48,13 +49,15 @@ def test_outliers_stay_and_all_else_around_them_can_move(name: str) -> None:
     linear, stored = _layer(Fidelity.parse(name))
     layer = LatentLinear(linear, stored)
     assert (layer.weight() - stored.dequantize()).abs().max() < 1e-6
-    assert all(tensor.equal(stored.tensors[key]) for key, tensor in layer.stored().tensors.items())
+    assert all(
+        tensor.equal(stored.tensors[key]) for key, tensor in layer.quantized().tensors.items()
+    )
     layer.weight().square().sum().backward()
     with torch.no_grad():
         for part in layer.parts:
             part.latent.add_(0.7)
             part.factor.mul_(1.3)
-    moved = layer.stored()
+    moved = layer.quantized()
     assert (moved.dequantize() - layer.weight()).abs().max() < 2e-3
     for key in ("outlier_values", "outlier_columns", "outlier_starts"):
         assert moved.tensors[key].equal(stored.tensors[key])
@@ -71,7 +74,7 @@ def test_latent_codes_are_the_original_weight_as_far_as_the_stored_code_allows()
             scale, zero = float(codes.scale[at // 32, row]), float(codes.zero[at // 32, row])
             exact = float(linear.weight.data[row, columns[at]]) / scale + zero
             code = float(codes.codes[row, at])
-            expected = min(max(exact, code - CELL), code + CELL)
+            expected = min(max(exact, code - START_RADIUS), code + START_RADIUS)
             assert float(part.latent.data[row, at // 32, at % 32]) == pytest.approx(
                 expected, abs=1e-5
             )
@@ -145,7 +148,7 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     start, zero = codes.scale.t().unsqueeze(-1), codes.zero.t().unsqueeze(-1)
     own = codes.codes.view(24, 2, 32)
     nearest = (linear.weight.data[:, columns].view(24, 2, 32) / start + zero).clamp(
-        own - CELL, own + CELL
+        own - START_RADIUS, own + START_RADIUS
     )
     with torch.no_grad():
         part.factor.mul_(0.8)
@@ -153,7 +156,7 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     rounded = exact.round().clamp(0, 7)
     assert (rounded != own).any()
     assert layer.weight()[:, columns].allclose(((rounded - zero) * scale).flatten(1), atol=1e-6)
-    assert layer.stored().parts()[0].codes.equal(rounded.flatten(1))
+    assert layer.quantized().parts()[0].codes.equal(rounded.flatten(1))
     pull = normal(24, 64, seed=5)
     (layer.weight()[:, columns] * pull).sum().backward()
     inside = (exact >= -0.5) & (exact <= 7.5)

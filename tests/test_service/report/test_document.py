@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quantizer.running.quality import Quality
-from quantizer.training.descent import TrainingSpec
+from quantizer.training.spec import TrainingSpec
 from service.errors import RequestError
 from service.report import schema
 from service.report.document import Report
