@@ -18,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear, get_linear, replace_linear
-from quantizer.packed.weight import check_indices
+from quantizer.packed.dequantize import check_indices
 from quantizer.plans.fidelity import Fidelity
 
 QUANT_METHOD = "bitwright"

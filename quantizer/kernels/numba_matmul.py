@@ -4,7 +4,7 @@ numba compiles the functions on first use and keeps the result on disk. Inner lo
 neighbouring outputs, whose words, scales and zero points are contiguous in the layout (README.md),
 so they become vector instructions without gathers. All release the interpreter's lock. Array sizes
 are trusted. Stored column numbers and row starts decide where memory is read and written, so they
-are checked.
+are checked. All functions are in one file, as numba's cache does not notice changes in others.
 """
 
 import numpy as np
@@ -178,7 +178,8 @@ def multiply(part: PackedPart, x: Floats, first: int, out: Floats) -> None:
         out: results of some outputs, [outputs].
     """
     bits, group_size, codes, zeros = part[:4]
-    sums, zero, scale = np.empty_like(out), np.empty_like(out), np.empty_like(out)
+    sums = np.empty_like(out)
+    zero, scale = np.empty_like(out), np.empty_like(out)
     columns = len(x)
     for group in range(len(zeros)):
         begin, end = group * group_size, min((group + 1) * group_size, columns)

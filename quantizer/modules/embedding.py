@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from quantizer.errors import CheckpointError
 from quantizer.modules.matmul import matmul, prepare
 from quantizer.modules.tensor_cache import TensorCache
+from quantizer.packed.dequantize import dequantize_rows, dequantize_tensors
 from quantizer.packed.layout import tensor_specs
-from quantizer.packed.weight import QuantizedWeight, dequantize_rows, dequantize_tensors
+from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 
 EMBED_SCALE_ATTRIBUTE = "scalar_embed_scale"

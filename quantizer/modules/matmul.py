@@ -9,8 +9,8 @@ from torch import Tensor
 from quantizer.kernels.path import CPU, GPU, choose_kernel_path
 from quantizer.modules import matmul_cpu, matmul_reference
 from quantizer.modules.tensor_cache import TensorCache
+from quantizer.packed.dequantize import dequantize_tensors
 from quantizer.packed.layout import tensor_specs
-from quantizer.packed.weight import dequantize_tensors
 from quantizer.plans.fidelity import Fidelity
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from quantizer.packed.weight import dequantize_tensors
+from quantizer.packed.dequantize import dequantize_tensors
 from quantizer.plans.fidelity import Fidelity
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from quantizer.errors import CheckpointError
-from quantizer.packed.adapter import Adapter, adapter_weight
-from quantizer.packed.grid import dequantize
+from quantizer.packed.adapter import Adapter
+from quantizer.packed.dequantize import dequantize_tensors, part_scales, stored_outliers
 from quantizer.packed.layout import (
     ADAPTER_A,
     ADAPTER_B,
@@ -22,8 +22,8 @@ from quantizer.packed.layout import (
     named_parts,
     tensor_specs,
 )
-from quantizer.packed.outliers import Outliers, add_outliers
-from quantizer.packed.packing import contiguous_transpose, pack, unpack, unpack_positions
+from quantizer.packed.outliers import Outliers
+from quantizer.packed.packing import contiguous_transpose, pack, unpack
 from quantizer.packed.rounded_packing import pack_part
 from quantizer.packed.scales import scale_codes, scale_unit
 from quantizer.plans.fidelity import SCALE_BITS, Fidelity
@@ -145,7 +145,7 @@ class QuantizedWeight:
         for name, columns, bits in named_parts(self.fidelity, self.in_features):
             codes = unpack(contiguous_transpose(self.tensors[f"{name}_codes"]), bits, columns)
             zero = unpack(self.tensors[f"{name}_zeros"], bits, self.out_features)
-            scale = _part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
+            scale = part_scales(self.tensors, name, bits, self.fidelity, self.out_features)
             parts.append(PartCodes(codes.float(), scale, zero.float()))
         return tuple(parts)
 
@@ -159,7 +159,7 @@ class QuantizedWeight:
     @property
     def outliers(self) -> Outliers | None:
         """The outliers; None for a fidelity without."""
-        return _outliers(self.tensors) if self.fidelity.outlier_share else None
+        return stored_outliers(self.tensors) if self.fidelity.outlier_share else None
 
     @property
     def adapter(self) -> Adapter | None:
@@ -198,130 +198,3 @@ class QuantizedWeight:
         return dequantize_tensors(
             self.tensors, self.fidelity, self.out_features, self.in_features, dtype
         )
-
-
-def check_indices(
-    layer: str, tensors: Mapping[str, Tensor], out_features: int, in_features: int
-) -> None:
-    """Refuse stored column numbers and row starts that point outside a layer.
-
-    Tensors on the meta device pass.
-
-    Args:
-        layer: name, for the message.
-        tensors: stored tensors by name.
-        out_features: rows of the weight.
-        in_features: columns of the weight.
-
-    Raises:
-        CheckpointError: the column order is not a permutation, or outliers lie outside the weight.
-    """
-    columns = tensors[COLUMNS]
-    if columns.is_meta:
-        return
-    ordered = columns.to(torch.int64).sort().values
-    if not torch.equal(ordered, torch.arange(in_features, device=ordered.device)):
-        raise CheckpointError(
-            f"layer {layer!r}: the column order is no permutation of {in_features} columns; "
-            "download or export the checkpoint again"
-        )
-    if OUTLIER_STARTS not in tensors:
-        return
-    outliers = _outliers(tensors)
-    starts, places = outliers.starts, outliers.columns
-    valid = (
-        int(starts[0]) == 0 and int(starts[-1]) == len(places) and bool((starts.diff() >= 0).all())
-    )
-    if not valid or bool(((places < 0) | (places >= in_features)).any()):
-        raise CheckpointError(
-            f"layer {layer!r}: outliers lie outside its {out_features} x {in_features} weights; "
-            "download or export the checkpoint again"
-        )
-
-
-def dequantize_tensors(
-    tensors: Mapping[str, Tensor],
-    fidelity: Fidelity,
-    out_features: int,
-    in_features: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Return the dequantized weight [out, in], computed in float32 and rounded once to `dtype`.
-
-    Args:
-        tensors: see `QuantizedWeight`; others are ignored.
-        fidelity: how they are stored.
-        out_features: rows of the weight.
-        in_features: columns of the weight.
-        dtype: of the result.
-    """
-    parts = []
-    for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(contiguous_transpose(tensors[f"{name}_codes"]), bits, count)
-        scale = _part_scales(tensors, name, bits, fidelity, out_features)
-        zero = unpack(tensors[f"{name}_zeros"], bits, out_features)
-        group = torch.arange(count, device=codes.device) // fidelity.group_size
-        parts.append(dequantize(codes.t().float(), scale[group], zero.float()[group]))
-    stored = torch.cat(parts) if len(parts) > 1 else parts[0]  # [in, out]
-    weight = torch.empty_like(stored)
-    weight[tensors[COLUMNS].to(torch.int64)] = stored
-    weight = weight.t()
-    if fidelity.outlier_share:
-        add_outliers(weight, _outliers(tensors))
-    if fidelity.adapter_rank:
-        weight = weight + adapter_weight(Adapter(tensors[ADAPTER_A], tensors[ADAPTER_B]))
-    return weight.to(dtype)
-
-
-def dequantize_rows(
-    tensors: Mapping[str, Tensor], fidelity: Fidelity, in_features: int, rows: Tensor
-) -> Tensor:
-    """Return some rows of the dequantized weight, for a fidelity without outliers and adapter.
-
-    Args:
-        tensors: see `QuantizedWeight`.
-        fidelity: how they are stored.
-        in_features: columns of the weight.
-        rows: int64 [n].
-
-    Returns:
-        float32 [n, in].
-    """
-    parts = []
-    for name, count, bits in named_parts(fidelity, in_features):
-        codes = unpack(contiguous_transpose(tensors[f"{name}_codes"][:, rows]), bits, count).float()
-        if fidelity.scale_bits == SCALE_BITS[0]:
-            scale = tensors[f"{name}_scales"][:, rows].float()
-        else:
-            unit = scale_unit(tensors[ROW_SCALES][rows].float(), fidelity, bits)
-            scale = (
-                unit
-                * unpack_positions(
-                    tensors[f"{name}_scale_codes"], fidelity.scale_bits, rows
-                ).float()
-            )
-        zero = unpack_positions(tensors[f"{name}_zeros"], bits, rows).float()
-        group = torch.arange(count, device=codes.device) // fidelity.group_size
-        parts.append(dequantize(codes, scale.t()[:, group], zero.t()[:, group]))
-    stored = torch.cat(parts, 1)
-    weight = torch.empty_like(stored)
-    weight[:, tensors[COLUMNS].to(torch.int64)] = stored
-    return weight
-
-
-def _outliers(tensors: Mapping[str, Tensor]) -> Outliers:
-    return Outliers(
-        tensors[OUTLIER_VALUES],
-        tensors[OUTLIER_COLUMNS].to(torch.int64),
-        tensors[OUTLIER_STARTS].to(torch.int64),
-    )
-
-
-def _part_scales(
-    tensors: Mapping[str, Tensor], name: str, bits: int, fidelity: Fidelity, out_features: int
-) -> Tensor:
-    """Return the scales of a part, float32 [groups, out]."""
-    if fidelity.scale_bits == SCALE_BITS[0]:
-        return tensors[f"{name}_scales"].float()
-    codes = unpack(tensors[f"{name}_scale_codes"], fidelity.scale_bits, out_features)
-    return scale_unit(tensors[ROW_SCALES].float(), fidelity, bits) * codes.float()

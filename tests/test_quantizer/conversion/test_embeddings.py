@@ -24,8 +24,8 @@ from quantizer.conversion.embeddings import (
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear
+from quantizer.packed.dequantize import dequantize_rows
 from quantizer.packed.packing import pack, unpack, unpack_positions
-from quantizer.packed.weight import dequantize_rows
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import OUTSIDE_BLOCKS, Plan
 from quantizer.rounding.methods import quantize_layer

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from quantizer.errors import CheckpointError
 from quantizer.modules import matmul_cpu
 from quantizer.packed.adapter import Adapter
+from quantizer.packed.dequantize import check_indices
 from quantizer.packed.layout import TensorSpec, named_parts, tensor_specs
-from quantizer.packed.weight import PartCodes, QuantizedWeight, check_indices
+from quantizer.packed.weight import PartCodes, QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from tests.support.quantized import (
     OPTION_NAMES,
