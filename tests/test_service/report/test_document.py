@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from allocator.allocate import allocate
 from quantizer.running.quality import Quality
 from quantizer.training.spec import TrainingSpec
 from service.errors import RequestError
 from service.report import schema
 from service.report.document import Report
+from service.report.layers import PlanInfo
 from service.report.methods import PhaseInfo
 from service.report.page import render_page
 from service.report.quality import Scores
 from service.report.summary import headline, summary_rows
 from tests.support.commands import bitwright
+from tests.support.synthetic_profiles import budget_at, make_profile
 
 STORED = Path(__file__).parent / "stored"
 """Reports of version 0.1.0, written before there were types: of the demo, and of tiny models."""
@@ -114,7 +117,10 @@ def test_documents_that_are_no_objects_are_refused(document: Any) -> None:
         Report.from_json(document)
 
 
-def test_reports_have_all_that_is_known_of_a_model_and_of_training() -> None:
+def test_reports_have_every_field_of_scores_training_and_plans() -> None:
     assert {each.name for each in fields(Scores)} == {each.name for each in fields(Quality)}
     spec = {each.name for each in fields(TrainingSpec)}
     assert {each.name for each in fields(PhaseInfo)} == spec | {"kind"}
+    profile = make_profile(0)
+    allocation = allocate(profile, budget_at(profile, 0.5))
+    assert [each.name for each in fields(PlanInfo)] == list(allocation.to_json())
