@@ -34,7 +34,7 @@ class Unquantized:
         part_bytes: bytes of each part by name: `embedding`, `head` (or `embedding and head` where
             they are tied), `norms`, `biases`, `other`.
         header_bytes: an upper bound on the bytes of the file headers.
-        embeddings: for each embedding and head that was measured, the ways to store it, the
+        embedding_options: for each embedding and head that was measured, the ways to store it, the
             unquantized one first; empty if none was measured.
 
     Raises:
@@ -43,7 +43,7 @@ class Unquantized:
 
     part_bytes: Mapping[str, int]
     header_bytes: int
-    embeddings: tuple[tuple[EmbeddingOption, ...], ...] = ()
+    embedding_options: tuple[tuple[EmbeddingOption, ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be a size."""
@@ -59,7 +59,7 @@ class Unquantized:
     @property
     def without_embeddings_bytes(self) -> int:
         """Bytes of all but the embeddings that were measured."""
-        return self.total_bytes - sum(options[0].weight_bytes for options in self.embeddings)
+        return self.total_bytes - sum(options[0].weight_bytes for options in self.embedding_options)
 
     def bytes_beside(self, plan: Plan) -> int:
         """Return the bytes beside the layers of a plan that may quantize embedding and head too."""
@@ -74,7 +74,7 @@ class Unquantized:
             "header_bytes": self.header_bytes,
             "embeddings": [
                 {"layer": _layer_to_json(options[0].embedding), "options": _rows(options)}
-                for options in self.embeddings
+                for options in self.embedding_options
             ],
         }
 

@@ -38,9 +38,9 @@ class Answer:
         document = self.allocation.to_json() | {
             "checkpoint_bytes": self.checkpoint_bytes,
             "unquantized_bytes": self.budget.unquantized_bytes,
-            "embeddings": {
+            "embedding_fidelities": {
                 option.embedding.name: option.fidelity.name if option.fidelity else "unquantized"
-                for option in self.budget.embeddings
+                for option in self.budget.chosen
             },
         }
         document["notes"] += self.budget.notes
@@ -48,7 +48,7 @@ class Answer:
             document["bound_bytes"] = self.bound_bytes
         quantized = {
             option.embedding: option.fidelity
-            for option in self.budget.embeddings
+            for option in self.budget.chosen
             if option.fidelity is not None
         }
         if quantized:

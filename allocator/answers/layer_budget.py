@@ -33,13 +33,13 @@ class LayerBudget:
     Attributes:
         layer_bytes: what the quantized layers may take.
         unquantized_bytes: what the rest of the checkpoint takes; None if the profile does not say.
-        embeddings: how each measured embedding and head is stored; empty if they stay as they are.
+        chosen: how each measured embedding and head is stored; empty if they stay as they are.
         notes: what the user should know.
     """
 
     layer_bytes: int
     unquantized_bytes: int | None
-    embeddings: tuple[EmbeddingOption, ...] = ()
+    chosen: tuple[EmbeddingOption, ...] = ()
     notes: tuple[str, ...] = ()
 
     def checkpoint_bytes(self, layer_bytes: int) -> int | None:
@@ -89,8 +89,10 @@ def _of_checkpoint(
             largest_bytes=rest_bytes + whatif.byte_range[1],
         )
     chosen: tuple[EmbeddingOption, ...] = ()
-    if unquantized.embeddings:
-        chosen = choose_embedding_options(whatif, unquantized.embeddings, size_bytes - rest_bytes)
+    if unquantized.embedding_options:
+        chosen = choose_embedding_options(
+            whatif, unquantized.embedding_options, size_bytes - rest_bytes
+        )
     rest_bytes += sum(option.weight_bytes for option in chosen)
     return LayerBudget(size_bytes - rest_bytes, rest_bytes, chosen)
 

@@ -72,7 +72,7 @@ class AllocationOut(BaseModel):
     weight_bytes: int
     checkpoint_bytes: int | None = None
     unquantized_bytes: int | None = None
-    embeddings: dict[str, str] = {}
+    embedding_fidelities: dict[str, str] = {}
     slack_bytes: int
     bits_per_weight: float
     predicted_loss_nats_per_token: float

@@ -79,7 +79,7 @@ def measure_unquantized(
     options = tuple(
         _options(table, losses[table.name], prepared.sizes.item_bytes) for table in prepared.tables
     )
-    return replace(unquantized, embeddings=options)
+    return replace(unquantized, embedding_options=options)
 
 
 def choose_embeddings(
@@ -93,7 +93,7 @@ def choose_embeddings(
     if not prepared.tables:
         return prepared
     whatif = WhatIf(profile, request.constraints)
-    chosen = choose_embedding_options(whatif, unquantized.embeddings, prepared.shared_bytes)
+    chosen = choose_embedding_options(whatif, unquantized.embedding_options, prepared.shared_bytes)
     return replace(
         prepared,
         budget_bytes=prepared.shared_bytes - sum(choice.weight_bytes for choice in chosen),

@@ -104,7 +104,7 @@ def _part_of(name: str, dimensions: int) -> str:
 
 
 def unquantized_of(
-    sizes: ModelSizes, layers: Sequence[LayerSpec], embeddings: Sequence[LayerSpec] = ()
+    sizes: ModelSizes, layers: Sequence[LayerSpec], tables: Sequence[LayerSpec]
 ) -> Unquantized:
     """Return what the checkpoint contains beside these layers.
 
@@ -113,7 +113,7 @@ def unquantized_of(
     """
     header_bytes = sum(
         _TENSORS_PER_LAYER * (len(layer.name) + _HEADER_BYTES_PER_TENSOR)
-        for layer in (*layers, *embeddings)
+        for layer in (*layers, *tables)
     )
     return Unquantized(sizes.part_bytes, header_bytes)
 

@@ -33,7 +33,7 @@ def test_a_plan_for_a_checkpoint_makes_one_of_that_size(
     plan = tmp_path / "plan.json"
     answer = bitwright_json("plan", folder, "--budget", f"{size}B", "--out", plan)
     assert answer["checkpoint_bytes"] <= size
-    assert bool(answer["embeddings"]) == quantizes_embeddings
+    assert bool(answer["embedding_fidelities"]) == quantizes_embeddings
     assert bool(Plan.loads(plan.read_text()).embeddings) == quantizes_embeddings
     out = tmp_path / "out"
     bitwright_json(

@@ -69,7 +69,7 @@ def test_the_rest_of_the_checkpoint_is_subtracted() -> None:
     assert found.layer_bytes == wanted
     assert found.unquantized_bytes == REST
     assert found.checkpoint_bytes(wanted) == wanted + REST
-    assert not found.embeddings
+    assert not found.chosen
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("2.6bpw", None), (None, "layers")])
@@ -110,7 +110,7 @@ def test_embeddings_are_stored_in_the_way_that_loses_least() -> None:
             if left >= whatif.byte_range[0]:
                 losses[option.weight_bytes] = whatif.plan(left).predicted_loss + option.loss
         found = resolve_budget(whatif, in_bytes(total))
-        (chosen,) = found.embeddings
+        (chosen,) = found.chosen
         assert losses[chosen.weight_bytes] == min(losses.values())
         assert found.layer_bytes + (found.unquantized_bytes or 0) == total
 
@@ -133,7 +133,7 @@ def test_an_answer_states_both_sizes_and_a_whole_plan() -> None:
     document = answer.to_json()
     assert document["checkpoint_bytes"] <= total
     assert document["checkpoint_bytes"] == document["weight_bytes"] + document["unquantized_bytes"]
-    assert document["embeddings"] == {TABLE.name: "int4g64"}
+    assert document["embedding_fidelities"] == {TABLE.name: "int4g64"}
     whole = Plan.from_json(document)
     assert whole.embeddings == {TABLE: FOUR}
     assert whole.without_embeddings == answer.allocation.plan

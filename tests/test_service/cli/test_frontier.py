@@ -22,7 +22,7 @@ COLUMNS = [
         "bound_nats_per_token",
         "gap",
     ),
-    *("price_nats_per_token_per_byte", "on_hull", "knee"),
+    *("price_nats_per_token_per_byte", "on_hull", "knee", "checkpoint_bytes"),
 ]
 
 
@@ -34,7 +34,8 @@ def test_a_frontier_is_a_csv_file_with_a_row_for_each_budget(
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == COLUMNS
     assert [list(row.values()) for row in rows] == [
-        [str(value) for value in point.values()] for point in document["points"]
+        ["" if value is None else str(value) for value in point.values()]
+        for point in document["points"]
     ]
     assert len(rows) == 15
     low, high = measured.budget_range

@@ -35,6 +35,7 @@ LONG = "x" * 1001
 BAD: Mapping[str, list[str]] = {
     "model": ["", LONG],
     "budget": ["lots", "3", "-2bpw", "0bpw", "2parsecs", "2" * 41],
+    "budget_of": ["file", ""],
     "whole_file": [],
     "embeddings": ["maybe", ""],
     "tokens": ["abc", "0", "1", "-5", "1.5", "1000001", "9" * 70],
@@ -68,6 +69,7 @@ BAD_CONSTRAINTS: Mapping[str, list[str]] = {
 
 BAD_QUESTIONS: Mapping[str, list[str]] = {
     "budget": ["lots", "x" * 41],
+    "budget_of": ["file", ""],
     "max_kl": ["low", "nan", "inf"],
 }
 
@@ -75,6 +77,7 @@ BAD_FRONTIERS: Mapping[str, list[str]] = {
     "points": ["1", "1001", "some"],
     "low": ["lots", "x" * 41],
     "high": ["lots", "x" * 41],
+    "budget_of": ["file", ""],
 }
 
 
