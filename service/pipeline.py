@@ -35,7 +35,7 @@ from service.storage.stage_store import StageStore
 def walk(
     request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None
 ) -> Iterator[RunState]:
-    """Run stage by stage, and yield the results after each stage of a job.
+    """Run stage by stage; yield the results after each of `service.request.stage_names.PIPELINE`.
 
     Every stage is stored under the hash of its inputs. So a run that was killed continues where it
     stopped, a similar budget uses the same profile, and a walk to a later stage only reads the
@@ -46,9 +46,6 @@ def walk(
         store: where finished stages are stored.
         reporter: shows progress.
         given: a profile of this model; without one, it is measured.
-
-    Yields:
-        The results so far, once for each of `service.request.stage_names.PIPELINE`.
 
     Raises:
         QuantizerError: model or text cannot be used.
@@ -65,7 +62,7 @@ def walk(
     with clock.time("embedding and head"):
         unquantized = measure_unquantized(context, prepared, windows.calibration, windows.probes)
     with clock.time("profile"):
-        profile = given or replace(measure_profile(context, profiling), unquantized=unquantized)
+        profile = given or measure_profile(context, profiling, unquantized)
     yield (state := RunState("profile", profile))
 
     with clock.time("plan"):

@@ -47,7 +47,7 @@ def profile_model(request: RunRequest, store: StageStore, reporter: Reporter) ->
     task = profile_task(context, request, prepared)
     probes = text_windows(context, request.amounts.probes)
     unquantized = measure_unquantized(context, prepared, task.candidates.calibration, probes)
-    return replace(measure_profile(context, task), unquantized=unquantized)
+    return measure_profile(context, task, unquantized)
 
 
 def profile_task(context: RunContext, request: RunRequest, prepared: PreparedRun) -> ProfileTask:

@@ -75,6 +75,6 @@ class RunContext:
 
 
 def store_for(store: StageStore, model: ModelFolder) -> StageStore:
-    """Return the store for stages of a model, whose manifests hold its hub id or its file's name."""
+    """Return the store for stages of a model; manifests hold its hub id or its file's name."""
     reference = Path(model.name)
     return store.for_model(reference.name if reference.exists() else model.name, model.path)

@@ -1,4 +1,4 @@
-"""The stage that measures what is beside the layers, and chooses how embedding and head are stored."""
+"""The stage that measures what is beside the layers, and chooses how to store embedding and head."""
 
 import json
 from dataclasses import dataclass, replace

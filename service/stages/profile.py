@@ -1,6 +1,6 @@
 """The stage that measures how storing each layer at each fidelity changes the model's loss."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from allocator.profile import Profile
@@ -9,6 +9,7 @@ from allocator.profiling.candidates import Candidates
 from allocator.profiling.context import ProfileSpec
 from allocator.profiling.profiler import ProfileProgress, ProfilingInputs
 from allocator.signals import find_signal
+from allocator.unquantized import Unquantized
 from quantizer.durable import PartStore
 from quantizer.running.structure import find_layers
 from service.request.request import RunRequest
@@ -81,8 +82,17 @@ class ProfileTask:
         return StageKey("profile", inputs)
 
 
-def measure_profile(context: RunContext, task: ProfileTask) -> Profile:
-    """Measure the effect of every layer and fidelity, or continue where this was interrupted."""
+def measure_profile(
+    context: RunContext, task: ProfileTask, unquantized: Unquantized | None = None
+) -> Profile:
+    """Measure the effect of every layer and fidelity, or continue where this was interrupted.
+
+    Args:
+        context: gives the model and the machine.
+        task: what is measured.
+        unquantized: what the checkpoint contains beside the layers; it becomes a part of the
+            profile, so that budgets of whole checkpoints can be resolved from it.
+    """
 
     def make(folder: Path, parts: PartStore) -> None:
         stored = quantize_layers(context, task.candidates)
@@ -110,4 +120,5 @@ def measure_profile(context: RunContext, task: ProfileTask) -> Profile:
         (folder / "profile.json").write_bytes(head)
         (folder / "profile.npz").write_bytes(arrays)
 
-    return read_profile(context.store.get(task.key(context), make))
+    profile = read_profile(context.store.get(task.key(context), make))
+    return replace(profile, unquantized=unquantized)

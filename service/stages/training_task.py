@@ -62,7 +62,7 @@ class TrainingTask:
     phases: tuple[Phase, ...]
 
     def key(self, context: RunContext) -> StageKey:
-        """Return what the trained checkpoint is stored under, which the comparison does not decide."""
+        """Return what the trained checkpoint is stored under; held-out windows do not matter."""
         inputs = {
             "model": context.model.sha256,
             "checkpoint": checkpoint_digest(self.checkpoint),
