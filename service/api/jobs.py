@@ -9,12 +9,13 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
-from service.api.backend import Backend, Here, MakesJobs, SeesJobs
+from service.api.access import JobReader, JobWriter
+from service.api.backend import Backend, BackendOfApp
 from service.api.job_wire import ForkIn, JobIn, JobOut, JobsOut, StageOut
 from service.api.problems import respond
 from service.api.wire import moment
 from service.errors import JobActive, RequestError
-from service.records.jobs import Job, Status
+from service.records.job import Job, Status
 from service.records.removal import remove_job
 from service.records.submission import PRIORITIES, Submission
 from service.request.confine import confine_model, confine_text
@@ -48,8 +49,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
     },
 )
 def submit(
-    backend: Here,
-    caller: MakesJobs,
+    backend: BackendOfApp,
+    caller: JobWriter,
     body: JobIn,
     response: Response,
     idempotency_key: Annotated[
@@ -66,7 +67,7 @@ def submit(
     options = body.options()
     _check(backend, options)
     if body.profile is not None:
-        backend.holdings.check(caller.tenant, body.profile)
+        backend.profile_owners.check(caller.tenant, body.profile)
     if dry_run:
         return _estimate(backend, options, body.profile)
     asked = Submission(
@@ -78,14 +79,14 @@ def submit(
         idempotency_key,
         body.profile,
     )
-    job, _ = backend.desk.submit(asked)
+    job, _ = backend.job_service.submit(asked)
     return _told(backend, job, response)
 
 
 @router.get("", operation_id="list_jobs")
 def list_jobs(
-    backend: Here,
-    caller: SeesJobs,
+    backend: BackendOfApp,
+    caller: JobReader,
     status: Status | None = None,
     label: Annotated[
         str | None,
@@ -100,8 +101,10 @@ def list_jobs(
     """List jobs, the newest first, in pages."""
     name, _, value = (label or "").partition(":")
     wanted = (name, value) if label is not None else None
-    page = backend.desk.page(caller.tenant, status=status, label=wanted, after=after, limit=limit)
-    labels = backend.desk.labels([job.id for job in page.rows])
+    page = backend.job_service.page(
+        caller.tenant, status=status, label=wanted, after=after, limit=limit
+    )
+    labels = backend.job_service.labels([job.id for job in page.rows])
     data = [job_out(job, labels[job.id]) for job in page.rows]
     ends = (data[0].id, data[-1].id) if data else (None, None)
     return JobsOut(data=data, has_more=page.has_more, first_id=ends[0], last_id=ends[1])
@@ -109,8 +112,8 @@ def list_jobs(
 
 @router.get("/{job_id}", operation_id="get_job", response_model=JobOut)
 async def get_job(
-    backend: Here,
-    caller: SeesJobs,
+    backend: BackendOfApp,
+    caller: JobReader,
     job_id: str,
     response: Response,
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
@@ -142,24 +145,24 @@ async def get_job(
 
 
 @router.post("/{job_id}/cancel", status_code=202, operation_id="cancel_job")
-def cancel(backend: Here, caller: MakesJobs, job_id: str, response: Response) -> JobOut:
+def cancel(backend: BackendOfApp, caller: JobWriter, job_id: str, response: Response) -> JobOut:
     """Cancel a job: at once if it is queued.
 
     If it runs, within seconds, and the device is free then.
     """
-    return _told(backend, backend.desk.cancel(caller.tenant, job_id), response)
+    return _told(backend, backend.job_service.cancel(caller.tenant, job_id), response)
 
 
 @router.post("/{job_id}/retry", status_code=202, operation_id="retry_job")
-def retry(backend: Here, caller: MakesJobs, job_id: str, response: Response) -> JobOut:
+def retry(backend: BackendOfApp, caller: JobWriter, job_id: str, response: Response) -> JobOut:
     """Try a job again that failed or was cancelled, from the stage that did not end."""
-    return _told(backend, backend.desk.retry(caller.tenant, job_id), response)
+    return _told(backend, backend.job_service.retry(caller.tenant, job_id), response)
 
 
 @router.post("/{job_id}/fork", status_code=202, operation_id="fork_job")
 def fork(
-    backend: Here,
-    caller: MakesJobs,
+    backend: BackendOfApp,
+    caller: JobWriter,
     job_id: str,
     body: ForkIn,
     response: Response,
@@ -184,20 +187,22 @@ def fork(
         kept = before.request
     options = RunOptions.model_validate(kept | changes | {"check_plans": 0})
     _check(backend, options)
-    labels = backend.desk.labels([before.id])[before.id] if body.labels is None else body.labels
+    labels = (
+        backend.job_service.labels([before.id])[before.id] if body.labels is None else body.labels
+    )
     asked = Submission(
         caller.tenant, options.model_dump(mode="json"), body.name or before.name, labels, body.priority, idempotency_key,
         before.profile, before.id, STAGES[1],
     )  # fmt: skip
-    job, _ = backend.desk.submit(asked)
+    job, _ = backend.job_service.submit(asked)
     return _told(backend, job, response)
 
 
 @router.delete("/{job_id}", status_code=204, operation_id="delete_job")
-def delete(backend: Here, caller: MakesJobs, job_id: str) -> None:
+def delete(backend: BackendOfApp, caller: JobWriter, job_id: str) -> None:
     """Delete a job that has ended, with its events, log and artifacts. Its profile stays."""
     job = backend.jobs.get(job_id, caller.tenant)
-    if not remove_job(backend.database, backend.client, backend.artifacts, job):
+    if not remove_job(backend.database, backend.engine, backend.artifacts, job):
         raise JobActive(f"job {job_id} is {job.status}; cancel it first")
 
 
@@ -230,7 +235,7 @@ def _check(backend: Backend, options: RunOptions) -> None:
 
 
 def _estimate(backend: Backend, options: RunOptions, profile: str | None) -> Response:
-    answer = backend.client.call(
+    answer = backend.engine.call(
         ESTIMATE, {"request": options.model_dump(mode="json"), "profile": profile}, ESTIMATE_SECONDS
     )
     if "problem" in answer:
@@ -251,7 +256,7 @@ def _told(backend: Backend, job: Job, response: Response) -> JobOut:
         )
         for row in backend.jobs.stages(job.id)
     ]
-    return job_out(job, backend.desk.labels([job.id])[job.id], stages)
+    return job_out(job, backend.job_service.labels([job.id])[job.id], stages)
 
 
 def _headers(job: Job) -> dict[str, str]:

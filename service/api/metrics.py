@@ -13,8 +13,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from service.records.database import deliveries, jobs, stage_runs
-from service.records.jobs import Status
+from service.records.job import Status
+from service.records.tables import deliveries, jobs, stage_runs
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 

@@ -17,7 +17,8 @@ from allocator.errors import AllocatorError
 from allocator.profile import Profile
 from quantizer.plans.plan import Plan
 from service.api import problems
-from service.api.backend import Here, MakesProfiles, SeesProfiles, Solves
+from service.api.access import ProfileReader, ProfileWriter, Solver
+from service.api.backend import BackendOfApp
 from service.api.downloads import FOREVER, download
 from service.api.wire import (
     AllocationOut,
@@ -36,7 +37,7 @@ from service.errors import BodyTooLarge
 from service.problems import problem_of
 from service.report.frontier_table import FrontierTable, frontier_span
 
-MOST_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
 """Largest file of a profile that is taken."""
 
 router = APIRouter(prefix="/v1", tags=["profiles"])
@@ -44,32 +45,36 @@ router = APIRouter(prefix="/v1", tags=["profiles"])
 
 @router.post("/profiles", status_code=201, operation_id="import_profile")
 def import_profile(
-    backend: Here, caller: MakesProfiles, response: Response, head: UploadFile, arrays: UploadFile
+    backend: BackendOfApp,
+    caller: ProfileWriter,
+    response: Response,
+    head: UploadFile,
+    arrays: UploadFile,
 ) -> ProfileOut:
     """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
     digest, new = backend.profiles.add(_bounded(head), _bounded(arrays))
-    backend.holdings.add(caller.tenant, digest)
+    backend.profile_owners.add(caller.tenant, digest)
     response.headers["Location"] = f"/v1/profiles/{digest}"
     response.status_code = 201 if new else 200
     return _summary(digest, backend.profiles.get(digest))
 
 
 @router.get("/profiles", operation_id="list_profiles")
-def list_profiles(backend: Here, caller: SeesProfiles) -> ProfilesOut:
+def list_profiles(backend: BackendOfApp, caller: ProfileReader) -> ProfilesOut:
     """List the digests of all profiles."""
-    return ProfilesOut(data=backend.holdings.all(caller.tenant))
+    return ProfilesOut(data=backend.profile_owners.all(caller.tenant))
 
 
 @router.get("/profiles/{digest}", operation_id="get_profile", response_model=ProfileOut)
 def get_profile(
-    backend: Here,
-    caller: SeesProfiles,
+    backend: BackendOfApp,
+    caller: ProfileReader,
     digest: str,
     response: Response,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> ProfileOut | Response:
     """Describe a profile; it never changes, so its digest is its entity tag."""
-    backend.holdings.check(caller.tenant, digest)
+    backend.profile_owners.check(caller.tenant, digest)
     headers = {"ETag": f'"{digest}"', "Cache-Control": FOREVER}
     if if_none_match is not None and headers["ETag"] in if_none_match:
         return Response(status_code=304, headers=headers)
@@ -81,18 +86,18 @@ def get_profile(
     "/profiles/{digest}/{name}", operation_id="export_profile", response_class=StreamingResponse
 )
 def export_profile(
-    backend: Here, caller: SeesProfiles, digest: str, name: str, request: Request
+    backend: BackendOfApp, caller: ProfileReader, digest: str, name: str, request: Request
 ) -> Response:
     """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
-    backend.holdings.check(caller.tenant, digest)
+    backend.profile_owners.check(caller.tenant, digest)
     place, artifact = backend.profiles.find(digest, name)
     return download(backend.artifacts, place, artifact, request)
 
 
 @router.delete("/profiles/{digest}", status_code=204, operation_id="delete_profile")
-def delete_profile(backend: Here, caller: MakesProfiles, digest: str) -> None:
+def delete_profile(backend: BackendOfApp, caller: ProfileWriter, digest: str) -> None:
     """Delete a profile. Jobs that used it keep their results."""
-    if backend.holdings.drop(caller.tenant, digest):
+    if backend.profile_owners.remove(caller.tenant, digest):
         backend.profiles.remove(digest)
 
 
@@ -107,7 +112,7 @@ def delete_profile(backend: Here, caller: MakesProfiles, digest: str) -> None:
     },
 )
 def ask(
-    backend: Here, caller: Solves, digest: str, body: AllocationsIn, response: Response
+    backend: BackendOfApp, caller: Solver, digest: str, body: AllocationsIn, response: Response
 ) -> AllocationsOut | Response:
     """Answer budget what-ifs, in milliseconds.
 
@@ -116,7 +121,7 @@ def ask(
     A question without a plan has a problem in its place; where none has a plan, the problem of the
     first is the answer.
     """
-    backend.holdings.check(caller.tenant, digest)
+    backend.profile_owners.check(caller.tenant, digest)
     start, answers = time.perf_counter(), []
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ready = time.perf_counter()
@@ -138,9 +143,11 @@ def ask(
 
 
 @router.post("/profiles/{digest}/frontier", operation_id="frontier")
-def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -> dict[str, Any]:
+def get_frontier(
+    backend: BackendOfApp, caller: Solver, digest: str, body: FrontierIn
+) -> dict[str, Any]:
     """Return what every budget buys: plans by size, the convex hull and the knees marked."""
-    backend.holdings.check(caller.tenant, digest)
+    backend.profile_owners.check(caller.tenant, digest)
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ends = [
             None
@@ -153,12 +160,12 @@ def get_frontier(backend: Here, caller: Solves, digest: str, body: FrontierIn) -
 
 
 @router.post("/profiles/{digest}/plan-checks", operation_id="check_plan")
-def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dict[str, Any]:
+def check_plan(backend: BackendOfApp, caller: Solver, digest: str, body: CheckIn) -> dict[str, Any]:
     """Price a plan, such as one that a person edited.
 
     Bytes, predicted loss, and the ties, rules and limits that it breaks.
     """
-    backend.holdings.check(caller.tenant, digest)
+    backend.profile_owners.check(caller.tenant, digest)
     plan = Plan.from_json(body.plan)
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         most = (
@@ -170,10 +177,10 @@ def check_plan(backend: Here, caller: Solves, digest: str, body: CheckIn) -> dic
 
 
 @router.post("/plan-diffs", operation_id="diff_plans")
-def diff_plans(backend: Here, caller: Solves, body: DiffIn) -> dict[str, Any]:
+def diff_plans(backend: BackendOfApp, caller: Solver, body: DiffIn) -> dict[str, Any]:
     """Compare two plans of one model; with a profile, their predicted losses too."""
     if body.profile is not None:
-        backend.holdings.check(caller.tenant, body.profile)
+        backend.profile_owners.check(caller.tenant, body.profile)
     profile = None if body.profile is None else backend.profiles.get(body.profile)
     return compare_plans(
         Plan.from_json(body.before).without_embeddings,
@@ -214,7 +221,7 @@ def _summary(digest: str, profile: Profile) -> ProfileOut:
 
 
 def _bounded(upload: UploadFile) -> bytes:
-    data = upload.file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise BodyTooLarge(f"a file of a profile has more than {MOST_BYTES} bytes")
+    data = upload.file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BodyTooLarge(f"a file of a profile has more than {MAX_FILE_BYTES} bytes")
     return data

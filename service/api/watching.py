@@ -10,12 +10,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from service.api.backend import Backend, Here, SeesJobs
+from service.api.access import JobReader
+from service.api.backend import Backend, BackendOfApp
 from service.api.downloads import archive, download
 from service.api.job_wire import ArtifactOut, ArtifactsOut, EventOut, EventsOut
 from service.api.wire import moment
 from service.errors import ArtifactUnknown
-from service.records.jobs import Event, Job, Status
+from service.records.job import Event, Job, Status
 from service.request.stage_names import result_place
 
 KEEP_ALIVE_SECONDS = 15
@@ -33,8 +34,8 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["jobs"])
     responses={200: {"content": {_STREAM: {"schema": {"type": "string"}}}}},
 )
 async def get_events(
-    backend: Here,
-    caller: SeesJobs,
+    backend: BackendOfApp,
+    caller: JobReader,
     job_id: str,
     accept: Annotated[str, Header()] = "application/json",
     last_event_id: Annotated[str | None, Header(pattern=r"^\d{1,9}$")] = None,
@@ -101,8 +102,8 @@ def _message(event: Event) -> str:
 
 @router.get("/logs", operation_id="get_log", response_class=StreamingResponse)
 def get_log(
-    backend: Here,
-    caller: SeesJobs,
+    backend: BackendOfApp,
+    caller: JobReader,
     job_id: str,
     after: Annotated[
         int, Query(ge=0, le=2**62, description="Number of the last line that was seen.")
@@ -129,7 +130,7 @@ def get_log(
 
 
 @router.get("/artifacts", operation_id="list_artifacts")
-def list_artifacts(backend: Here, caller: SeesJobs, job_id: str) -> ArtifactsOut:
+def list_artifacts(backend: BackendOfApp, caller: JobReader, job_id: str) -> ArtifactsOut:
     """List the files that a job made, with checksums; there are none before it has succeeded."""
     job = backend.jobs.get(job_id, caller.tenant)
     found = backend.artifacts.list(result_place(job.id)) if job.status is Status.SUCCEEDED else ()
@@ -144,7 +145,7 @@ def list_artifacts(backend: Here, caller: SeesJobs, job_id: str) -> ArtifactsOut
 
 
 @router.get("/archive", operation_id="get_archive", response_class=StreamingResponse)
-def get_archive(backend: Here, caller: SeesJobs, job_id: str) -> Response:
+def get_archive(backend: BackendOfApp, caller: JobReader, job_id: str) -> Response:
     """Return all files that a job made as one tar archive, in a folder named by the job."""
     place = _place(backend, caller.tenant, job_id)
     return archive(backend.artifacts, place, backend.artifacts.list(place), job_id)
@@ -152,8 +153,8 @@ def get_archive(backend: Here, caller: SeesJobs, job_id: str) -> Response:
 
 @router.get("/artifacts/{name:path}", operation_id="get_artifact", response_class=StreamingResponse)
 def get_artifact(
-    backend: Here,
-    caller: SeesJobs,
+    backend: BackendOfApp,
+    caller: JobReader,
     job_id: str,
     name: str,
     request: Request,

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from service.api.backend import HasWebhooks, Here
+from service.api.access import WebhookWriter
+from service.api.backend import BackendOfApp
 from service.api.wire import moment
-from service.records.outbox import Webhook
+from service.records.webhook_store import Webhook
 from service.validation import Checked, option
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
@@ -81,50 +82,50 @@ class DeliveriesOut(BaseModel):
 
 
 @router.post("", status_code=201, operation_id="register_webhook")
-def register(backend: Here, caller: HasWebhooks, body: WebhookIn) -> WebhookOut:
+def register(backend: BackendOfApp, caller: WebhookWriter, body: WebhookIn) -> WebhookOut:
     """Register a webhook. Its secret checks signatures (Standard Webhooks).
 
     It is not shown again.
     """
-    webhook = backend.outbox.add(caller.tenant, body.url, body.events)
+    webhook = backend.webhooks.add(caller.tenant, body.url, body.events)
     return _out(webhook, secret=webhook.secret)
 
 
 @router.get("", operation_id="list_webhooks")
-def list_webhooks(backend: Here, caller: HasWebhooks) -> WebhooksOut:
+def list_webhooks(backend: BackendOfApp, caller: WebhookWriter) -> WebhooksOut:
     """List all webhooks."""
-    return WebhooksOut(data=[_out(webhook) for webhook in backend.outbox.all(caller.tenant)])
+    return WebhooksOut(data=[_out(webhook) for webhook in backend.webhooks.all(caller.tenant)])
 
 
 @router.get("/{webhook_id}", operation_id="get_webhook")
-def get_webhook(backend: Here, caller: HasWebhooks, webhook_id: str) -> WebhookOut:
+def get_webhook(backend: BackendOfApp, caller: WebhookWriter, webhook_id: str) -> WebhookOut:
     """Describe a webhook."""
-    return _out(backend.outbox.get(caller.tenant, webhook_id))
+    return _out(backend.webhooks.get(caller.tenant, webhook_id))
 
 
 @router.delete("/{webhook_id}", status_code=204, operation_id="remove_webhook")
-def remove(backend: Here, caller: HasWebhooks, webhook_id: str) -> None:
+def remove(backend: BackendOfApp, caller: WebhookWriter, webhook_id: str) -> None:
     """Remove a webhook; messages to it that were not sent yet are dropped."""
-    backend.outbox.remove(caller.tenant, webhook_id)
+    backend.webhooks.remove(caller.tenant, webhook_id)
 
 
 @router.post("/{webhook_id}/test", status_code=202, operation_id="test_webhook")
-def test(backend: Here, caller: HasWebhooks, webhook_id: str) -> dict[str, str]:
+def test(backend: BackendOfApp, caller: WebhookWriter, webhook_id: str) -> dict[str, str]:
     """Send a message of type `test`; its delivery tells how it went."""
-    return {"delivery": backend.outbox.test(caller.tenant, webhook_id)}
+    webhook = backend.webhooks.get(caller.tenant, webhook_id)
+    return {"delivery": backend.outbox.add_test(webhook)}
 
 
 @router.get("/{webhook_id}/deliveries", operation_id="list_deliveries")
 def list_deliveries(
-    backend: Here,
-    caller: HasWebhooks,
+    backend: BackendOfApp,
+    caller: WebhookWriter,
     webhook_id: str,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> DeliveriesOut:
     """List the newest messages to a webhook."""
-    return DeliveriesOut(
-        data=[_delivery(row) for row in backend.outbox.deliveries(caller.tenant, webhook_id, limit)]
-    )
+    webhook = backend.webhooks.get(caller.tenant, webhook_id)
+    return DeliveriesOut(data=[_delivery(row) for row in backend.outbox.newest(webhook, limit)])
 
 
 def _out(webhook: Webhook, secret: str | None = None) -> WebhookOut:

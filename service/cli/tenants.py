@@ -10,10 +10,11 @@ from sqlalchemy import Engine
 
 from service.cli.console import out, print_json, print_pairs
 from service.cli.parameters import AsJson, Data
+from service.records.api_keys import ApiKeys
 from service.records.database import connect, is_current
 from service.records.engine import bring_up_to_date
-from service.records.identity import SCOPES, Keys
-from service.records.submission import Quota, set_quota
+from service.records.identity import SCOPES
+from service.records.quota import Quota, set_quota
 from service.settings import ServiceSettings, default_data
 
 DATA = default_data()
@@ -69,7 +70,7 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Create an API key and print it. It is not stored and cannot be shown again."""
-    info, key = Keys(_database(data)).create(tenant, name, scope or list(SCOPES), days)
+    info, key = ApiKeys(_database(data)).create(tenant, name, scope or list(SCOPES), days)
     row = {"id": info.id, "tenant": tenant, "scopes": list(info.scopes), "key": key}
     print_pairs(row, as_json=as_json)
 
@@ -77,7 +78,7 @@ def create_key(
 @keys.command(name="list")
 def list_keys(*, data: Data = DATA, as_json: AsJson = False) -> None:
     """List the keys. Only their hashes are stored, so the keys themselves are not shown."""
-    found = Keys(_database(data)).all()
+    found = ApiKeys(_database(data)).all()
     now = time.time()
     over = {
         info.id for info in found if info.revoked_at is not None or (info.expires_at or now) < now
@@ -96,7 +97,7 @@ def revoke_key(
     key: Annotated[str, Parameter(help="Id of the key.")], /, *, data: Data = DATA
 ) -> None:
     """Revoke a key, for good."""
-    Keys(_database(data)).revoke(key)
+    ApiKeys(_database(data)).revoke(key)
 
 
 def _database(data: Path) -> Engine:

@@ -1,9 +1,13 @@
 """The durable engine: DBOS, and the only module that knows it.
 
-A job is a workflow that runs its stages one after the other. DBOS journals which stages are
-finished; a workflow whose worker died is queued again, and goes on with the stage that was not
-finished. So a stage may start more than once, but is never repeated once its end is on record. What
-a stage does, and what a job is, is told elsewhere (`service.worker.work`, `service.records.jobs`).
+A job is a workflow that runs its stages one after the other. DBOS journals which stages have
+finished. A workflow whose worker died is queued again and goes on with the stage that had not
+finished. So a stage may start more than once, but is never repeated once its end is journaled. What
+a stage does, and what a job is, is defined elsewhere (`service.worker.stage_executor`,
+`service.records.job`).
+
+Names of workflows and steps, their arguments and results, and `_VERSION` are part of the journal:
+workflows of an earlier release go on only if these stay as they are.
 """
 
 import logging
@@ -26,34 +30,35 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from service.errors import Unavailable
 from service.records.database import migrate
 
-JOBS, QUICK = "jobs", "quick"
-"""Queues: jobs wait for a device; what is quick does not."""
+JOBS = "jobs"
+QUICK = "quick"
+"""Queues: jobs wait for a device; quick calls do not."""
 
-_APPLICATION, _SCHEMA = "bitwright", "1"
-"""The version that is on record with each workflow.
+_APPLICATION = "bitwright"
+_VERSION = "1"
+"""Recorded with each workflow; workflows of another version are not run.
 
-Workflows of another are not taken up, so it stays until they change shape.
+It changes when workflows change in shape.
 """
 
-_JOB, _CALL = "job", "call"
-_GOES_ON = (
+_JOB = "job"
+_CALL = "call"
+_UNFINISHED = (
     WorkflowStatusString.PENDING.value,
     WorkflowStatusString.ENQUEUED.value,
     WorkflowStatusString.DELAYED.value,
 )
-_NEVER_GIVE_UP = 1_000_000
-"""A workflow is taken up again after each crash.
-
-Whether that goes on too long is for a person to decide, who can cancel.
-"""
+_MAX_RECOVERIES = 1_000_000
+"""A workflow is run again after each crash. A person who finds it hopeless can cancel the job."""
 
 _POLL_SECONDS = 0.5
+_CALL_POLL_SECONDS = 0.1
 
 log = logging.getLogger("bitwright.engine")
 
 
-class Working(Protocol):
-    """What the engine calls."""
+class Steps(Protocol):
+    """What the engine calls to do the work of a worker."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -61,43 +66,48 @@ class Working(Protocol):
         ...
 
     def stage(self, job_id: str, attempt: int, stage: str) -> Mapping[str, Any]:
-        """Do one stage and return what is to be on record.
+        """Run one stage and return what is journaled.
 
-        `{"goes_on": bool}` says whether the next stage follows.
+        `goes_on`, a bool in it, says whether the next stage follows.
         """
         ...
 
-    def end(self, job_id: str, attempt: int, found: Mapping[str, Any]) -> None:
-        """Put the job's end on record; `found` is what its last stage returned."""
+    def end(self, job_id: str, attempt: int, last: Mapping[str, Any]) -> None:
+        """Record the end of a job; `last` is what its last stage returned."""
         ...
 
     def call(self, what: str, document: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Do something quick for a client that waits, and return its answer or problem."""
+        """Do something quick for a client that waits, and return its outcome or problem."""
         ...
-
-
-def prepare(engine: sa.Engine) -> None:
-    """Bring DBOS's own tables up to date."""
-    DBOS.migrate(engine.url.render_as_string(hide_password=False))
 
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A workflow on record.
+    """A workflow in the journal.
 
     Attributes:
         id: its id.
-        worker: who has it; None while it waits.
-        goes_on: whether it waits or runs.
+        worker: who runs it; None while it is queued.
+        is_unfinished: whether it is queued or runs.
     """
 
     id: str
     worker: str | None
-    goes_on: bool
+    is_unfinished: bool
+
+    @classmethod
+    def of(cls, status: WorkflowStatus) -> "Workflow":
+        """Return the workflow that DBOS describes."""
+        return cls(status.workflow_id, status.executor_id, status.status in _UNFINISHED)
 
 
-class Client:
-    """What can be asked of the engine from any process."""
+def workflow_id(job_id: str, attempt: int) -> str:
+    """Return the id of the workflow that runs a job's attempt."""
+    return f"{job_id}.{attempt}"
+
+
+class EngineClient:
+    """What any process can ask of the engine."""
 
     def __init__(self, engine: sa.Engine) -> None:
         """Use DBOS's tables behind `engine`; nothing is asked yet."""
@@ -117,11 +127,14 @@ class Client:
         first_stage: str | None,
         priority: int,
     ) -> None:
-        """Queue a job; see `service.records.submission.Enqueue`."""
+        """Queue a job; see `service.records.job_service.Enqueue`."""
         options: EnqueueOptions = {
-            "queue_name": JOBS, "workflow_name": _JOB, "workflow_id": workflow_id(job_id, attempt), "app_version": _SCHEMA,
+            "queue_name": JOBS,
+            "workflow_name": _JOB,
+            "workflow_id": workflow_id(job_id, attempt),
+            "app_version": _VERSION,
             "priority": priority,
-        }  # fmt: skip
+        }
         self._client.enqueue_in_transaction(connection, options, job_id, attempt, first_stage)
 
     def call(
@@ -133,73 +146,62 @@ class Client:
             Unavailable: no worker answered in time.
         """
         options: EnqueueOptions = {
-            "queue_name": QUICK, "workflow_name": _CALL, "app_version": _SCHEMA, "workflow_timeout": timeout_seconds
-        }  # fmt: skip
+            "queue_name": QUICK,
+            "workflow_name": _CALL,
+            "app_version": _VERSION,
+            "workflow_timeout": timeout_seconds,
+        }
         name = self._client.enqueue(options, what, dict(document)).get_workflow_id()
         end = time.monotonic() + timeout_seconds
         while time.monotonic() < end:
-            (found,) = self._client.list_workflows(workflow_ids=[name], load_input=False)
-            if found.status == WorkflowStatusString.SUCCESS.value:
+            (status,) = self._client.list_workflows(workflow_ids=[name], load_input=False)
+            if status.status == WorkflowStatusString.SUCCESS.value:
                 self._client.delete_workflow(name)
-                return dict(found.output or {})
-            time.sleep(_POLL_SECONDS / 5)
+                return dict(status.output or {})
+            time.sleep(_CALL_POLL_SECONDS)
         self._client.cancel_workflow(name)
         raise Unavailable(
-            f"no worker answered within {timeout_seconds:.0f} s; see that one runs, and try again"
+            f"no worker answered within {timeout_seconds:.0f} s; check that one runs, and try again"
         )
 
     def workflows(self, ids: Sequence[str]) -> dict[str, Workflow]:
-        """Return those of the named workflows that are on record."""
-        found = (
-            self._client.list_workflows(workflow_ids=list(ids), load_input=False, load_output=False)
-            if ids
-            else []
+        """Return those of the named workflows that are in the journal, by id."""
+        if not ids:
+            return {}
+        found = self._client.list_workflows(
+            workflow_ids=list(ids), load_input=False, load_output=False
         )
-        return {status.workflow_id: _workflow(status) for status in found}
+        return {status.workflow_id: Workflow.of(status) for status in found}
 
-    def held(self) -> list[Workflow]:
-        """Return the workflows that a worker has."""
-        pending = WorkflowStatusString.PENDING.value
-        return [
-            _workflow(status)
-            for status in self._client.list_workflows(
-                status=pending, load_input=False, load_output=False
-            )
-        ]
+    def running(self) -> list[Workflow]:
+        """Return the workflows that a worker runs, or ran when it died."""
+        found = self._client.list_workflows(
+            status=WorkflowStatusString.PENDING.value, load_input=False, load_output=False
+        )
+        return [Workflow.of(status) for status in found]
 
-    def release(self, workflow: Workflow) -> None:
-        """Queue a workflow again whose worker is gone; the caller must know that it is."""
-        (found,) = self._client.list_workflows(
+    def requeue(self, workflow: Workflow) -> None:
+        """Queue a workflow again whose worker is dead; the caller must be sure of that."""
+        (status,) = self._client.list_workflows(
             workflow_ids=[workflow.id], load_input=False, load_output=False
         )
-        if (
-            found.executor_id == workflow.worker
-            and found.status == WorkflowStatusString.PENDING.value
-        ):
-            self._client.resume_workflow(workflow.id, queue_name=found.queue_name)
+        is_running = status.status == WorkflowStatusString.PENDING.value
+        if is_running and status.executor_id == workflow.worker:
+            self._client.resume_workflow(workflow.id, queue_name=status.queue_name)
 
-    def forget(self, ids: Sequence[str]) -> None:
-        """Take workflows off the record."""
-        self._client.delete_workflows(
-            [name for name, found in self.workflows(ids).items() if not found.goes_on]
-        )
-
-
-def workflow_id(job_id: str, attempt: int) -> str:
-    """Return the id of the workflow that runs a job's attempt."""
-    return f"{job_id}.{attempt}"
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete those of the named workflows that have finished."""
+        finished = [
+            name for name, workflow in self.workflows(ids).items() if not workflow.is_unfinished
+        ]
+        self._client.delete_workflows(finished)
 
 
-def _workflow(status: WorkflowStatus) -> Workflow:
-    goes_on = status.status in _GOES_ON
-    return Workflow(status.workflow_id, status.executor_id, goes_on)
+def launch(engine: sa.Engine, worker: str, steps: Steps, slots: int) -> None:
+    """Run workflows in this process, under the name `worker`, until the process ends.
 
-
-def launch(engine: sa.Engine, worker: str, working: Working, slots: int) -> None:
-    """Take up workflows in this process, under the name `worker`, until the process ends.
-
-    Workflows that this worker had when it died are queued again. At most `slots` jobs run at once.
-    To stop, end the process: to the journal it makes no difference how.
+    Workflows that a worker of this name ran when it died are queued again. At most `slots` jobs run
+    at once. To stop, end the process; the journal makes no difference between a stop and a crash.
     """
     DBOS(
         config={
@@ -207,12 +209,12 @@ def launch(engine: sa.Engine, worker: str, working: Working, slots: int) -> None
             "system_database_url": engine.url.render_as_string(hide_password=False),
             "system_database_engine": engine,
             "executor_id": worker,
-            "application_version": _SCHEMA,
+            "application_version": _VERSION,
             "serializer": DBOSPortableJSONSerializer(),
             "log_level": "WARNING",
         }
     )
-    _register(working)
+    _register(steps)
     DBOS.launch()
     DBOS.register_queue(
         JOBS,
@@ -228,7 +230,7 @@ def launch(engine: sa.Engine, worker: str, working: Working, slots: int) -> None
     )
 
 
-def _register(working: Working) -> None:
+def _register(steps: Steps) -> None:
     """Register the workflows, and what they do at each step."""
 
     @DBOS.step(
@@ -239,28 +241,29 @@ def _register(working: Working) -> None:
         should_retry=_is_temporary,
     )
     def stage(job_id: str, attempt: int, name: str) -> dict[str, Any]:
-        return dict(working.stage(job_id, attempt, name))
+        return dict(steps.stage(job_id, attempt, name))
 
     @DBOS.step(name="end")
-    def end(job_id: str, attempt: int, found: dict[str, Any]) -> None:
-        working.end(job_id, attempt, found)
+    def end(job_id: str, attempt: int, last: dict[str, Any]) -> None:
+        steps.end(job_id, attempt, last)
 
     @DBOS.step(name="call")
     def do_call(what: str, document: dict[str, Any]) -> dict[str, Any]:
-        return dict(working.call(what, document))
+        return dict(steps.call(what, document))
 
-    @DBOS.workflow(name=_JOB, max_recovery_attempts=_NEVER_GIVE_UP)
+    @DBOS.workflow(name=_JOB, max_recovery_attempts=_MAX_RECOVERIES)
     def job(job_id: str, attempt: int, first_stage: str | None) -> None:
-        found: dict[str, Any] = {}
-        for name in working.stages[working.stages.index(first_stage or working.stages[0]) :]:
+        last: dict[str, Any] = {}
+        first = steps.stages.index(first_stage or steps.stages[0])
+        for name in steps.stages[first:]:
             try:
-                found = stage(job_id, attempt, name)
+                last = stage(job_id, attempt, name)
             except Exception as error:  # whatever it is, the job must end
                 log.exception("stage %s of job %s failed", name, job_id)
-                found = {"goes_on": False, "fault": f"{type(error).__name__}: {error}"[:500]}
-            if not found["goes_on"]:
+                last = {"goes_on": False, "fault": f"{type(error).__name__}: {error}"[:500]}
+            if not last["goes_on"]:
                 break
-        end(job_id, attempt, found)
+        end(job_id, attempt, last)
 
     @DBOS.workflow(name=_CALL, max_recovery_attempts=3)
     def call(what: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -271,17 +274,17 @@ def _is_temporary(error: BaseException) -> bool:
     return isinstance(error, Unavailable)
 
 
-def bring_up_to_date(database: sa.Engine) -> None:
-    """Make or update all tables.
+def bring_up_to_date(engine: sa.Engine) -> None:
+    """Create or update all tables: the service's, and those of DBOS.
 
     Raises:
         Unavailable: the database does not answer.
     """
     try:
-        migrate(database)
-        prepare(database)
+        migrate(engine)
+        DBOS.migrate(engine.url.render_as_string(hide_password=False))
     except (InterfaceError, OperationalError) as error:
         reason = str(error.orig).strip().splitlines()[0] if error.orig else type(error).__name__
         raise Unavailable(
-            f"the database does not answer: {reason}; see BITWRIGHT_DATABASE_URL"
+            f"the database does not answer: {reason}; check BITWRIGHT_DATABASE_URL"
         ) from error

@@ -1,28 +1,26 @@
-"""Webhooks: who wants to be told of what, and the deliveries that are due.
-
-Sent at least once, in order for each job.
-"""
+"""Deliveries of events to webhooks: sent at least once, and in order for each job."""
 
 import json
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-from service.errors import DeliveryFailed, TargetRefused, WebhookUnknown
+from service.errors import DeliveryFailed, TargetRefused
 from service.failpoint import failpoint
-from service.ids import is_id, new_id
-from service.records.database import deliveries, webhooks
+from service.ids import new_id
+from service.records.job import Event
+from service.records.tables import deliveries, webhooks
+from service.records.webhook_store import Webhook
+from service.timestamps import rfc3339
 from service.webhooks.sending import post
-from service.webhooks.signing import delay_before, new_secret, sign
-from service.webhooks.targets import check_target
+from service.webhooks.signing import delay_before, sign
 
-TYPES = (
+EVENT_TYPES = (
     "job.queued",
     "job.cancelling",
     "job.succeeded",
@@ -33,145 +31,76 @@ TYPES = (
 )
 """Events that can be delivered; progress is not among them."""
 
-PENDING, DELIVERED, GIVEN_UP = "pending", "delivered", "given_up"
-AT_ONCE = 8
+PENDING = "pending"
+DELIVERED = "delivered"
+GIVEN_UP = "given_up"
+
+SENT_AT_ONCE = 8
 LEASE_SECONDS = 60
-"""For how long a delivery is one worker's; after that it is due again."""
+"""How long a delivery belongs to the worker that claimed it; after that it is due again."""
 
-_OK, _REDIRECTED = 200, 300
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """Where a tenant wants events to be sent, and which."""
-
-    id: str
-    tenant: str
-    url: str
-    secret: str = field(repr=False)
-    events: tuple[str, ...]
-    created_at: float
+_MAX_DUE = 100
+_OK = 200
+_REDIRECTED = 300
 
 
-def leave_deliveries(
-    connection: sa.Connection,
-    tenant: str,
-    job_id: str | None,
-    seq: int,
-    event: str,
-    data: Mapping[str, Any],
-    at: float,
-) -> None:
-    """Leave an event for every webhook of a tenant that wants it, in the transaction that makes the event."""
-    if event not in TYPES:
+def add_deliveries(connection: sa.Connection, tenant: str, job_id: str, event: Event) -> None:
+    """Add a delivery of an event for every webhook of a tenant that subscribed to it.
+
+    It is part of the transaction that records the event.
+    """
+    if event.type not in EVENT_TYPES:
         return
     for row in connection.execute(sa.select(webhooks).where(webhooks.c.tenant == tenant)):
-        if event in row.events:
-            _leave(connection, row.id, job_id, seq, event, data, at)
+        if event.type in row.events:
+            _insert(connection, row.id, job_id, event)
 
 
-def _leave(
-    connection: sa.Connection,
-    webhook_id: str,
-    job_id: str | None,
-    seq: int,
-    event: str,
-    data: Mapping[str, Any],
-    at: float,
-) -> str:
-    timestamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    body = {"type": event, "timestamp": timestamp, "data": {"job": job_id, "seq": seq, **data}}
+def _insert(connection: sa.Connection, webhook_id: str, job_id: str | None, event: Event) -> str:
+    """Insert a delivery, and return its id."""
+    body = {
+        "type": event.type,
+        "timestamp": rfc3339(event.at),
+        "data": {"job": job_id, "seq": event.seq, **event.data},
+    }
+    delivery_id = new_id("msg")
     values = {
-        "id": new_id("msg"),
+        "id": delivery_id,
         "webhook_id": webhook_id,
         "job_id": job_id,
-        "seq": seq,
-        "type": event,
+        "seq": event.seq,
+        "type": event.type,
         "body": json.dumps(body),
+        "status": PENDING,
+        "attempts": 0,
+        "next_at": event.at,
     }
-    connection.execute(
-        sa.insert(deliveries).values(**values, status=PENDING, attempts=0, next_at=at)
-    )
-    return values["id"]  # type: ignore[return-value]
+    connection.execute(sa.insert(deliveries).values(**values))
+    return delivery_id
 
 
 class Outbox:
-    """Webhooks and their deliveries in the database."""
+    """Deliveries in the database."""
 
     def __init__(self, engine: sa.Engine, allowed: Sequence[str] = ()) -> None:
         """Use the tables behind `engine`.
 
-        `allowed` names private targets that may be reached, see `service.webhooks.sending`.
+        `allowed` names private targets, see `service.webhooks.targets.check_target`.
         """
-        self._engine, self._allowed = engine, tuple(allowed)
+        self._engine = engine
+        self._allowed = tuple(allowed)
 
-    def add(self, tenant: str, url: str, types: Sequence[str]) -> Webhook:
-        """Register a webhook.
-
-        Raises:
-            TargetRefused: its address is not one that is sent to.
-        """
-        check_target(url, self._allowed)
-        webhook = Webhook(new_id("wh"), tenant, url, new_secret(), tuple(types), time.time())
+    def add_test(self, webhook: Webhook) -> str:
+        """Add a delivery of type `test` to a webhook, and return its id."""
+        event = Event(0, time.time(), "test", {})
         with self._engine.begin() as connection:
-            values = {
-                "id": webhook.id,
-                "tenant": tenant,
-                "url": url,
-                "secret": webhook.secret,
-                "created_at": webhook.created_at,
-            }
-            connection.execute(sa.insert(webhooks).values(**values, events=list(types)))
-        return webhook
+            return _insert(connection, webhook.id, None, event)
 
-    def all(self, tenant: str) -> list[Webhook]:
-        """Return a tenant's webhooks, the oldest first."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(webhooks).where(webhooks.c.tenant == tenant).order_by(webhooks.c.id)
-            )
-            return [_webhook(row) for row in rows]
-
-    def get(self, tenant: str, webhook_id: str) -> Webhook:
-        """Return a webhook.
-
-        Raises:
-            WebhookUnknown: it is not there, or another tenant's.
-        """
-        row = None
-        if is_id(webhook_id):
-            with self._engine.connect() as connection:
-                mine = webhooks.c.tenant == tenant, webhooks.c.id == webhook_id
-                row = connection.execute(sa.select(webhooks).where(*mine)).one_or_none()
-        if row is None:
-            raise WebhookUnknown(
-                f"there is no webhook {webhook_id[:80]!r}; list them, or register one"
-            )
-        return _webhook(row)
-
-    def remove(self, tenant: str, webhook_id: str) -> None:
-        """Remove a webhook with its deliveries.
-
-        Raises:
-            WebhookUnknown: it is not there, or another tenant's.
-        """
-        self.get(tenant, webhook_id)
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(deliveries).where(deliveries.c.webhook_id == webhook_id))
-            connection.execute(sa.delete(webhooks).where(webhooks.c.id == webhook_id))
-
-    def test(self, tenant: str, webhook_id: str) -> str:
-        """Leave a delivery of type `test` for a webhook; return its id."""
-        self.get(tenant, webhook_id)
-        with self._engine.begin() as connection:
-            return _leave(connection, webhook_id, None, 0, "test", {}, time.time())
-
-    def deliveries(self, tenant: str, webhook_id: str, limit: int) -> list[dict[str, Any]]:
-        """Return a webhook's newest deliveries."""
-        self.get(tenant, webhook_id)
+    def newest(self, webhook: Webhook, limit: int) -> list[dict[str, Any]]:
+        """Return the newest deliveries to a webhook."""
         query = (
             sa.select(deliveries)
-            .where(deliveries.c.webhook_id == webhook_id)
+            .where(deliveries.c.webhook_id == webhook.id)
             .order_by(deliveries.c.id.desc())
             .limit(limit)
         )
@@ -179,71 +108,77 @@ class Outbox:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
 
     def send_due(self, now: float) -> int:
-        """Send what is due, each delivery once now; return how many were tried.
+        """Try each delivery that is due once, and return how many were tried.
 
-        A delivery waits for those of the same job and webhook before it. What fails is tried again
-        after a growing delay, for a day and more, and then given up.
+        A delivery waits for the earlier ones of the same job to the same webhook. A failed one is
+        tried again after a growing delay, for more than a day, and then given up.
         """
         earlier = deliveries.alias()
-        waits = sa.exists().where(
+        has_earlier = sa.exists().where(
             earlier.c.webhook_id == deliveries.c.webhook_id,
             earlier.c.job_id == deliveries.c.job_id,
             earlier.c.seq < deliveries.c.seq,
             earlier.c.status == PENDING,
         )
-        due = sa.select(deliveries).where(
-            deliveries.c.status == PENDING, deliveries.c.next_at <= now, ~waits
+        due = (
+            sa.select(deliveries)
+            .where(deliveries.c.status == PENDING, deliveries.c.next_at <= now, ~has_earlier)
+            .order_by(deliveries.c.next_at)
+            .limit(_MAX_DUE)
         )
         with self._engine.connect() as connection:
-            rows = list(connection.execute(due.order_by(deliveries.c.next_at).limit(100)))
+            rows = list(connection.execute(due))
         if not rows:
             return 0
-        with ThreadPoolExecutor(
-            AT_ONCE
-        ) as pool:  # one that answers slowly keeps none of the others waiting for long
-            return sum(pool.map(self._send, rows))
+        # in several threads, so that a slow receiver does not delay the others for long
+        with ThreadPoolExecutor(SENT_AT_ONCE) as pool:
+            return sum(pool.map(self._try, rows))
 
-    def forget(self, before: float) -> None:
-        """Remove deliveries that were sent or given up before a time."""
-        over = deliveries.c.status != PENDING, deliveries.c.next_at < before
+    def remove_before(self, time_before: float) -> None:
+        """Remove deliveries that were delivered or given up before a time."""
+        is_over = deliveries.c.status != PENDING, deliveries.c.next_at < time_before
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(deliveries).where(*over))
+            connection.execute(sa.delete(deliveries).where(*is_over))
 
-    def _send(self, row: Any) -> bool:
-        """Claim one delivery and try it; False where another worker has it."""
-        claim = sa.update(deliveries).where(
-            deliveries.c.id == row.id, deliveries.c.next_at == row.next_at
-        )
-        with self._engine.begin() as connection:
-            if not connection.execute(claim.values(next_at=time.time() + LEASE_SECONDS)).rowcount:
-                return False
-            hook = connection.execute(
-                sa.select(webhooks).where(webhooks.c.id == row.webhook_id)
-            ).one_or_none()
-        if hook is None:
+    def _try(self, row: Any) -> bool:
+        """Claim one delivery and try it; return False where another worker has it."""
+        webhook = self._claim(row)
+        if webhook is None:
             return False
-        body = row.body.encode()
         failpoint("webhook-before")
-        try:
-            headers = sign(hook.secret, row.id, datetime.now(UTC), body) | {
-                "content-type": "application/json"
-            }
-            status = post(hook.url, body, headers, self._allowed)
-            answer, sent = str(status), _OK <= status < _REDIRECTED
-        except (DeliveryFailed, TargetRefused) as error:
-            answer, sent = str(error)[:200], False
+        is_delivered, answer = self._send(webhook, row)
         failpoint("webhook-sent")
         delay = delay_before(row.attempts + 1, random.random)
-        values: dict[str, Any] = {"attempts": row.attempts + 1, "answer": answer}
-        values["status"] = DELIVERED if sent else PENDING if delay is not None else GIVEN_UP
+        undelivered = GIVEN_UP if delay is None else PENDING
+        values = {
+            "attempts": row.attempts + 1,
+            "answer": answer,
+            "status": DELIVERED if is_delivered else undelivered,
+            "next_at": time.time() + (delay or 0),
+        }
+        update = sa.update(deliveries).where(deliveries.c.id == row.id).values(**values)
         with self._engine.begin() as connection:
-            connection.execute(
-                sa.update(deliveries)
-                .where(deliveries.c.id == row.id)
-                .values(**values, next_at=time.time() + (delay or 0))
-            )
+            connection.execute(update)
         return True
 
+    def _claim(self, row: Any) -> Webhook | None:
+        """Return a delivery's webhook; None where another worker has the delivery."""
+        unclaimed = deliveries.c.id == row.id, deliveries.c.next_at == row.next_at
+        lease = sa.update(deliveries).where(*unclaimed)
+        query = sa.select(webhooks).where(webhooks.c.id == row.webhook_id)
+        with self._engine.begin() as connection:
+            if not connection.execute(lease.values(next_at=time.time() + LEASE_SECONDS)).rowcount:
+                return None
+            webhook = connection.execute(query).one_or_none()
+        return None if webhook is None else Webhook.of(webhook)
 
-def _webhook(row: Any) -> Webhook:
-    return Webhook(row.id, row.tenant, row.url, row.secret, tuple(row.events), row.created_at)
+    def _send(self, webhook: Webhook, row: Any) -> tuple[bool, str]:
+        """Send a delivery; return whether it was accepted, and the status or the error."""
+        body = row.body.encode()
+        try:
+            headers = sign(webhook.secret, row.id, datetime.now(UTC), body)
+            headers["content-type"] = "application/json"
+            status = post(webhook.url, body, headers, self._allowed)
+        except (DeliveryFailed, TargetRefused) as error:
+            return False, str(error)[:200]
+        return _OK <= status < _REDIRECTED, str(status)

@@ -1,4 +1,4 @@
-"""Which tenants hold which profiles. A profile that two of them measured is stored once."""
+"""Which tenants own which profiles. A profile that two tenants measured is stored once."""
 
 import time
 
@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from service.errors import ProfileUnknown
-from service.records.database import profiles
+from service.records.tables import profiles
 
 
-class Holdings:
+class ProfileOwners:
     """Profiles by tenant, in the database."""
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -17,9 +17,9 @@ class Holdings:
         self._engine = engine
 
     def add(self, tenant: str, digest: str) -> None:
-        """Note that a tenant holds a profile."""
+        """Make a tenant an owner of a profile."""
         with self._engine.begin() as connection:
-            hold(connection, tenant, digest)
+            add_owner(connection, tenant, digest)
 
     def all(self, tenant: str) -> list[str]:
         """Return the digests of a tenant's profiles, in order."""
@@ -32,39 +32,37 @@ class Holdings:
             return list(connection.execute(query).scalars())
 
     def check(self, tenant: str, digest: str) -> None:
-        """Refuse a profile that a tenant does not hold.
+        """Refuse a profile that a tenant does not own.
 
         Raises:
-            ProfileUnknown: it is not there, or another tenant's.
+            ProfileUnknown: it does not exist, or is another tenant's.
         """
+        owned = sa.select(profiles).where(profiles.c.tenant == tenant, profiles.c.digest == digest)
         with self._engine.connect() as connection:
-            held = sa.select(profiles).where(
-                profiles.c.tenant == tenant, profiles.c.digest == digest
-            )
-            if "\0" in digest or connection.execute(held).one_or_none() is None:
+            # PostgreSQL accepts no zero bytes
+            if "\0" in digest or connection.execute(owned).one_or_none() is None:
                 raise ProfileUnknown(
                     f"there is no profile {digest[:80]!r}; list them, or import one"
                 )
 
-    def drop(self, tenant: str, digest: str) -> bool:
-        """Let go of a profile; return whether nobody holds it any more.
+    def remove(self, tenant: str, digest: str) -> bool:
+        """End a tenant's ownership of a profile; return whether nobody owns it any more.
 
         Raises:
-            ProfileUnknown: it is not there, or another tenant's.
+            ProfileUnknown: it does not exist, or is another tenant's.
         """
         self.check(tenant, digest)
+        owned = profiles.c.tenant == tenant, profiles.c.digest == digest
+        others = sa.select(sa.func.count()).where(profiles.c.digest == digest)
         with self._engine.begin() as connection:
-            connection.execute(
-                sa.delete(profiles).where(profiles.c.tenant == tenant, profiles.c.digest == digest)
-            )
-            left = sa.select(sa.func.count()).where(profiles.c.digest == digest)
-            return connection.execute(left).scalar_one() == 0
+            connection.execute(sa.delete(profiles).where(*owned))
+            return connection.execute(others).scalar_one() == 0
 
 
-def hold(connection: sa.Connection, tenant: str, digest: str) -> None:
-    """Note in a transaction that a tenant holds a profile.
+def add_owner(connection: sa.Connection, tenant: str, digest: str) -> None:
+    """Make a tenant an owner of a profile, in a transaction of the caller's.
 
-    It may hold it already, or another may note so now.
+    It may be one already, or become one at the same time.
     """
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     row = insert(profiles).values(tenant=tenant, digest=digest, created_at=time.time())

@@ -4,7 +4,7 @@
 
 It reads the job's options from the artifact store and walks the pipeline up to its stage. Stages
 before it are stored already, so they are only read. It puts the results into the artifact store.
-Standard output has one JSON document a line, see `service.worker.runner.StageRunner`.
+Standard output has one JSON document a line, see `service.worker.stage_runner.StageRunner`.
 """
 
 import argparse

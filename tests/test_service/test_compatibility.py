@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
+from service.records.api_keys import ApiKeys
 from service.records.database import connect
-from service.records.identity import SCOPES, Keys
+from service.records.identity import SCOPES
 from tests.support.served import Served, served
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -209,6 +210,6 @@ def test_the_webhook_is_still_sent_to_and_signed_with_its_secret(upgraded: Upgra
 
 def test_an_api_key_is_still_valid(upgraded: Upgraded) -> None:
     engine = connect(f"sqlite:///{upgraded.folder / 'data' / 'bitwright.sqlite'}")
-    caller = Keys(engine).caller(EXPECTED["key"]["key"])
+    caller = ApiKeys(engine).caller(EXPECTED["key"]["key"])
     engine.dispose()
     assert (caller.tenant, caller.scopes) == (EXPECTED["key"]["tenant"], frozenset(SCOPES))

@@ -1,1 +1,1 @@
-"""Steps from one state of the database to the next."""
+"""Migrations of the database."""

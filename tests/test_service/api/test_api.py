@@ -268,9 +268,10 @@ def test_pages_of_other_sites_and_other_names_are_not_served(client: TestClient)
 
 
 def test_bodies_are_limited_whether_or_not_they_say_their_size(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "MOST_JSON_BYTES", 1000)
+    monkeypatch.setattr(application, "MAX_JSON_BYTES", 1000)
+    client = TestClient(create_app(backend_in(tmp_path)), base_url="http://localhost")
     said = client.post("/v1/plan-diffs", content=b"x" * 2000)
     unsaid = client.post("/v1/plan-diffs", content=(b"x" * 100 for _ in range(20)))
     for answer in (said, unsaid):

@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
-from service.records.jobs import Status
+from service.records.job import Status
 from service.records.submission import Submission
 from tests.support.paths import ROOT
 from tests.support.served import SMALL_JOB, Served, backend_in
@@ -59,15 +59,15 @@ def known(
     )
     backend = backend_in(folder, active_jobs=200, webhook_targets=("192.0.2.0/24",), **settings)
     digest, _ = backend.profiles.add(*make_profile(4).dumps())
-    backend.holdings.add("local", digest)
-    job, _ = backend.desk.submit(
+    backend.profile_owners.add("local", digest)
+    job, _ = backend.job_service.submit(
         Submission("local", {"model": "model", "budget": "4bpw"}, profile=digest)
     )
-    backend.jobs.begin_stage(job.id, 1, "deliver", "w")
+    backend.jobs.start_stage(job.id, 1, "deliver", "w")
     backend.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     backend.jobs.end(job.id, 1, Status.SUCCEEDED, result={})
     app = create_app(backend)
-    webhook = backend.outbox.add("local", "https://192.0.2.1/x", ["job.failed"])
+    webhook = backend.webhooks.add("local", "https://192.0.2.1/x", ["job.failed"])
     ids = {"job_id": job.id, "digest": digest, "name": "plan.json", "webhook_id": webhook.id}
     return {"app": app, "examples": examples, **ids}
 

@@ -13,10 +13,13 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from service.errors import RequestError
-from service.records.database import connect, is_current, metadata, migrate
-from service.records.engine import Client
-from service.records.jobs import JobStore
-from service.records.submission import Desk, Quota, Submission
+from service.records.database import connect, is_current, migrate
+from service.records.engine import EngineClient
+from service.records.job_service import JobService
+from service.records.job_store import JobStore
+from service.records.quota import Quota
+from service.records.submission import Submission
+from service.records.tables import metadata
 from tests.support.commands import bitwright
 
 
@@ -65,8 +68,8 @@ def test_other_databases_are_refused_without_repeating_a_password(url: str) -> N
 
 
 def test_what_the_engine_stores_is_json_and_never_pickled(database: sa.Engine) -> None:
-    desk = Desk(JobStore(database), Client(database).enqueue, Quota())
-    job, _ = desk.submit(Submission("someone", {"model": "m", "budget": "3bpw"}))
+    job_service = JobService(JobStore(database), EngineClient(database).enqueue, Quota())
+    job, _ = job_service.submit(Submission("someone", {"model": "m", "budget": "3bpw"}))
     schema = "" if database.dialect.name == "sqlite" else "dbos."
     with database.connect() as connection:
         (row,) = connection.execute(sa.text(f"SELECT * FROM {schema}workflow_status"))  # noqa: S608

@@ -18,8 +18,9 @@ from starlette.testclient import TestClient
 from service.api.app import create_app
 from service.api.backend import Backend
 from service.errors import RequestError
-from service.records.identity import SCOPES, Tokens
-from service.records.jobs import Status
+from service.records.identity import SCOPES
+from service.records.job import Status
+from service.records.oidc_tokens import OidcTokens
 from service.records.submission import Submission
 from tests.support.commands import bitwright, bitwright_json
 from tests.support.served import SMALL_JOB, backend_in, served
@@ -73,17 +74,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     client = TestClient(
         create_app(backend), base_url="http://localhost", raise_server_exceptions=False
     )
-    _, mine = backend.keys.create("me", "all", list(SCOPES))
-    _, theirs = backend.keys.create("they", "all", list(SCOPES))
+    _, mine = backend.api_keys.create("me", "all", list(SCOPES))
+    _, theirs = backend.api_keys.create("they", "all", list(SCOPES))
     digest, _ = backend.profiles.add(*make_profile(4).dumps())
-    backend.holdings.add("me", digest)
-    job, _ = backend.desk.submit(
+    backend.profile_owners.add("me", digest)
+    job, _ = backend.job_service.submit(
         Submission("me", {"model": "model", "budget": "4bpw"}, profile=digest)
     )
-    backend.jobs.begin_stage(job.id, 1, "deliver", "w")
+    backend.jobs.start_stage(job.id, 1, "deliver", "w")
     backend.artifacts.put(f"jobs/{job.id}", {"plan.json": b"{}"})
     backend.jobs.end(job.id, 1, Status.SUCCEEDED, result={})
-    webhook = backend.outbox.add("me", "https://192.0.2.1/x", ["job.succeeded"])
+    webhook = backend.webhooks.add("me", "https://192.0.2.1/x", ["job.succeeded"])
     ids = {"job_id": job.id, "digest": digest, "name": "profile.json", "webhook_id": webhook.id}
     return World(backend, client, bearer(mine), bearer(theirs), ids)
 
@@ -134,7 +135,7 @@ def test_a_route_is_closed_to_those_without_key_scope_or_tenancy(
             "urn:bitwright:problem:no-credentials",
         )
         assert nobody.headers["www-authenticate"] == "Bearer"
-    _, others = world.backend.keys.create(
+    _, others = world.backend.api_keys.create(
         "me", "others", [other for other in SCOPES if other != scope]
     )
     without = world.call(method, path, bearer(others))
@@ -161,17 +162,17 @@ def test_what_is_mine_is_open_to_me(world: World) -> None:
 
 
 def test_keys_are_stored_as_hashes_expire_and_are_revoked(world: World) -> None:
-    info, key = world.backend.keys.create("me", "short", ["jobs:read"], days=1e-9)
+    info, key = world.backend.api_keys.create("me", "short", ["jobs:read"], days=1e-9)
     time.sleep(0.01)
     assert world.client.get("/v1/jobs", headers=bearer(key)).status_code == 401
-    info, key = world.backend.keys.create("me", "soon revoked", ["jobs:read"])
+    info, key = world.backend.api_keys.create("me", "soon revoked", ["jobs:read"])
     assert world.client.get("/v1/jobs", headers=bearer(key)).status_code == 200
-    world.backend.keys.revoke(info.id)
+    world.backend.api_keys.revoke(info.id)
     assert world.client.get("/v1/jobs", headers=bearer(key)).status_code == 401
     files = list(world.backend.settings.data.glob("bitwright.sqlite*"))
     assert not any(key.removeprefix("bw_").encode() in path.read_bytes() for path in files)
     with pytest.raises(RequestError, match="scope"):
-        world.backend.keys.create("me", "x", ["everything"])
+        world.backend.api_keys.create("me", "x", ["everything"])
 
 
 def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
@@ -302,13 +303,13 @@ def test_tokens_of_the_provider_are_taken_and_no_others(provider: Provider, tmp_
     assert status(jwt.encode(claims, stranger, "RS256", headers={"kid": "1"})) == 401
     assert status(jwt.encode(claims, None, "none")) == 401
     assert status(jwt.encode(claims, "x" * 32, "HS256", headers={"kid": "1"})) == 401
-    job, _ = backend.desk.submit(Submission("a team", {"model": "m", "budget": "3bpw"}))
+    job, _ = backend.job_service.submit(Submission("a team", {"model": "m", "budget": "3bpw"}))
     assert status(provider.token(tenant="a team"), f"/v1/jobs/{job.id}") == 200
     assert status(provider.token(tenant="another"), f"/v1/jobs/{job.id}") == 404
 
 
 def test_a_provider_needs_an_audience_and_https() -> None:
     with pytest.raises(RequestError, match="AUDIENCE"):
-        Tokens("https://example.com", None)
+        OidcTokens("https://example.com", None)
     with pytest.raises(RequestError, match="https"):
-        Tokens("http://example.com", "bitwright")
+        OidcTokens("http://example.com", "bitwright")

@@ -23,9 +23,12 @@ from hypothesis.stateful import (
 
 from service.errors import JobActive, JobEnded, JobUnknown, KeyReused, QuotaExceeded
 from service.records.database import connect
-from service.records.engine import Client, workflow_id
-from service.records.jobs import Job, JobStore, Status
-from service.records.submission import Desk, Quota, Submission, set_quota
+from service.records.engine import EngineClient, workflow_id
+from service.records.job import Job, Status
+from service.records.job_service import JobService
+from service.records.job_store import JobStore
+from service.records.quota import Quota, set_quota
+from service.records.submission import Submission
 
 ME, OTHER = "me", "another"
 
@@ -36,8 +39,8 @@ def store(database: sa.Engine) -> JobStore:
 
 
 @pytest.fixture
-def desk(store: JobStore) -> Desk:
-    return Desk(store, Client(store.engine).enqueue, Quota())
+def job_service(store: JobStore) -> JobService:
+    return JobService(store, EngineClient(store.engine).enqueue, Quota())
 
 
 def ask(budget: str = "3bpw", **more: Any) -> Submission:
@@ -45,54 +48,62 @@ def ask(budget: str = "3bpw", **more: Any) -> Submission:
 
 
 def test_a_job_is_on_record_with_its_event_and_its_workflow_or_not_at_all(
-    store: JobStore, desk: Desk
+    store: JobStore, job_service: JobService
 ) -> None:
-    job, new = desk.submit(ask(name="first"))
+    job, new = job_service.submit(ask(name="first"))
     assert new
     assert store.get(job.id) == job
     assert (job.status, job.version, job.attempt) == (Status.QUEUED, 1, 1)
     assert [(event.seq, event.type) for event in store.events(job.id, 0, 10)] == [(1, "job.queued")]
-    assert workflow_id(job.id, 1) in Client(store.engine).workflows([workflow_id(job.id, 1)])
+    assert workflow_id(job.id, 1) in EngineClient(store.engine).workflows([workflow_id(job.id, 1)])
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("the engine is broken")
 
     with pytest.raises(RuntimeError):
-        Desk(store, refuse, Quota()).submit(ask())
+        JobService(store, refuse, Quota()).submit(ask())
     assert [
-        row.id for row in desk.page(ME, status=None, label=None, after=None, limit=10).rows
+        row.id for row in job_service.page(ME, status=None, label=None, after=None, limit=10).rows
     ] == [job.id]
 
 
-def test_one_key_makes_one_job_however_many_submit_at_once(store: JobStore, desk: Desk) -> None:
+def test_one_key_makes_one_job_however_many_submit_at_once(
+    store: JobStore, job_service: JobService
+) -> None:
     with ThreadPoolExecutor(20) as pool:
-        found = list(pool.map(lambda _: desk.submit(ask(key="once")), range(60)))
+        found = list(pool.map(lambda _: job_service.submit(ask(key="once")), range(60)))
     assert len({job.id for job, _ in found}) == 1
     assert sum(new for _, new in found) == 1
-    assert len(desk.page(ME, status=None, label=None, after=None, limit=10).rows) == 1
+    assert len(job_service.page(ME, status=None, label=None, after=None, limit=10).rows) == 1
     with pytest.raises(KeyReused, match="another body"):
-        desk.submit(ask("4bpw", key="once"))
-    theirs, new = desk.submit(Submission(OTHER, {"model": "m", "budget": "3bpw"}, key="once"))
+        job_service.submit(ask("4bpw", key="once"))
+    theirs, new = job_service.submit(
+        Submission(OTHER, {"model": "m", "budget": "3bpw"}, key="once")
+    )
     assert new
     assert theirs.id != found[0][0].id
     assert store.get(theirs.id).tenant == OTHER
 
 
-def test_other_tenants_jobs_are_as_if_they_were_not_there(store: JobStore, desk: Desk) -> None:
-    job, _ = desk.submit(ask())
+def test_other_tenants_jobs_are_as_if_they_were_not_there(
+    store: JobStore, job_service: JobService
+) -> None:
+    job, _ = job_service.submit(ask())
     for forbidden in (
         lambda: store.get(job.id, OTHER),
-        lambda: desk.cancel(OTHER, job.id),
-        lambda: desk.retry(OTHER, job.id),
+        lambda: job_service.cancel(OTHER, job.id),
+        lambda: job_service.retry(OTHER, job.id),
     ):
         with pytest.raises(JobUnknown):
             forbidden()
-    assert desk.page(OTHER, status=None, label=None, after=None, limit=10).rows == []
+    assert job_service.page(OTHER, status=None, label=None, after=None, limit=10).rows == []
 
 
-def test_a_job_goes_from_stage_to_stage_and_ends_once(store: JobStore, desk: Desk) -> None:
-    job, _ = desk.submit(ask())
-    begun = store.begin_stage(job.id, 1, "profile", "w")
+def test_a_job_goes_from_stage_to_stage_and_ends_once(
+    store: JobStore, job_service: JobService
+) -> None:
+    job, _ = job_service.submit(ask())
+    begun = store.start_stage(job.id, 1, "profile", "w")
     assert begun is not None
     assert (begun.status, begun.stage, begun.worker) == (Status.RUNNING, "profile", "w")
     store.progress(job.id, 1, {"done": 1, "total": 2})
@@ -103,7 +114,7 @@ def test_a_job_goes_from_stage_to_stage_and_ends_once(store: JobStore, desk: Des
     assert ended is not None
     assert ended.status.ended
     assert store.end(job.id, 1, Status.FAILED, error={"type": "late"}) is None
-    assert store.begin_stage(job.id, 1, "plan", "w") is None
+    assert store.start_stage(job.id, 1, "plan", "w") is None
     assert store.get(job.id) == ended
     types = [event.type for event in store.events(job.id, 0, 10)]
     assert types == [
@@ -123,94 +134,96 @@ def test_a_job_goes_from_stage_to_stage_and_ends_once(store: JobStore, desk: Des
 
 
 def test_a_stage_that_starts_again_is_counted_and_keeps_its_first_time(
-    store: JobStore, desk: Desk
+    store: JobStore, job_service: JobService
 ) -> None:
-    job, _ = desk.submit(ask())
-    store.begin_stage(job.id, 1, "profile", "w0")
+    job, _ = job_service.submit(ask())
+    store.start_stage(job.id, 1, "profile", "w0")
     (first,) = store.stages(job.id)
-    store.begin_stage(job.id, 1, "profile", "w1")
+    store.start_stage(job.id, 1, "profile", "w1")
     (again,) = store.stages(job.id)
     assert (again["starts"], again["worker"], again["started_at"]) == (2, "w1", first["started_at"])
 
 
 def test_a_queued_job_is_cancelled_at_once_and_a_running_one_when_its_stage_stopped(
-    store: JobStore, desk: Desk
+    store: JobStore, job_service: JobService
 ) -> None:
-    waiting, _ = desk.submit(ask())
-    assert desk.cancel(ME, waiting.id).status is Status.CANCELLED
-    assert store.begin_stage(waiting.id, 1, "profile", "w") is None
-    running, _ = desk.submit(ask())
-    store.begin_stage(running.id, 1, "profile", "w")
-    assert not store.is_to_stop(running.id, 1)
-    assert desk.cancel(ME, running.id).status is Status.CANCELLING
-    assert desk.cancel(ME, running.id).status is Status.CANCELLING
-    assert store.is_to_stop(running.id, 1)
+    waiting, _ = job_service.submit(ask())
+    assert job_service.cancel(ME, waiting.id).status is Status.CANCELLED
+    assert store.start_stage(waiting.id, 1, "profile", "w") is None
+    running, _ = job_service.submit(ask())
+    store.start_stage(running.id, 1, "profile", "w")
+    assert not store.must_stop(running.id, 1)
+    assert job_service.cancel(ME, running.id).status is Status.CANCELLING
+    assert job_service.cancel(ME, running.id).status is Status.CANCELLING
+    assert store.must_stop(running.id, 1)
     ended = store.end(running.id, 1, Status.FAILED, error={"type": "killed"})
     assert ended is not None
     assert (ended.status, ended.error) == (Status.CANCELLED, None)
-    done, _ = desk.submit(ask())
-    store.begin_stage(done.id, 1, "profile", "w")
+    done, _ = job_service.submit(ask())
+    store.start_stage(done.id, 1, "profile", "w")
     store.end(done.id, 1, Status.SUCCEEDED, result={})
     with pytest.raises(JobEnded, match="succeeded"):
-        desk.cancel(ME, done.id)
+        job_service.cancel(ME, done.id)
 
 
 def test_a_retry_is_another_attempt_and_what_the_first_one_left_running_cannot_touch_it(
-    store: JobStore, desk: Desk
+    store: JobStore, job_service: JobService
 ) -> None:
-    job, _ = desk.submit(ask())
+    job, _ = job_service.submit(ask())
     with pytest.raises(JobActive):
-        desk.retry(ME, job.id)
-    store.begin_stage(job.id, 1, "quantize", "w")
+        job_service.retry(ME, job.id)
+    store.start_stage(job.id, 1, "quantize", "w")
     store.end(job.id, 1, Status.FAILED, error={"type": "x"})
-    again = desk.retry(ME, job.id)
+    again = job_service.retry(ME, job.id)
     assert (again.status, again.attempt, again.error) == (Status.QUEUED, 2, None)
-    assert store.begin_stage(job.id, 1, "quantize", "zombie") is None
+    assert store.start_stage(job.id, 1, "quantize", "zombie") is None
     assert store.end(job.id, 1, Status.FAILED, error={}) is None
-    assert store.is_to_stop(job.id, 1)
-    assert workflow_id(job.id, 2) in Client(store.engine).workflows([workflow_id(job.id, 2)])
+    assert store.must_stop(job.id, 1)
+    assert workflow_id(job.id, 2) in EngineClient(store.engine).workflows([workflow_id(job.id, 2)])
 
 
 def test_a_tenant_has_no_more_jobs_and_bytes_than_its_quota(store: JobStore) -> None:
-    desk = Desk(store, Client(store.engine).enqueue, Quota(active_jobs=2, stored_bytes=100))
-    first, _ = desk.submit(ask())
-    desk.submit(ask())
+    job_service = JobService(
+        store, EngineClient(store.engine).enqueue, Quota(active_jobs=2, stored_bytes=100)
+    )
+    first, _ = job_service.submit(ask())
+    job_service.submit(ask())
     with pytest.raises(QuotaExceeded, match="2 jobs"):
-        desk.submit(ask())
+        job_service.submit(ask())
     set_quota(store.engine, ME, Quota(active_jobs=3))
-    desk.submit(ask())
+    job_service.submit(ask())
     with pytest.raises(QuotaExceeded, match="3 jobs"):
-        desk.submit(ask())
-    desk.submit(Submission(OTHER, {"model": "m", "budget": "3bpw"}))
-    store.begin_stage(first.id, 1, "profile", "w")
+        job_service.submit(ask())
+    job_service.submit(Submission(OTHER, {"model": "m", "budget": "3bpw"}))
+    store.start_stage(first.id, 1, "profile", "w")
     store.end(first.id, 1, Status.SUCCEEDED, result={}, stored_bytes=100)
     with pytest.raises(QuotaExceeded, match="100 bytes"):
-        desk.submit(ask())
+        job_service.submit(ask())
 
 
-def test_pages_hold_every_job_once_while_new_ones_come(desk: Desk) -> None:
-    made = [desk.submit(ask(labels={"n": str(number % 3)}))[0].id for number in range(25)]
+def test_pages_hold_every_job_once_while_new_ones_come(job_service: JobService) -> None:
+    made = [job_service.submit(ask(labels={"n": str(number % 3)}))[0].id for number in range(25)]
     seen: list[str] = []
     after = None
     while True:
-        page = desk.page(ME, status="queued", label=None, after=after, limit=7)
+        page = job_service.page(ME, status="queued", label=None, after=after, limit=7)
         seen += [job.id for job in page.rows]
-        desk.submit(ask())
+        job_service.submit(ask())
         if not page.has_more:
             break
         after = page.rows[-1].id
     assert seen == made[::-1]
-    third = desk.page(ME, status=None, label=("n", "1"), after=None, limit=100).rows
+    third = job_service.page(ME, status=None, label=("n", "1"), after=None, limit=100).rows
     assert [job.id for job in third] == [
         job_id for number, job_id in enumerate(made) if number % 3 == 1
     ][::-1]
 
 
 def test_a_log_is_kept_in_order_and_up_to_a_length(
-    store: JobStore, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, job_service: JobService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.records.jobs.MOST_LOG_LINES", 5)
-    job, _ = desk.submit(ask())
+    monkeypatch.setattr("service.records.job_store.MAX_LOG_LINES", 5)
+    job, _ = job_service.submit(ask())
     store.write_log(job.id, "profile", ["one", "two", "three"])
     store.write_log(job.id, "profile", ["four", "five", "six"])
     store.write_log(job.id, "profile", ["seven"])
@@ -247,8 +260,8 @@ class Lives(RuleBasedStateMachine):
         shutil.copy(self.with_tables, f"{self.folder.name}/lives.sqlite")
         self.engine = connect(f"sqlite:///{self.folder.name}/lives.sqlite")
         self.store = JobStore(self.engine)
-        self.desk = Desk(self.store, Client(self.engine).enqueue, Quota())
-        self.job: Job = self.desk.submit(ask())[0]
+        self.job_service = JobService(self.store, EngineClient(self.engine).enqueue, Quota())
+        self.job: Job = self.job_service.submit(ask())[0]
 
     def teardown(self) -> None:
         self.engine.dispose()
@@ -256,7 +269,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(attempt_back=st.integers(0, 1), stage=st.sampled_from(["profile", "plan"]))
     def begin(self, attempt_back: int, stage: str) -> None:
-        self.store.begin_stage(self.job.id, self.job.attempt - attempt_back, stage, "w")
+        self.store.start_stage(self.job.id, self.job.attempt - attempt_back, stage, "w")
 
     @rule(
         attempt_back=st.integers(0, 1),
@@ -273,14 +286,14 @@ class Lives(RuleBasedStateMachine):
     @rule()
     def cancel(self) -> None:
         try:
-            self.desk.cancel(ME, self.job.id)
+            self.job_service.cancel(ME, self.job.id)
         except JobEnded:
             assert self.job.status in (Status.SUCCEEDED, Status.FAILED)
 
     @rule()
     def retry(self) -> None:
         try:
-            self.desk.retry(ME, self.job.id)
+            self.job_service.retry(ME, self.job.id)
         except JobActive:
             assert self.job.status not in (Status.FAILED, Status.CANCELLED)
 

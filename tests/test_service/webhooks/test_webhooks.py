@@ -1,4 +1,4 @@
-"""Promises of service.records.outbox.
+"""Promises of service.records.outbox and webhook_store.
 
 Events leave with the change that makes them, signed, in order, again until they arrive.
 """
@@ -11,11 +11,15 @@ import sqlalchemy as sa
 from standardwebhooks import Webhook as Verifier
 
 from service.errors import TargetRefused, WebhookUnknown
-from service.records.database import deliveries
-from service.records.engine import Client
-from service.records.jobs import JobStore, Status
-from service.records.outbox import DELIVERED, GIVEN_UP, PENDING, TYPES, Outbox
-from service.records.submission import Desk, Quota, Submission
+from service.records.engine import EngineClient
+from service.records.job import Status
+from service.records.job_service import JobService
+from service.records.job_store import JobStore
+from service.records.outbox import DELIVERED, EVENT_TYPES, GIVEN_UP, PENDING, Outbox
+from service.records.quota import Quota
+from service.records.submission import Submission
+from service.records.tables import deliveries
+from service.records.webhook_store import WebhookStore
 from tests.support.served import Served
 from tests.support.webhook_receiver import receiving
 
@@ -28,14 +32,19 @@ def outbox(database: sa.Engine) -> Outbox:
 
 
 @pytest.fixture
-def desk(database: sa.Engine) -> Desk:
-    return Desk(JobStore(database), Client(database).enqueue, Quota())
+def hooks(database: sa.Engine) -> WebhookStore:
+    return WebhookStore(database, HERE)
 
 
-def run_job(desk: Desk, store: JobStore, tenant: str = "me") -> str:
+@pytest.fixture
+def job_service(database: sa.Engine) -> JobService:
+    return JobService(JobStore(database), EngineClient(database).enqueue, Quota())
+
+
+def run_job(job_service: JobService, store: JobStore, tenant: str = "me") -> str:
     """Take a job through its life and return its id."""
-    job, _ = desk.submit(Submission(tenant, {"model": "m", "budget": "3bpw"}))
-    store.begin_stage(job.id, 1, "profile", "w")
+    job, _ = job_service.submit(Submission(tenant, {"model": "m", "budget": "3bpw"}))
+    store.start_stage(job.id, 1, "profile", "w")
     store.progress(job.id, 1, {"done": 1, "total": 2})
     store.end_stage(job.id, 1, "profile", {"profile": "f" * 64})
     store.end(job.id, 1, Status.SUCCEEDED, result={})
@@ -49,13 +58,13 @@ def all_due(outbox: Outbox) -> None:
 
 
 def test_events_arrive_signed_in_order_and_only_those_wanted_and_ones_own(
-    outbox: Outbox, desk: Desk, database: sa.Engine
+    hooks: WebhookStore, outbox: Outbox, job_service: JobService, database: sa.Engine
 ) -> None:
     with receiving() as mine, receiving() as theirs:
-        webhook = outbox.add("me", mine.url, TYPES)
-        outbox.add("they", theirs.url, TYPES)
-        outbox.add("me", theirs.url, ["job.failed"])
-        job_id = run_job(desk, JobStore(database))
+        webhook = hooks.add("me", mine.url, EVENT_TYPES)
+        hooks.add("they", theirs.url, EVENT_TYPES)
+        hooks.add("me", theirs.url, ["job.failed"])
+        job_id = run_job(job_service, JobStore(database))
         all_due(outbox)
         assert theirs.received == []
         assert [message["type"] for message in mine.messages] == [
@@ -76,14 +85,18 @@ def test_events_arrive_signed_in_order_and_only_those_wanted_and_ones_own(
 
 
 def test_what_fails_is_sent_again_later_and_what_follows_it_waits(
-    outbox: Outbox, desk: Desk, database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    hooks: WebhookStore,
+    outbox: Outbox,
+    job_service: JobService,
+    database: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
         "service.records.outbox.delay_before", lambda attempt, _: 0.05 if attempt < 9 else None
     )
     with receiving(lambda number: 500 if number < 2 else 204) as receiver:
-        webhook = outbox.add("me", receiver.url, ["job.queued", "job.succeeded"])
-        run_job(desk, JobStore(database))
+        webhook = hooks.add("me", receiver.url, ["job.queued", "job.succeeded"])
+        run_job(job_service, JobStore(database))
         for _ in range(40):
             outbox.send_due(time.time())
             time.sleep(0.02)
@@ -92,7 +105,7 @@ def test_what_fails_is_sent_again_later_and_what_follows_it_waits(
         ]
         ids = [headers["webhook-id"] for _, headers in receiver.received]
         assert len(set(ids)) == 2
-        rows = outbox.deliveries("me", webhook.id, 10)
+        rows = outbox.newest(webhook, 10)
         assert [(row["type"], row["status"], row["attempts"]) for row in rows] == [
             ("job.succeeded", DELIVERED, 1),
             ("job.queued", DELIVERED, 3),
@@ -100,28 +113,36 @@ def test_what_fails_is_sent_again_later_and_what_follows_it_waits(
 
 
 def test_a_receiver_that_never_answers_is_given_up_and_stops_nothing_else(
-    outbox: Outbox, desk: Desk, database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    hooks: WebhookStore,
+    outbox: Outbox,
+    job_service: JobService,
+    database: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
         "service.records.outbox.delay_before", lambda attempt, _: 0.0 if attempt < 3 else None
     )
     with receiving(lambda _: 503) as broken, receiving() as sound:
-        bad = outbox.add("me", broken.url, ["job.succeeded"])
-        outbox.add("me", sound.url, ["job.succeeded"])
-        run_job(desk, JobStore(database))
+        bad = hooks.add("me", broken.url, ["job.succeeded"])
+        hooks.add("me", sound.url, ["job.succeeded"])
+        run_job(job_service, JobStore(database))
         all_due(outbox)
         assert len(broken.received) == 3
         assert len(sound.received) == 1
-        (row,) = outbox.deliveries("me", bad.id, 10)
+        (row,) = outbox.newest(bad, 10)
         assert (row["status"], row["answer"]) == (GIVEN_UP, "503")
 
 
 def test_a_delivery_that_was_being_sent_when_its_worker_died_is_sent_again(
-    outbox: Outbox, desk: Desk, database: sa.Engine, monkeypatch: pytest.MonkeyPatch
+    hooks: WebhookStore,
+    outbox: Outbox,
+    job_service: JobService,
+    database: sa.Engine,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with receiving() as receiver:
-        outbox.add("me", receiver.url, ["job.succeeded"])
-        run_job(desk, JobStore(database))
+        hooks.add("me", receiver.url, ["job.succeeded"])
+        run_job(job_service, JobStore(database))
 
         def die(*_: object) -> None:
             raise KeyboardInterrupt
@@ -143,25 +164,27 @@ def test_a_delivery_that_was_being_sent_when_its_worker_died_is_sent_again(
 
 
 def test_workers_that_send_at_once_send_each_delivery_once(
-    outbox: Outbox, desk: Desk, database: sa.Engine
+    hooks: WebhookStore, outbox: Outbox, job_service: JobService, database: sa.Engine
 ) -> None:
     with receiving() as receiver:
-        outbox.add("me", receiver.url, ["job.succeeded"])
+        hooks.add("me", receiver.url, ["job.succeeded"])
         for _ in range(10):
-            run_job(desk, JobStore(database))
+            run_job(job_service, JobStore(database))
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: outbox.send_due(time.time()), range(4)))
         assert len(receiver.received) == 10
 
 
-def test_a_change_that_is_undone_leaves_no_delivery(outbox: Outbox, database: sa.Engine) -> None:
-    outbox.add("me", "http://127.0.0.1:8000/x", TYPES)
+def test_a_change_that_is_undone_leaves_no_delivery(
+    hooks: WebhookStore, database: sa.Engine
+) -> None:
+    hooks.add("me", "http://127.0.0.1:8000/x", EVENT_TYPES)
 
     def refuse(*_: object) -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        Desk(JobStore(database), refuse, Quota()).submit(
+        JobService(JobStore(database), refuse, Quota()).submit(
             Submission("me", {"model": "m", "budget": "3bpw"})
         )
     with database.connect() as connection:
@@ -174,14 +197,14 @@ def test_private_targets_need_the_operators_leave_and_webhooks_belong_to_a_tenan
     database: sa.Engine,
 ) -> None:
     with pytest.raises(TargetRefused):
-        Outbox(database).add("me", "http://127.0.0.1:8000/x", ["job.failed"])
-    outbox = Outbox(database, HERE)
-    webhook = outbox.add("me", "http://127.0.0.1:8000/x", ["job.failed"])
+        WebhookStore(database).add("me", "http://127.0.0.1:8000/x", ["job.failed"])
+    hooks = WebhookStore(database, HERE)
+    webhook = hooks.add("me", "http://127.0.0.1:8000/x", ["job.failed"])
     with pytest.raises(WebhookUnknown):
-        outbox.remove("they", webhook.id)
-    outbox.test("me", webhook.id)
-    outbox.remove("me", webhook.id)
-    assert outbox.all("me") == []
+        hooks.remove("they", webhook.id)
+    Outbox(database, HERE).add_test(webhook)
+    hooks.remove("me", webhook.id)
+    assert hooks.all("me") == []
 
 
 def test_a_worker_sends_what_a_job_does_and_tests(server: Served) -> None:

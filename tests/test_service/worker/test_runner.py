@@ -1,4 +1,4 @@
-"""Promises of service.worker.runner.
+"""Promises of service.worker.local_runner.
 
 Lines are heard, nothing survives a stop or the worker, and an end without a result is told.
 """
@@ -18,7 +18,8 @@ import pytest
 from service.errors import StageKilled
 from service.stage_process.job_request import as_called
 from service.stage_process.progress_lines import finite
-from service.worker.runner import GRACE_SECONDS, LocalRunner, StageCall, Stopped
+from service.worker.local_runner import GRACE_SECONDS, LocalRunner
+from service.worker.stage_runner import StageCall, Stopped
 from tests.support.served import is_gone
 
 TIE = "from service.process import live_and_die_with_parent as tie; tie(); "
@@ -126,7 +127,8 @@ def test_a_stage_dies_with_its_worker(tmp_path: Path) -> None:
     )
     worker = f"""
 import os, sys
-from service.worker.runner import LocalRunner, StageCall
+from service.worker.local_runner import LocalRunner
+from service.worker.stage_runner import StageCall
 call = StageCall([sys.executable, '-c', {stage!r}], dict(os.environ), 60)
 LocalRunner().run(call, print, print, lambda: False)
 """
