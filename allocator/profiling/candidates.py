@@ -7,13 +7,8 @@ import numpy as np
 
 from allocator.demands.menu import Menu
 from allocator.profile import Array
-from quantizer.conversion.blocks import (
-    Distortion,
-    QuantizedBlock,
-    quantize_blocks,
-    read_block,
-    read_blocks,
-)
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.quantized_block import Distortion, QuantizedBlock, read_block, read_blocks
 from quantizer.durable import PartStore, Progress
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, by_block
@@ -81,7 +76,7 @@ class Candidates:
         """Return the errors of all candidates, float64 [L, K] each.
 
         The first are mean squared output errors, the second relative squared weight errors; see
-        `quantizer.conversion.blocks.Distortion`.
+        `quantizer.conversion.quantized_block.Distortion`.
 
         Raises:
             PartMissing: the candidates of a block are not in the store.
@@ -128,9 +123,8 @@ def quantize_candidates(
     quantize_blocks(
         runner,
         candidates.layers,
-        choices,
+        QuantizationSpec(choices, measured=candidates.menu.fidelities),
         calibration,
         candidates.store,
         on_progress,
-        scored=candidates.menu.fidelities,
     )

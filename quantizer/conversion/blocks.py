@@ -1,330 +1,224 @@
-"""Quantize a model block by block, each block seeing the inputs that the already quantized blocks give it."""
+"""Quantize a model block by block.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar
+Each block sees the inputs that the already quantized blocks before it give.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
+from quantizer.conversion.parallel import core_count, map_on_cores
+from quantizer.conversion.quantized_block import (
+    Distortion,
+    QuantizedBlock,
+    distortion,
+    find_block,
+    write_block,
+)
 from quantizer.durable import PartStore, Progress
-from quantizer.errors import PartMissing
 from quantizer.modules.linear import get_linear, set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec, by_block
+from quantizer.plans.plan import LayerSpec, Plan, by_block
 from quantizer.rounding.inverse import damped_inverse
-from quantizer.rounding.methods import DEFAULT_ROUNDING, LayerScores, Rounding, quantize_candidates
+from quantizer.rounding.methods import (
+    DEFAULT_ROUNDING,
+    NO_SCORES,
+    LayerScores,
+    Rounding,
+    quantize_candidates,
+)
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
 
 METHOD = "gptq-6"
-"""Names what this module and those below it compute.
+"""Identifies what this module and the rooms below it compute.
 
-A change of their results gets a new name: no stale result is reused.
+It is part of the keys of stored results: a change of the results needs a new name.
 """
 
-STACK_BYTES = 2**28
-"""What the fidelities of a layer that are quantized at once may take together.
-
-More on a GPU, see `_stack_bytes`.
-"""
-_FREE_SHARE = 1 / 4
+CANDIDATE_BYTES = 2**28
+"""Memory for the candidates of a layer that are quantized at once; more on a GPU."""
+_GPU_FREE_SHARE = 1 / 4
 """Share of a GPU's free memory that they may take."""
-_STACKED = 12
-"""Bytes of each weight at each of them."""
-
-_ERRORS = "errors"
-
-R = TypeVar("R")
+_BYTES_PER_WEIGHT = 12
+"""Memory for each weight of each candidate."""
 
 
 @dataclass(frozen=True, slots=True)
-class Distortion:
-    """How far a stored form of a layer is from the original weight W, with E = stored - W.
+class QuantizationSpec:
+    """What the layers of a model are quantized to.
 
     Attributes:
-        output: tr(E M E') with M the mean of x x' over calibration inputs x: the mean squared error
-            of the layer's output.
-        weight: |E|^2 / |W|^2, both Frobenius norms.
+        choices: fidelities whose candidates are stored, by layer name, at least one each; the model
+            is left with the first.
+        measured: further fidelities for all layers, of which only the distortion is stored.
+        rounding: how codes are found.
+        scores: scores that the caller passes, by layer name.
     """
 
-    output: float
-    weight: float
+    choices: Mapping[str, Sequence[Fidelity]]
+    measured: Sequence[Fidelity] = ()
+    rounding: Rounding = DEFAULT_ROUNDING
+    scores: Mapping[str, LayerScores] = field(default_factory=dict)
 
+    @classmethod
+    def for_plan(
+        cls,
+        plan: Plan,
+        rounding: Rounding = DEFAULT_ROUNDING,
+        scores: Mapping[str, LayerScores] | None = None,
+    ) -> "QuantizationSpec":
+        """Return the specification that quantizes each layer at its fidelity in a plan."""
+        choices = {name: (fidelity,) for name, fidelity in plan.by_name.items()}
+        return cls(choices, rounding=rounding, scores=scores or {})
 
-@dataclass(frozen=True, slots=True)
-class QuantizedBlock:
-    """What quantizing one block gave.
-
-    Attributes:
-        weights: stored forms by layer name and fidelity name.
-        errors: of every form that was made, kept or not, by layer name and fidelity name.
-    """
-
-    weights: dict[str, dict[str, QuantizedWeight]]
-    errors: dict[str, dict[str, Distortion]]
+    def candidates(self, layer: LayerSpec) -> tuple[Fidelity, ...]:
+        """Return all fidelities at which a layer is quantized, each once."""
+        return tuple(dict.fromkeys((*self.choices[layer.name], *self.measured)))
 
 
 def quantize_blocks(
     runner: BlockRunner,
     layers: Sequence[LayerSpec],
-    choices: Mapping[str, Sequence[Fidelity]],
+    spec: QuantizationSpec,
     calibration: Calibration,
     parts: PartStore,
     on_progress: Progress,
-    scored: Sequence[Fidelity] = (),
-    rounding: Rounding = DEFAULT_ROUNDING,
-    scores: Mapping[str, LayerScores] | None = None,
 ) -> None:
-    """Quantize every layer at each fidelity in `choices`, and leave the model running with the first of them.
+    """Quantize every layer at each of its fidelities, block by block.
 
-    Blocks are taken in order. Inside a block, layers are taken in the order in which they are
-    called, and see what the layers before them give once quantized at the first choice. The model's
-    weights are overwritten by dequantized ones; the stored forms go to `parts`, one part for each
-    block, and are read by `read_block`. Blocks that `parts` already holds are not quantized again.
+    Inside a block, layers are quantized in the order in which they are called, and see the inputs
+    that the layers before them give once quantized at their first choice. At the end, the model has
+    the dequantized weights of the first choices. Stored blocks are read by
+    `quantizer.conversion.quantized_block.read_block`; they are not quantized again.
 
     Args:
-        runner: the model, unquantized.
+        runner: the unquantized model; its weights are overwritten.
         layers: the layers to quantize.
-        choices: fidelities by layer name, at least one each.
-        calibration: what the model is run on.
-        parts: where finished blocks are kept.
-        on_progress: told of each finished block.
-        scored: further fidelities for all layers, of which only the errors are kept.
-        rounding: how codes are found.
-        scores: scores from outside, by layer name.
+        spec: what they are quantized to.
+        calibration: windows on which the model runs.
+        parts: where finished blocks are stored.
+        on_progress: called after each block.
     """
     batches = calibration.batches()
     hidden = [runner.initial_states(batch) for batch in batches]
-    by_index = by_block(layers)
-    count = len(runner.blocks)
-    for index in range(count):
-        members = by_index.get(index, ())
-        stored = find_block(parts, members, choices, index)
-        if stored is None:
-            make = partial(_quantize_candidates, rounding=rounding)
-            stored = _quantize_block(
-                runner, members, choices, scored, batches, hidden, index, make, scores or {}
-            )
-            parts.write(_part_name(index), _encode(stored))
+    members = by_block(layers)
+    for index in range(len(runner.blocks)):
+        own = members.get(index, ())
+        block = find_block(parts, own, spec.choices, index)
+        if block is None:
+            block = _BlockInputs(runner, index, batches, hidden).quantize(own, spec)
+            write_block(parts, index, block)
         else:
-            for layer in members:
-                set_dequantized_weight(
-                    runner.model,
-                    layer.name,
-                    stored.weights[layer.name][choices[layer.name][0].name],
-                )
+            _set_first_choices(runner, own, spec, block)
         hidden = runner.advance(batches, hidden, index)
-        on_progress(index + 1, count)
+        on_progress(index + 1, len(runner.blocks))
 
 
-def find_block(
-    parts: PartStore,
-    layers: Sequence[LayerSpec],
-    choices: Mapping[str, Sequence[Fidelity]],
-    index: int,
-) -> QuantizedBlock | None:
-    """Return what `parts` holds of block `index`, or None if it is not there.
-
-    Args:
-        parts: where `quantize_blocks` kept it.
-        layers: the layers of that block.
-        choices: the fidelities that `quantize_blocks` was given.
-        index: which block.
-    """
-    data = parts.read(_part_name(index))
-    if data is None:
-        return None
-    tensors = load(data)
-    weights: dict[str, dict[str, QuantizedWeight]] = {}
+def _set_first_choices(
+    runner: BlockRunner, layers: Sequence[LayerSpec], spec: QuantizationSpec, block: QuantizedBlock
+) -> None:
+    """Give layers the dequantized weights of their first choices."""
     for layer in layers:
-        for fidelity in choices[layer.name]:
-            prefix = f"{layer.name}|{fidelity.name}|"
-            own = {
-                key.removeprefix(prefix): tensor
-                for key, tensor in tensors.items()
-                if key.startswith(prefix)
-            }
-            weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
-            weights.setdefault(layer.name, {})[fidelity.name] = weight
-    errors: dict[str, dict[str, Distortion]] = {layer.name: {} for layer in layers}
-    for key, tensor in tensors.items():
-        kind, name, fidelity_name = key.split("|")
-        if kind == _ERRORS and name in errors:
-            errors[name][fidelity_name] = Distortion(*tensor.tolist())
-    return QuantizedBlock(weights, errors)
+        first = spec.choices[layer.name][0]
+        set_dequantized_weight(runner.model, layer.name, block.weights[layer.name][first.name])
 
 
-def read_block(
-    parts: PartStore,
-    layers: Sequence[LayerSpec],
-    choices: Mapping[str, Sequence[Fidelity]],
-    index: int,
-) -> QuantizedBlock:
-    """Return what `parts` holds of block `index`, see `find_block`.
+@dataclass(frozen=True, slots=True)
+class _BlockInputs:
+    """A block with its inputs on the calibration windows.
 
-    Raises:
-        PartMissing: the block is not there.
+    Attributes:
+        runner: the model.
+        index: index of the block.
+        batches: token ids of each batch, int64 [windows, tokens].
+        hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
     """
-    block = find_block(parts, layers, choices, index)
-    if block is None:
-        raise PartMissing(
-            f"the quantized weights of block {index} are missing or damaged: run again, and the "
-            "block is quantized anew"
-        )
-    return block
 
+    runner: BlockRunner
+    index: int
+    batches: Sequence[Tensor]
+    hidden: Sequence[Tensor]
 
-def read_blocks(
-    parts: PartStore, layers: Sequence[LayerSpec], choices: Mapping[str, Sequence[Fidelity]]
-) -> Iterator[QuantizedBlock]:
-    """Yield what `parts` holds of each block that contains one of the layers, in block order.
+    def quantize(self, members: Sequence[LayerSpec], spec: QuantizationSpec) -> QuantizedBlock:
+        """Quantize the layers of the block, and leave them with their first choices."""
+        block = QuantizedBlock({}, {})
+        groups = input_groups(self.runner, members, self.batches[0], self.hidden[0], self.index)
+        for group in groups:
+            self._quantize_group(group, spec, block)
+            _set_first_choices(self.runner, group, spec, block)
+        return block
 
-    Args:
-        parts: where `quantize_blocks` kept the blocks.
-        layers: all layers of those blocks.
-        choices: the fidelities that `quantize_blocks` was given, or some of them, by layer name.
-
-    Raises:
-        PartMissing: a block is not there.
-    """
-    for index, members in by_block(layers).items():
-        yield read_block(parts, members, choices, index)
-
-
-def _encode(block: QuantizedBlock) -> bytes:
-    tensors = {
-        f"{_ERRORS}|{layer}|{fidelity}": torch.tensor(
-            [error.output, error.weight], dtype=torch.float64
-        )
-        for layer, by_fidelity in block.errors.items()
-        for fidelity, error in by_fidelity.items()
-    }
-    for layer, by_fidelity in block.weights.items():
-        for fidelity, weight in by_fidelity.items():
-            tensors |= {
-                f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()
-            }
-    data: bytes = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-    return data
-
-
-def _part_name(index: int) -> str:
-    return f"block-{index:04d}"
-
-
-def _quantize_block(
-    runner: BlockRunner,
-    members: Sequence[LayerSpec],
-    choices: Mapping[str, Sequence[Fidelity]],
-    scored: Sequence[Fidelity],
-    batches: Sequence[Tensor],
-    hidden: Sequence[Tensor],
-    index: int,
-    make: Callable[..., list[tuple[QuantizedWeight, Distortion]]],
-    scores: Mapping[str, LayerScores],
-) -> QuantizedBlock:
-    block = QuantizedBlock({}, {})
-    for group in input_groups(runner, members, batches[0], hidden[0], index):
-        moments = input_moments(runner, group[0], batches, hidden, index)
+    def _quantize_group(
+        self, group: Sequence[LayerSpec], spec: QuantizationSpec, block: QuantizedBlock
+    ) -> None:
+        """Add the candidates of layers that share their input to the block."""
+        moments = input_moments(self.runner, group[0], self.batches, self.hidden, self.index)
         inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
-        weights = {
-            layer.name: get_linear(runner.model, layer.name).weight.data.float() for layer in group
-        }
-        tasks = [
-            (layer, piece)
-            for layer in group
-            for piece in _pieces(
-                tuple(dict.fromkeys((*choices[layer.name], *scored))), layer.weights, moments.device
-            )
-        ]
-        items = [
-            (weights[layer.name], piece, scores.get(layer.name, LayerScores()))
-            for layer, piece in tasks
-        ]
-        made = _in_parallel(partial(make, moments=moments, inverse=inverse), items)
-        for (layer, piece), results in zip(tasks, made, strict=True):
-            for option, (form, error) in zip(piece, results, strict=True):
-                block.errors.setdefault(layer.name, {})[option.name] = error
-                if option in choices[layer.name]:
-                    block.weights.setdefault(layer.name, {})[option.name] = form
+        jobs = []
         for layer in group:
-            set_dequantized_weight(
-                runner.model, layer.name, block.weights[layer.name][choices[layer.name][0].name]
+            weight = get_linear(self.runner.model, layer.name).weight.data.float()
+            scores = spec.scores.get(layer.name, NO_SCORES)
+            pieces = _pieces(spec.candidates(layer), layer.weights, moments.device)
+            jobs += [_Job(layer.name, weight, fidelities, scores) for fidelities in pieces]
+
+        def work(job: _Job) -> list[tuple[QuantizedWeight, Distortion]]:
+            weights = quantize_candidates(
+                job.weight, moments, job.fidelities, spec.rounding, job.scores, inverse
             )
-    return block
+            return [(weight, distortion(weight, job.weight, moments)) for weight in weights]
+
+        for job, candidates in zip(jobs, map_on_cores(work, jobs, moments.device), strict=True):
+            for fidelity, (candidate, error) in zip(job.fidelities, candidates, strict=True):
+                block.errors.setdefault(job.name, {})[fidelity.name] = error
+                if fidelity in spec.choices[job.name]:
+                    block.weights.setdefault(job.name, {})[fidelity.name] = candidate
 
 
-def _quantize_candidates(
-    weight: Tensor,
-    fidelities: Sequence[Fidelity],
-    scores: LayerScores,
-    rounding: Rounding,
-    moments: Tensor,
-    inverse: Tensor | None,
-) -> list[tuple[QuantizedWeight, Distortion]]:
-    forms = quantize_candidates(weight, moments, fidelities, rounding, scores, inverse)
-    return [(form, distortion(form, weight, moments)) for form in forms]
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Some candidates of a layer, to be quantized at once.
+
+    Attributes:
+        name: name of the layer.
+        weight: its weight, float32 [out, in].
+        fidelities: how to store it.
+        scores: scores that the caller passed.
+    """
+
+    name: str
+    weight: Tensor
+    fidelities: Sequence[Fidelity]
+    scores: LayerScores
 
 
 def _pieces(
     fidelities: Sequence[Fidelity], weights: int, device: torch.device
 ) -> list[Sequence[Fidelity]]:
-    """Return the fidelities of a layer of so many weights in pieces that are quantized at once.
+    """Return the fidelities of a layer in pieces that are quantized at once.
 
-    One for each core, or all on a GPU.
-
-    Pieces are smaller where they would take more than `_stack_bytes`.
-    """
-    pieces = torch.get_num_threads() if device.type == "cpu" else 1
-    size = max(1, min(-(-len(fidelities) // pieces), _stack_bytes(device) // (_STACKED * weights)))
-    return [fidelities[at : at + size] for at in range(0, len(fidelities), size)]
-
-
-def _stack_bytes(device: torch.device) -> int:
-    """Return `STACK_BYTES`; on a GPU, whose time goes into launching many small steps, a share of its free memory."""
-    if device.type == "cpu":
-        return STACK_BYTES
-    return max(STACK_BYTES, int(_FREE_SHARE * torch.cuda.mem_get_info(device)[0]))
-
-
-Item = tuple[Tensor, Sequence[Fidelity], LayerScores]
-
-
-def _in_parallel(
-    work: Callable[[Tensor, Sequence[Fidelity], LayerScores], R], items: Sequence[Item]
-) -> list[R]:
-    """Return `work` of each item; on a CPU one item a core, each on one thread.
-
-    Quantizing is many small steps: threads that share one of them wait for each other more than
-    they work, above all when another program has one of the cores.
-    """
-    threads = torch.get_num_threads()
-    if items[0][0].device.type != "cpu" or threads == 1:
-        return [work(*item) for item in items]
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(work, *zip(*items, strict=True)))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def distortion(form: QuantizedWeight, weight: Tensor, moments: Tensor) -> Distortion:
-    """Return the errors of a stored form.
+    There is one piece for each core of a CPU, and a single one on a GPU. Pieces are smaller if they
+    would take more than `_candidate_bytes`.
 
     Args:
-        form: the stored form.
-        weight: what it stands for, [out, in].
-        moments: mean of x x' over the layer's inputs, [in, in].
+        fidelities: the fidelities.
+        weights: number of weights in the layer.
+        device: where the layer is.
     """
-    error = form.dequantize() - weight
-    size = float(weight.square().sum())
-    return Distortion(
-        float(((error @ moments) * error).sum()),
-        float(error.square().sum()) / size if size else 0.0,
-    )
+    in_memory = _candidate_bytes(device) // (_BYTES_PER_WEIGHT * weights)
+    size = max(1, min(-(-len(fidelities) // core_count(device)), in_memory))
+    return [fidelities[start : start + size] for start in range(0, len(fidelities), size)]
+
+
+def _candidate_bytes(device: torch.device) -> int:
+    """Return the memory for candidates that are quantized at once.
+
+    A GPU spends its time on launching many small steps, so it takes as many candidates as fit into
+    a share of its free memory.
+    """
+    if device.type == "cpu":
+        return CANDIDATE_BYTES
+    return max(CANDIDATE_BYTES, int(_GPU_FREE_SHARE * torch.cuda.mem_get_info(device)[0]))

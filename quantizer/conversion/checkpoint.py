@@ -1,9 +1,9 @@
-"""Write a quantized model as a folder that transformers loads."""
+"""Write and read quantized checkpoints: folders that transformers loads."""
 
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from quantizer.conversion.embeddings import pack_embeddings
-from quantizer.conversion.transformers_format import BitwrightConfig, BitwrightQuantizer
 from quantizer.durable import sync_tree
 from quantizer.errors import CheckpointError
 from quantizer.models.folder import ModelFolder
-from quantizer.modules.linear import pack_layers
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 
@@ -32,59 +29,35 @@ _TOKENIZER_FILES = (
 )
 
 
-def pack_model(model: Any, plan: Plan, weights: Mapping[str, QuantizedWeight]) -> None:
-    """Turn a transformers model into its packed form, in place, ready to be saved or run.
+def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
+    """Write a packed model, its plan and the source's tokenizer into a new folder.
+
+    Parameters that are not quantized are stored in the source's dtype. Every file is flushed to the
+    disk.
 
     Args:
-        model: the original's class and unquantized parameters; quantized layers' weights are
-            dropped.
-        plan: fidelity of every quantized layer.
-        weights: stored form of every layer in the plan.
+        model: the packed model, see `quantizer.conversion.pack.pack_model`.
+        source: the original model.
+        plan: the plan of the quantized layers.
+        folder: where to write; it must not exist.
 
     Raises:
-        CheckpointError: a stored form has another fidelity than the plan says.
-    """
-    for name, fidelity in plan.by_name.items():
-        if weights[name].fidelity != fidelity:
-            raise CheckpointError(
-                f"layer {name!r} is stored as {weights[name].fidelity.name}, the plan says "
-                f"{fidelity.name}"
-            )
-    tied = pack_embeddings(model, {table.name: weights[table.name] for table in plan.embeddings})
-    pack_layers(model, {name: weights[name] for name in plan.without_embeddings.by_name})
-    config = BitwrightConfig(
-        {name: fidelity.name for name, fidelity in plan.by_name.items()}, tied=tied
-    )
-    model.config.quantization_config = config
-    model.hf_quantizer = BitwrightQuantizer(config)
-    model.is_quantized = True
-
-
-def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
-    """Write a packed model and the source's tokenizer into `folder`, which must not exist.
-
-    Every file is flushed.
-
-    Parameters that are not quantized are stored in the source's dtype.
-
-    Raises:
-        CheckpointError: the quantized tensors written do not have exactly the bytes of the plan.
+        CheckpointError: the quantized tensors on disk do not have exactly the bytes of the plan.
+        FileExistsError: the folder exists.
+        OSError: the disk is full or fails.
     """
     dtype = getattr(torch, source.dtype)
     folder.mkdir(parents=True)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(
-            dtype
-        )  # packed tensors are buffers, and stay as they are
+    for parameter in model.parameters():  # packed tensors are buffers, and stay as they are
+        parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
+    # with packed embeddings, the original format would store some heads under older names
+    keeps_format = not plan.embeddings
     try:
-        model.save_pretrained(
-            folder, save_original_format=not plan.embeddings
-        )  # else some heads are stored under older names
+        model.save_pretrained(folder, save_original_format=keeps_format)
     except SafetensorError as err:
-        raise OSError(
-            errno.ENOSPC if "os error 28" in str(err) else errno.EIO, str(err), str(folder)
-        ) from err
+        code = errno.ENOSPC if "os error 28" in str(err) else errno.EIO
+        raise OSError(code, str(err), str(folder)) from err
     for name in _TOKENIZER_FILES:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, folder / name)
@@ -98,18 +71,14 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
 
 
 def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedWeight]:
-    """Return the stored forms of a checkpoint's quantized layers, by name.
+    """Return the quantized layers of a checkpoint by name.
 
     Raises:
-        CheckpointError: a layer is missing, or is stored at another fidelity than the plan says.
+        CheckpointError: a layer is missing, or has another fidelity than the plan says.
     """
     tensors: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in plan.layers}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as stored:
-            for key in stored.keys():  # noqa: SIM118  not a dict
-                layer, _, leaf = key.rpartition(".")
-                if layer in tensors and leaf != "bias":
-                    tensors[layer][leaf] = stored.get_tensor(key)
+    for layer_name, tensor_name, tensor in _layer_tensors(folder, tensors.keys()):
+        tensors[layer_name][tensor_name] = tensor
     pairs = zip(plan.layers, plan.fidelities, strict=True)
     return {
         layer.name: QuantizedWeight(
@@ -124,18 +93,20 @@ def quantized_bytes(folder: Path, plan: Plan) -> int:
 
     Biases are not counted.
     """
-    total = 0
-    names = plan.by_name
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  not a dict
-                layer, _, leaf = key.rpartition(".")
-                if layer in names and leaf != "bias":
-                    tensor = tensors.get_tensor(key)
-                    total += tensor.numel() * tensor.element_size()
-    return total
+    layer_tensors = _layer_tensors(folder, plan.by_name)
+    return sum(tensor.numel() * tensor.element_size() for _, _, tensor in layer_tensors)
 
 
 def checkpoint_bytes(folder: Path) -> int:
     """Return the bytes of all weight files in a model folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _layer_tensors(folder: Path, layers: Collection[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield (layer, name, tensor) for each stored tensor of some layers, without biases."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  not a dict
+                layer, _, name = key.rpartition(".")
+                if layer in layers and name != "bias":
+                    yield layer, name, tensors.get_tensor(key)

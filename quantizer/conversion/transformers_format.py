@@ -1,6 +1,6 @@
-"""Teaches transformers to load checkpoints whose `quant_method` is "bitwright".
+"""Registers with transformers the checkpoint format whose `quant_method` is "bitwright".
 
-`import quantizer` arranges for this module to be imported together with
+`import quantizer` arranges that this module is imported together with
 `transformers.quantizers.auto`, so that importing the package alone loads neither torch nor
 transformers.
 """
@@ -26,14 +26,17 @@ FORMAT_VERSION = 2
 
 
 @register_quantization_config(QUANT_METHOD)
-class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is Any to the checker
-    """What `config.json` says of a quantized checkpoint.
+class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is untyped
+    """The `quantization_config` in the `config.json` of a quantized checkpoint.
 
-    The fidelity of each layer, and which heads share an embedding's table.
+    Attributes:
+        quant_method: `QUANT_METHOD`.
+        version: version of the format.
+        layers: name of each quantized layer's fidelity, by the layer's name.
+        tied: for each head that shares an embedding's table, the embedding's name by the head's.
 
     Raises:
-        CheckpointError: the format version is not the one that this package reads, or no layer is
-            named.
+        CheckpointError: this package does not read the format version, or `layers` is empty.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transfo
         tied: dict[str, str] | None = None,
         **_: object,
     ) -> None:
-        """Check the version, keep the fidelities' names."""
+        """Check the version, and store the fields; further ones are ignored."""
         if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"checkpoint format version {version}; this bitwright reads version "
@@ -58,8 +61,8 @@ class BitwrightConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transfo
 
 
 @register_quantizer(QUANT_METHOD)
-class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
-    """Puts packed layers into the skeleton of a model before its weights are read."""
+class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
+    """Replaces layers of a model by packed ones before transformers reads the weights."""
 
     requires_calibration = True
     quantization_config: BitwrightConfig
@@ -70,11 +73,12 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
         packed_names: list[str] = []
         with torch.device("meta"):
             for name, fidelity in self.quantization_config.layers.items():
-                packed = _packed(model, name, Fidelity.parse(fidelity))
+                packed = _empty_packed(model, name, Fidelity.parse(fidelity))
                 replace_linear(model, name, packed)
                 packed_names += [f"{name}.{leaf}" for leaf in packed.state_dict()]
             for head, name in self.quantization_config.tied.items():
-                replace_linear(model, _head(model, head), TiedHead(_embedding(model, name)))
+                _check_is_head(model, head)
+                replace_linear(model, head, TiedHead(_quantized_embedding(model, name)))
         if checkpoint_files:
             _check_tensors(checkpoint_files, packed_names)
         return model
@@ -90,7 +94,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
                 check_indices(
                     name, dict(module.named_buffers()), module.num_embeddings, module.embedding_dim
                 )
-                if self.quantization_config.tied:  # else its rows are only looked up
+                if self.quantization_config.tied:  # otherwise its rows are only looked up
                     module.prepare()
         return model
 
@@ -100,15 +104,12 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # likewise
 
     @property
     def is_trainable(self) -> bool:
-        """True: adapters beside packed layers can be trained.
-
-        Packed weights themselves have no gradient.
-        """
+        """True: adapters can be trained beside packed layers, whose own weights get no gradient."""
         return True
 
 
-def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
-    """Return an empty packed twin of an embedding or a linear layer."""
+def _empty_packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
+    """Return the empty packed module for an embedding or a linear layer."""
     module = dict(model.named_modules()).get(name)
     if isinstance(module, nn.Embedding):
         return QuantizedEmbedding(fidelity, module)
@@ -119,8 +120,8 @@ def _packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:
     )
 
 
-def _head(model: Any, name: str) -> str:
-    """Return the name if it is that of the model's head.
+def _check_is_head(model: Any, name: str) -> None:
+    """Refuse a name that is not that of the model's output head.
 
     Raises:
         CheckpointError: it is not.
@@ -130,28 +131,28 @@ def _head(model: Any, name: str) -> str:
             f"the checkpoint says that {name!r} shares an embedding's table, but that is not the "
             "model's head"
         )
-    return name
 
 
-def _embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
+def _quantized_embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
     """Return the quantized embedding of that name.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = dict(model.named_modules()).get(name)
-    if not isinstance(found, QuantizedEmbedding):
+    module = dict(model.named_modules()).get(name)
+    if not isinstance(module, QuantizedEmbedding):
         raise CheckpointError(
-            f"the head is said to share the table of {name!r}, which is no quantized embedding"
+            f"the checkpoint says that the head shares the table of {name!r}, which is no "
+            "quantized embedding"
         )
-    return found
+    return module
 
 
 def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
     """Refuse a checkpoint that lacks a packed tensor; transformers would fill it with zeros.
 
     Raises:
-        CheckpointError: names the first one.
+        CheckpointError: names the first missing tensor.
     """
     stored: set[str] = set()
     for file in files:

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from quantizer.conversion import blocks
-from quantizer.conversion.blocks import quantize_blocks, read_blocks
-from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.checkpoint import save_checkpoint
 from quantizer.conversion.embeddings import (
     find_embeddings,
     quantize_embeddings,
     set_embedding_weights,
 )
+from quantizer.conversion.pack import pack_model
+from quantizer.conversion.quantized_block import read_blocks
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
 from quantizer.models.folder import ModelFolder
@@ -83,11 +85,10 @@ def make_checkpoint(
         quantize_blocks(
             runner,
             plan.without_embeddings.layers,
-            {name: (fidelity,) for name, fidelity in plan.by_name.items()},
+            QuantizationSpec.for_plan(plan, rounding),
             calibration,
             parts,
             context.reporter.step(label),
-            rounding=rounding,
         )
         pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
         save_checkpoint(runner.model, context.model, plan, folder / "model")

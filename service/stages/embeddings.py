@@ -12,11 +12,8 @@ from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile
 from allocator.unquantized import EmbeddingOption, Unquantized
 from quantizer.conversion import blocks
-from quantizer.conversion.embeddings import (
-    EMBEDDING_FIDELITIES,
-    embedding_losses,
-    quantize_embeddings,
-)
+from quantizer.conversion.embedding_losses import embedding_losses
+from quantizer.conversion.embeddings import EMBEDDING_FIDELITIES, quantize_embeddings
 from quantizer.durable import PartStore
 from quantizer.plans.plan import LayerSpec
 from service.request.request import RunRequest

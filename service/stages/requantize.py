@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantizer.conversion import blocks
-from quantizer.conversion.blocks import quantize_blocks
-from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.checkpoint import read_weights, save_checkpoint
 from quantizer.conversion.embeddings import set_embedding_weights
+from quantizer.conversion.pack import pack_model
 from quantizer.durable import PartStore
 from quantizer.errors import PlanError
 from quantizer.importance import selection
@@ -123,14 +124,14 @@ def requantize(context: RunContext, task: RequantTask) -> Path:
         tables = {table.name: stored[table.name] for table in task.plan.embeddings}
         runner = context.load()
         set_embedding_weights(runner.model, tables)
+        scores = {name: LayerScores(weights=each) for name, each in kept.scores.items()}
         quantize_blocks(
             runner,
             spread.layers,
-            {name: (fidelity,) for name, fidelity in plan.by_name.items()},
+            QuantizationSpec.for_plan(spread, scores=scores),
             context.calibration(task.calibration),
             parts,
             context.reporter.step("requantize"),
-            scores={name: LayerScores(weights=each) for name, each in kept.scores.items()},
         )
         pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
         save_checkpoint(runner.model, context.model, plan, folder / "model")

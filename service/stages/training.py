@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantizer.conversion.checkpoint import pack_model, read_weights, save_checkpoint
+from quantizer.conversion.checkpoint import read_weights, save_checkpoint
+from quantizer.conversion.pack import pack_model
 from quantizer.durable import PartStore
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.quality import Quality

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from allocator.demands.menu import choose_menu
 from allocator.profiling.candidates import Candidates, quantize_candidates
-from quantizer.conversion.blocks import find_block, quantize_blocks
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.quantized_block import find_block
 from quantizer.durable import Progress
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import by_block
@@ -181,7 +182,7 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         kept = model_bytes + states_bytes(few.windows)
         found.append(
             measure(
-                f"quantize, {FAST}", blocks, lambda told: quantize_blocks(runner, layers, choices, few, forms, told),
+                f"quantize, {FAST}", blocks, lambda told: quantize_blocks(runner, layers, QuantizationSpec(choices), few, forms, told),
                 quantizing_floor(one, 1, rates), kept,
             )
         )  # fmt: skip

@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from quantizer.conversion.blocks import quantize_blocks, read_blocks
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.quantized_block import read_blocks
 from quantizer.durable import PartStore
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
@@ -44,7 +45,8 @@ def quantized_as(
 ) -> dict[str, QuantizedWeight]:
     """Return the stored forms of a model's layers at the given fidelities; the model is used up."""
     layers = find_layers(model)
-    quantize_blocks(BlockRunner(model), layers, choices, Calibration(WINDOWS, 4), parts, quiet)
+    spec = QuantizationSpec(choices)
+    quantize_blocks(BlockRunner(model), layers, spec, Calibration(WINDOWS, 4), parts, quiet)
     forms: dict[str, QuantizedWeight] = {}
     for block in read_blocks(parts, layers, choices):
         forms |= {name: next(iter(each.values())) for name, each in block.weights.items()}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.conversion.checkpoint import save_checkpoint
+from quantizer.conversion.pack import pack_model
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.models.source import find_model

@@ -13,7 +13,7 @@ from allocator.profile import Array, Profile
 from allocator.profiling.context import ProfilingContext
 from allocator.profiling.integral import STABLE_CORRELATION, damages, layer_shares, measure_integral
 from allocator.signals import INTEGRAL_NODES
-from quantizer.conversion.blocks import quantize_blocks
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
@@ -195,7 +195,7 @@ def test_uniform_plans_are_ranked_as_they_measure_when_installed(
         quantize_blocks(
             BlockRunner(model),
             layers,
-            choices,
+            QuantizationSpec(choices),
             CALIBRATION,
             PartStore(tmp_path / fidelity.name),
             no_progress,

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from quantizer.conversion import blocks
-from quantizer.conversion.blocks import (
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
+from quantizer.conversion.quantized_block import (
     Distortion,
     QuantizedBlock,
     distortion,
     find_block,
-    quantize_blocks,
     read_block,
     read_blocks,
 )
@@ -44,7 +44,7 @@ from tests.support.quantized import (
 
 CALIBRATION = Calibration(token_windows(5, 40), 2)
 CHOICES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 32))
-SCORED = (Fidelity.uniform(2, 32), CHOICES[1], Fidelity(3, 8, 0.4, 64))
+MEASURED = (Fidelity.uniform(2, 32), CHOICES[1], Fidelity(3, 8, 0.4, 64))
 """Some kept as well, some not.
 
 With other low widths and group sizes, and so other high-impact columns.
@@ -59,13 +59,11 @@ def _quantize(
     model: nn.Module,
     folder: Path,
     on_progress: Callable[[int, int], None] = lambda _done, _count: None,
-    scored: Sequence[Fidelity] = (),
+    measured: Sequence[Fidelity] = (),
 ) -> None:
     layers = find_layers(model)
-    choices = {layer.name: CHOICES for layer in layers}
-    quantize_blocks(
-        BlockRunner(model), layers, choices, CALIBRATION, PartStore(folder), on_progress, scored
-    )
+    spec = QuantizationSpec({layer.name: CHOICES for layer in layers}, measured=measured)
+    quantize_blocks(BlockRunner(model), layers, spec, CALIBRATION, PartStore(folder), on_progress)
 
 
 def _blocks(model: nn.Module, folder: Path) -> list[QuantizedBlock]:
@@ -190,13 +188,13 @@ def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
             assert equal_rows >= 0.9 * layer.out_features
 
 
-@pytest.mark.parametrize("scored", [(), SCORED], ids=["kept alone", "some only scored"])
+@pytest.mark.parametrize("scored", [(), MEASURED], ids=["kept alone", "some only scored"])
 def test_every_form_made_has_its_errors_and_only_choices_are_kept(
     scored: tuple[Fidelity, ...], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
     originals = _weights(model)
-    _quantize(model, tmp_path, scored=scored)
+    _quantize(model, tmp_path, measured=scored)
     for block in _blocks(model, tmp_path):
         for name, errors in block.errors.items():
             assert set(errors) == {fidelity.name for fidelity in (*CHOICES, *scored)}
@@ -212,7 +210,7 @@ def test_scored_fidelities_leave_only_their_errors(
     finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
-    _quantize(model, tmp_path, scored=SCORED)
+    _quantize(model, tmp_path, measured=MEASURED)
     expected = _weights(finished[1])
     assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
     for block, alone in zip(_blocks(model, tmp_path), _blocks(model, finished[0]), strict=True):
@@ -224,7 +222,7 @@ def test_scored_fidelities_leave_only_their_errors(
     size = sum(len(content) for content in _files(tmp_path).values()) - sum(
         len(content) for content in _files(finished[0]).values()
     )
-    numbers = 2 * 8 * len(find_layers(model)) * (len(SCORED) - 1)  # one of them was kept already
+    numbers = 2 * 8 * len(find_layers(model)) * (len(MEASURED) - 1)  # one of them was kept already
     assert (
         numbers < size < 12 * numbers
     )  # the rest is names; a single form of a single layer takes more than all numbers
@@ -239,14 +237,14 @@ def test_a_form_made_beside_others_equals_the_form_made_alone(
         for layer in find_layers(model)
         if layer.kind == "self_attn.q_proj" and layer.block == 0
     ]
-    several = tuple(dict.fromkeys((*CHOICES, *SCORED)))
+    several = tuple(dict.fromkeys((*CHOICES, *MEASURED)))
 
     def made(*fidelities: Fidelity) -> QuantizedBlock:
         parts = PartStore(tmp_path / "-".join(fidelity.name for fidelity in fidelities))
         choices = {first[0].name: fidelities}
-        quantize_blocks(
-            BlockRunner(tiny_model("llama")), first, choices, CALIBRATION, parts, lambda *_: None
-        )
+        runner = BlockRunner(tiny_model("llama"))
+        spec = QuantizationSpec(choices)
+        quantize_blocks(runner, first, spec, CALIBRATION, parts, lambda *_: None)
         return read_block(parts, first, choices, 0)
 
     beside = made(*several)
@@ -431,4 +429,4 @@ def test_a_gpu_quantizes_as_many_fidelities_at_once_as_its_free_memory_takes(
     )
     assert [len(piece) for piece in found] == pieces
     for piece in found:
-        assert len(piece) == 1 or len(piece) * blocks._STACKED * widest <= free_bytes / 4
+        assert len(piece) == 1 or len(piece) * blocks._BYTES_PER_WEIGHT * widest <= free_bytes / 4

@@ -1,4 +1,4 @@
-"""Promises of quantizer.conversion.checkpoint: what is written is what runs, to the bit and to the byte."""
+"""Promises of quantizer.conversion.checkpoint and pack: what is written is exactly what runs."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from quantizer.conversion.checkpoint import (
-    checkpoint_bytes,
-    pack_model,
-    quantized_bytes,
-    save_checkpoint,
-)
+from quantizer.conversion.checkpoint import checkpoint_bytes, quantized_bytes, save_checkpoint
+from quantizer.conversion.pack import pack_model
 from quantizer.errors import CheckpointError
 from quantizer.modules.linear import QuantizedLinear
 from quantizer.plans.plan import Plan

@@ -11,16 +11,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_checkpoint
+from quantizer.conversion.checkpoint import quantized_bytes, save_checkpoint
+from quantizer.conversion.embedding_losses import embedding_losses
 from quantizer.conversion.embeddings import (
     EMBEDDING,
     EMBEDDING_FIDELITIES,
     HEAD,
     TIED,
-    embedding_losses,
     find_embeddings,
     quantize_embedding,
 )
+from quantizer.conversion.pack import pack_model
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear
@@ -181,7 +182,7 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_f
 
 
 def _refuse_edits(folder: Path, elsewhere: Path) -> None:
-    """A checkpoint that ties something else, or stores its table as no table is stored, is told as such."""
+    """Check that wrong ties, and tables with an unsupported fidelity, are refused by name."""
     config = json.loads((folder / "config.json").read_text())
     said = config["quantization_config"]
     (head, table) = next(iter(said["tied"].items()))

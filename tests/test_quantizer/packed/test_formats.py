@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from quantizer.conversion.checkpoint import pack_model, quantized_bytes, save_checkpoint
+from quantizer.conversion.checkpoint import quantized_bytes, save_checkpoint
+from quantizer.conversion.pack import pack_model
 from quantizer.errors import CheckpointError
 from quantizer.modules.linear import QuantizedLinear, get_linear
 from quantizer.packed.layout import named_parts

@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from quantizer.conversion.checkpoint import pack_model, save_checkpoint
+from quantizer.conversion.checkpoint import save_checkpoint
+from quantizer.conversion.pack import pack_model
 from quantizer.models.loading import load_model
 from quantizer.models.source import find_model
 from quantizer.packed.weight import QuantizedWeight

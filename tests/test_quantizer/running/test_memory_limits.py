@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from quantizer.conversion.blocks import quantize_blocks
+from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
 from quantizer.plans.fidelity import Fidelity
@@ -176,11 +176,9 @@ def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(
         model = tiny_model("llama")
         layers = find_layers(model)
         with small_card(model, windows) as card:
-            choices = {layer.name: fidelity for layer in layers}
+            spec = QuantizationSpec({layer.name: fidelity for layer in layers})
             parts = PartStore(tmp_path / str(windows))
-            quantize_blocks(
-                BlockRunner(model), layers, choices, Calibration(WINDOWS, 8), parts, quiet
-            )
+            quantize_blocks(BlockRunner(model), layers, spec, Calibration(WINDOWS, 8), parts, quiet)
         weights.append(
             {layer.name: model.get_submodule(layer.name).weight.data for layer in layers}
         )
