@@ -31,7 +31,7 @@ class Scores:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Scores on held-out text.
 
@@ -39,15 +39,15 @@ class Evaluation:
         original: of the original model.
         plan: of the delivered checkpoint.
         uniform: of the best uniform plan of the same bytes.
-        text: the held-out text.
         untuned: of the delivered plan before training; missing if it was not trained.
+        text: the held-out text.
     """
 
     original: Scores
     plan: Scores
     uniform: Scores
-    text: str
     untuned: Scores | None = field(default=None, metadata=OMIT_IF_NONE)
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ def test_old_reports_keep_to_the_schema_and_are_read_and_written_without_loss(na
     document = stored(name)
     Draft202012Validator(schema.report_schema()).validate(document)
     report = Report.from_json(document)
-    assert report.to_json() == document
+    assert json.dumps(report.to_json()) == json.dumps(document), "not even the order of keys"
     assert render_page(report).count("<svg") == (5 if report.checks else 4)
     assert headline(report)["plan_bytes"] == document["plan_bytes"]
 
