@@ -1,6 +1,6 @@
 """The whole path on the real demo model, out of its package.
 
-The command line, and the newcomer's script of the README.
+The command line, and the newcomer's script of service/README.md.
 """
 
 import json
@@ -124,7 +124,7 @@ def test_the_newcomers_script_of_the_readme_works_as_written(
 
     Stages that the command line made are not made again.
     """
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "service" / "README.md").read_text()
     script = readme.split("<!-- newcomer: begin -->")[1].split("```sh\n")[1].split("```")[0]
     (tmp_path / ".venv").symlink_to(sys.prefix)
     shutil.copytree(demo_run.model.parent, tmp_path / "demo" / "model")
