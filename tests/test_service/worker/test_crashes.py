@@ -101,7 +101,7 @@ def test_a_job_survives_a_kill_at_every_point(
         assert [seq for _, seq in told] == sorted(seq for _, seq in told)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_job_survives_a_kill_of_server_worker_and_stage(tmp_path: Path, models: Path) -> None:
     """One point of each process; `make test-long` has them all, and random ones."""
     out = tmp_path / "out"
