@@ -1,4 +1,4 @@
-"""Ways to spoil a copy of a tiny model, each a function of the folder."""
+"""Edits that make a copy of a tiny model invalid or unsafe, each a function of its folder."""
 
 import json
 import pickle
@@ -13,7 +13,9 @@ from quantizer.models.folder import ModelFolder
 from quantizer.models.source import find_model
 
 Edit = Callable[[Path], object]
-FILE, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-00001.safetensors"
+FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SHARD = "model-00001.safetensors"
 
 
 def find(folder: Path) -> ModelFolder:

@@ -1,14 +1,10 @@
-"""What several tests need.
-
-Fixed hypothesis settings, token windows, slow exact twins of packing and grids.
-"""
+"""Inputs of tests: fidelities, token windows, random weights and plans."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -40,7 +36,7 @@ class Packed:
         folder: the checkpoint.
         source: the original.
         plan: fidelities of its layers.
-        weights: stored forms.
+        weights: quantized layers by name.
         logits: of the packed model in memory, in float32, before it was saved.
     """
 
@@ -75,7 +71,7 @@ OPTION_NAMES = (
 """Fidelities with each option, and with all of them."""
 
 fixed = settings(derandomize=True, deadline=None, max_examples=100)
-"""Hypothesis without chance: the same examples at each run."""
+"""Hypothesis settings with the same examples at each run."""
 
 few = settings(fixed, max_examples=25)
 
@@ -112,7 +108,11 @@ def token_windows(windows: int, tokens: int, seed: int = 0) -> Tensor:
 
 
 def correlated_inputs(tokens: int, features: int, seed: int = 0) -> Tensor:
-    """Return inputs whose columns are strongly correlated and of very different sizes, float32 [tokens, features]."""
+    """Return inputs whose columns are strongly correlated and of very different sizes.
+
+    Returns:
+        float32 [tokens, features].
+    """
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randn(features, features, generator=generator) * torch.logspace(
         0, -2, features
@@ -128,7 +128,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def random_weight(
     fidelity: Fidelity, out_features: int, in_features: int, seed: int = 0
 ) -> QuantizedWeight:
-    """Return a stored layer of random codes, scales, zero points, column order, outliers and adapter.
+    """Return a layer of random codes, scales, zero points, column order, outliers and adapter.
 
     An adapter's entries are sixteenths of at most a half: sums of their products are exact in
     float32 in any order.
@@ -151,7 +151,8 @@ def random_weight(
             scale = scale_unit(row_scale, fidelity, bits) * counts
         zero = torch.randint(2**bits, (groups, out_features), generator=generator).float()
         parts.append(PartCodes(codes, scale, zero))
-    order, outliers = torch.randperm(in_features, generator=generator), None
+    order = torch.randperm(in_features, generator=generator)
+    outliers = None
     if count := fidelity.outlier_count(out_features, in_features):
         chosen = torch.zeros(out_features * in_features, dtype=torch.bool)
         chosen[torch.randperm(chosen.numel(), generator=generator)[:count]] = True
@@ -174,85 +175,6 @@ def stored_bytes(weight: QuantizedWeight) -> int:
     )
 
 
-def pack_slowly(codes: list[int], bits: int) -> bytes:
-    """Pack one row by the definition.
-
-    Code i at bits i*b .. of one little-endian integer, padded to 32-bit words.
-    """
-    stream = sum(code << (index * bits) for index, code in enumerate(codes))
-    return stream.to_bytes(-(-len(codes) * bits // 32) * 4, "little")
-
-
-def unpack_slowly(row: Tensor, bits: int, values: int) -> list[int]:
-    """Read one row of int32 words back by the definition."""
-    stream = int.from_bytes(
-        b"".join(word.to_bytes(4, "little", signed=True) for word in row.tolist()), "little"
-    )
-    return [(stream >> (index * bits)) & (2**bits - 1) for index in range(values)]
-
-
-def scales_slowly(weight: QuantizedWeight, name: str, bits: int) -> list[list[float]]:
-    """Return the scales of a part by the definition, [groups][out]."""
-    fidelity = weight.fidelity
-    if fidelity.scale_bits == 16:
-        scales: list[list[float]] = weight.tensors[f"{name}_scales"].tolist()
-        return scales
-    units = [
-        row_scale / 2 ** (bits - fidelity.bits_lo)
-        for row_scale in weight.tensors["row_scales"].tolist()
-    ]
-    codes = [
-        unpack_slowly(row, fidelity.scale_bits, weight.out_features)
-        for row in weight.tensors[f"{name}_scale_codes"]
-    ]
-    return [[unit * code for unit, code in zip(units, group, strict=True)] for group in codes]
-
-
-def outliers_slowly(weight: QuantizedWeight) -> dict[tuple[int, int], float]:
-    """Return the outliers by row and column."""
-    if not weight.fidelity.outlier_share:
-        return {}
-    values, columns, starts = (
-        weight.tensors[f"outlier_{name}"].tolist() for name in ("values", "columns", "starts")
-    )
-    return {
-        (out, columns[at]): values[at]
-        for out in range(weight.out_features)
-        for at in range(starts[out], starts[out + 1])
-    }
-
-
-def dequantize_slowly(weight: QuantizedWeight) -> list[list[float]]:
-    """Return the weight by plain loops over the stored tensors.
-
-    Each sum and product is rounded to float32.
-    """
-    columns = [int(column) for column in weight.tensors["columns"].tolist()]
-    dense = [[float("nan")] * weight.in_features for _ in range(weight.out_features)]
-    start = 0
-    for name, count, bits in named_parts(weight.fidelity, weight.in_features):
-        scales = scales_slowly(weight, name, bits)
-        zeros = [
-            unpack_slowly(row, bits, weight.out_features) for row in weight.tensors[f"{name}_zeros"]
-        ]
-        for out, row in enumerate(weight.tensors[f"{name}_codes"].t()):
-            for position, code in enumerate(unpack_slowly(row, bits, count)):
-                group = position // weight.fidelity.group_size
-                dense[out][columns[start + position]] = float(
-                    np.float32(scales[group][out] * (code - zeros[group][out]))
-                )
-        start += count
-    for (out, column), value in outliers_slowly(weight).items():
-        dense[out][column] = float(np.float32(dense[out][column] + value))
-    if weight.fidelity.adapter_rank:
-        a, b = weight.tensors["adapter_a"].tolist(), weight.tensors["adapter_b"].tolist()
-        for out in range(weight.out_features):
-            for column in range(weight.in_features):
-                product = float(np.float32(sum(b[out][k] * a[k][column] for k in range(len(a)))))
-                dense[out][column] = float(np.float32(dense[out][column] + product))
-    return dense
-
-
 @torch.no_grad()
 def logits_of(model: Any, tokens: Tensor) -> Tensor:
     """Return a model's logits [batch, tokens, vocabulary]."""
@@ -261,7 +183,7 @@ def logits_of(model: Any, tokens: Tensor) -> Tensor:
 
 
 def mixed_plan(model: Any) -> tuple[Plan, dict[str, QuantizedWeight]]:
-    """Return a plan of mixed fidelities and random stored forms for it, with scales of a useful size."""
+    """Return a plan of mixed fidelities, and random quantized layers with small scales."""
     layers = find_layers(model)
     plan = Plan(layers, tuple(MENU[index % len(MENU)] for index in range(len(layers))))
     weights = {}

@@ -1,4 +1,4 @@
-"""Tiny real models: random weights, a tokenizer trained on the spot, saved as ordinary model folders."""
+"""Tiny real models: random weights and a tokenizer, saved as ordinary model folders."""
 
 from pathlib import Path
 from pydoc_data.topics import topics

@@ -1,4 +1,4 @@
-"""What the tests of training share: quantized tiny models."""
+"""Quantized tiny models for the tests of training."""
 
 from typing import Any
 
@@ -20,19 +20,19 @@ FIDELITIES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 64))
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a run."""
+    """Stands for anything that interrupts a run."""
 
 
 def quiet(_done: int, _count: int) -> None:
-    """Hear of progress and say nothing."""
+    """Ignore progress."""
 
 
 def quantized(
     model: Any, parts: PartStore
 ) -> tuple[tuple[LayerSpec, ...], dict[str, QuantizedWeight]]:
-    """Return the layers of a model and their stored forms, of two fidelities by turns.
+    """Return the layers of a model, and the quantized layers at two alternating fidelities.
 
-    The model is used up.
+    The model is changed.
     """
     layers = find_layers(model)
     return layers, quantized_as(
@@ -43,7 +43,7 @@ def quantized(
 def quantized_as(
     model: Any, choices: dict[str, tuple[Fidelity]], parts: PartStore
 ) -> dict[str, QuantizedWeight]:
-    """Return the stored forms of a model's layers at the given fidelities; the model is used up."""
+    """Return a model's layers quantized at the given fidelities; the model is changed."""
     layers = find_layers(model)
     spec = QuantizationSpec(choices)
     quantize_blocks(BlockRunner(model), layers, spec, Calibration(WINDOWS, 4), parts, quiet)
@@ -54,7 +54,7 @@ def quantized_as(
 
 
 def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) -> bool:
-    """Return whether two sets of stored forms are equal bit for bit."""
+    """Return whether two sets of quantized layers are equal bit for bit."""
     return left.keys() == right.keys() and all(
         tensor.equal(right[name].tensors[key])
         for name, form in left.items()

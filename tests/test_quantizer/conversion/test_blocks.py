@@ -1,10 +1,9 @@
 """Promises of quantizer.conversion.blocks.
 
-Blocks are quantized on what quantized blocks give them, once, and can be taken up again.
+Blocks are quantized once, on the inputs that quantized blocks give, and interrupted work continues.
 """
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,38 +15,31 @@ from torch import Tensor, nn
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.conversion.quantized_block import (
-    Distortion,
     QuantizedBlock,
-    distortion,
-    find_block,
     read_block,
     read_blocks,
 )
 from quantizer.durable import PartStore
-from quantizer.errors import PartMissing
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import column_impact
 from quantizer.rounding.gptq import gptq_layer
-from quantizer.running.moments import Calibration, input_groups, input_moments
+from quantizer.running.moments import Calibration, input_groups
 from quantizer.running.runner import BlockRunner
 from quantizer.running.structure import find_layers
+from tests.support.moments import moments_by_hook
 from tests.support.quantized import (
     TinyModel,
-    correlated_inputs,
-    normal,
-    random_weight,
     token_windows,
 )
 
 CALIBRATION = Calibration(token_windows(5, 40), 2)
 CHOICES = (Fidelity(2, 4, 0.4, 32), Fidelity.uniform(3, 32))
 MEASURED = (Fidelity.uniform(2, 32), CHOICES[1], Fidelity(3, 8, 0.4, 64))
-"""Some kept as well, some not.
+"""Fidelities of which one is also a choice.
 
-With other low widths and group sizes, and so other high-impact columns.
+They have other low widths and group sizes, and so other high-impact columns.
 """
 
 
@@ -82,20 +74,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _moments_by_hook(model: Any, layer: LayerSpec) -> Tensor:
-    """Return X'X/n from the inputs that a hook sees while the whole model runs."""
-    seen: list[Tensor] = []
-    handle = model.get_submodule(layer.name).register_forward_pre_hook(
-        lambda _, args: seen.append(args[0])
-    )
-    with torch.no_grad():
-        for batch in CALIBRATION.batches():
-            model(input_ids=batch, use_cache=False)
-    handle.remove()
-    inputs = torch.cat([states.reshape(-1, layer.in_features) for states in seen]).double()
-    return inputs.t() @ inputs / len(inputs)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel) -> tuple[Path, Any]:
     """Return the parts and the model that an undisturbed run leaves."""
@@ -116,7 +94,7 @@ def test_the_same_work_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("done", [1, 2, 3])
-def test_an_interrupted_run_taken_up_again_gives_the_same_bytes(
+def test_an_interrupted_run_continues_to_the_same_bytes(
     done: int, finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     def interrupt(finished_blocks: int, _: int) -> None:
@@ -137,7 +115,7 @@ def test_an_interrupted_run_taken_up_again_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("position", [0, 40, -1])
-def test_a_damaged_part_is_made_again_and_logged(
+def test_a_damaged_block_is_quantized_again_and_logged(
     position: int,
     finished: tuple[Path, Any],
     tiny_model: TinyModel,
@@ -175,9 +153,8 @@ def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
     originals = _weights(tiny_model("llama"))
     blocks = _blocks(model, folder)
     for layer in find_layers(model):
-        moments = _moments_by_hook(
-            model, layer
-        ).float()  # the finished model gives a layer the same inputs as it had then
+        # the finished model gives a layer the inputs that it was quantized on
+        moments = moments_by_hook(model, layer, CALIBRATION).float()
         for choice in CHOICES:
             stored = blocks[layer.block].weights[layer.name][choice.name].dequantize()
             impact = column_impact(
@@ -188,16 +165,16 @@ def test_each_layer_is_quantized_on_what_the_quantized_layers_before_it_give(
             assert equal_rows >= 0.9 * layer.out_features
 
 
-@pytest.mark.parametrize("scored", [(), MEASURED], ids=["kept alone", "some only scored"])
-def test_every_form_made_has_its_errors_and_only_choices_are_kept(
-    scored: tuple[Fidelity, ...], tiny_model: TinyModel, tmp_path: Path
+@pytest.mark.parametrize("measured", [(), MEASURED], ids=["choices alone", "some only measured"])
+def test_every_candidate_has_its_errors_and_only_choices_are_stored(
+    measured: tuple[Fidelity, ...], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
     originals = _weights(model)
-    _quantize(model, tmp_path, measured=scored)
+    _quantize(model, tmp_path, measured=measured)
     for block in _blocks(model, tmp_path):
         for name, errors in block.errors.items():
-            assert set(errors) == {fidelity.name for fidelity in (*CHOICES, *scored)}
+            assert set(errors) == {fidelity.name for fidelity in (*CHOICES, *measured)}
             assert set(block.weights[name]) == {choice.name for choice in CHOICES}
             for choice in CHOICES:
                 off = block.weights[name][choice.name].dequantize() - originals[name]
@@ -206,7 +183,7 @@ def test_every_form_made_has_its_errors_and_only_choices_are_kept(
                 )
 
 
-def test_scored_fidelities_leave_only_their_errors(
+def test_measured_fidelities_leave_only_their_errors(
     finished: tuple[Path, Any], tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
@@ -216,7 +193,8 @@ def test_scored_fidelities_leave_only_their_errors(
     for block, alone in zip(_blocks(model, tmp_path), _blocks(model, finished[0]), strict=True):
         for name, forms in alone.weights.items():
             assert all(
-                _same_form(block.weights[name][fidelity], form) for fidelity, form in forms.items()
+                _same_weight(block.weights[name][fidelity], form)
+                for fidelity, form in forms.items()
             )
             assert alone.errors[name].items() <= block.errors[name].items()
     size = sum(len(content) for content in _files(tmp_path).values()) - sum(
@@ -228,7 +206,7 @@ def test_scored_fidelities_leave_only_their_errors(
     )  # the rest is names; a single form of a single layer takes more than all numbers
 
 
-def test_a_form_made_beside_others_equals_the_form_made_alone(
+def test_a_candidate_quantized_beside_others_equals_one_quantized_alone(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     model = tiny_model("llama")
@@ -239,7 +217,7 @@ def test_a_form_made_beside_others_equals_the_form_made_alone(
     ]
     several = tuple(dict.fromkeys((*CHOICES, *MEASURED)))
 
-    def made(*fidelities: Fidelity) -> QuantizedBlock:
+    def quantize(*fidelities: Fidelity) -> QuantizedBlock:
         parts = PartStore(tmp_path / "-".join(fidelity.name for fidelity in fidelities))
         choices = {first[0].name: fidelities}
         runner = BlockRunner(tiny_model("llama"))
@@ -247,10 +225,10 @@ def test_a_form_made_beside_others_equals_the_form_made_alone(
         quantize_blocks(runner, first, spec, CALIBRATION, parts, lambda *_: None)
         return read_block(parts, first, choices, 0)
 
-    beside = made(*several)
+    beside = quantize(*several)
     for fidelity in several:
-        alone = made(fidelity)
-        assert _same_form(
+        alone = quantize(fidelity)
+        assert _same_weight(
             beside.weights[first[0].name][fidelity.name],
             alone.weights[first[0].name][fidelity.name],
         ), fidelity.name
@@ -260,34 +238,9 @@ def test_a_form_made_beside_others_equals_the_form_made_alone(
         )
 
 
-def _same_form(form: QuantizedWeight, other: QuantizedWeight) -> bool:
+def _same_weight(form: QuantizedWeight, other: QuantizedWeight) -> bool:
     return form.fidelity == other.fidelity and all(
         torch.equal(form.tensors[name], other.tensors[name]) for name in other.tensors
-    )
-
-
-@pytest.mark.parametrize(
-    "fidelity",
-    [Fidelity.uniform(2, 32), Fidelity(2, 4, 0.4, 32), Fidelity.uniform(8, 64)],
-    ids=lambda fidelity: fidelity.name,
-)
-def test_form_error_is_the_mean_squared_error_of_the_outputs_and_the_relative_one_of_the_weights(
-    fidelity: Fidelity,
-) -> None:
-    inputs, weight = correlated_inputs(200, 96), normal(24, 96, seed=1)
-    form = random_weight(fidelity, 24, 96, seed=2)
-    found = distortion(form, weight, inputs.t() @ inputs / len(inputs))
-    dense = form.dequantize()
-    outputs = [
-        float((dense.double() @ x - weight.double() @ x).square().sum()) for x in inputs.double()
-    ]
-    assert found.output == pytest.approx(sum(outputs) / len(outputs), rel=1e-4)
-    changed = sum(
-        (a - b) ** 2
-        for a, b in zip(dense.flatten().tolist(), weight.flatten().tolist(), strict=True)
-    )
-    assert found.weight == pytest.approx(
-        changed / sum(b**2 for b in weight.flatten().tolist()), rel=1e-4
     )
 
 
@@ -298,41 +251,10 @@ def test_errors_are_those_on_the_inputs_that_quantized_layers_give(
     originals, blocks = _weights(tiny_model("llama")), _blocks(model, folder)
     for layer in find_layers(model):
         off = (_weights(model)[layer.name] - originals[layer.name]).double()
-        exact = float((off @ _moments_by_hook(model, layer)).mul(off).sum())
+        exact = float((off @ moments_by_hook(model, layer, CALIBRATION)).mul(off).sum())
         assert blocks[layer.block].errors[layer.name][CHOICES[0].name].output == pytest.approx(
             exact, rel=1e-3
         )
-
-
-def test_an_exact_form_and_a_layer_of_zeros_have_no_error() -> None:
-    form = random_weight(Fidelity.uniform(4, 32), 8, 64)
-    assert distortion(form, form.dequantize(), torch.eye(64)) == Distortion(0.0, 0.0)
-    assert (
-        distortion(form, torch.zeros(8, 64), torch.eye(64)).weight == 0
-    )  # there is nothing to be relative to
-
-
-def test_a_block_that_is_not_done_yet_is_found_missing(
-    tmp_path: Path, tiny_model: TinyModel
-) -> None:
-    layers = by_block(find_layers(tiny_model("llama")))[0]
-    choices = {layer.name: CHOICES for layer in layers}
-    assert find_block(PartStore(tmp_path), layers, choices, 0) is None
-    with pytest.raises(PartMissing, match="block 0 are missing or damaged: run again"):
-        read_block(PartStore(tmp_path), layers, choices, 0)
-
-
-def test_a_block_that_was_lost_after_it_was_done_is_named(
-    finished: tuple[Path, Any], tmp_path: Path
-) -> None:
-    folder, model = finished
-    shutil.copytree(folder, tmp_path / "parts")
-    (tmp_path / "parts" / "block-0001.part").write_bytes(b"damaged")
-    layers = find_layers(model)
-    blocks = read_blocks(PartStore(tmp_path / "parts"), layers, {each.name: () for each in layers})
-    assert next(blocks).errors.keys() == {each.name for each in by_block(layers)[0]}
-    with pytest.raises(PartMissing, match="block 1"):
-        next(blocks)
 
 
 def test_install_keeps_the_dtype_of_the_model(
@@ -344,50 +266,6 @@ def test_install_keeps_the_dtype_of_the_model(
     other = tiny_model("llama").to(torch.bfloat16)
     set_dequantized_weight(other, name, stored)
     assert torch.equal(other.get_submodule(name).weight, stored.dequantize(torch.bfloat16))
-
-
-@pytest.mark.parametrize(
-    ("family", "groups"),
-    [
-        (
-            "llama",
-            [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
-        ),
-        (
-            "gemma3",
-            [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]],
-        ),
-        ("opt", [["q_proj", "k_proj", "v_proj"], ["out_proj"], ["fc1"], ["fc2"]]),
-        ("gpt_neox", [["query_key_value"], ["dense"], ["dense_h_to_4h"], ["dense_4h_to_h"]]),
-    ],
-)
-def test_layers_that_share_their_input_are_grouped_in_call_order(
-    family: str, groups: list[list[str]], tiny_model: TinyModel
-) -> None:
-    runner = BlockRunner(tiny_model(family))
-    members = [layer for layer in find_layers(runner.model) if layer.block == 1]
-    batch = CALIBRATION.batches()[0]
-    hidden = runner.run_blocks(batch, runner.initial_states(batch), 0, 1)
-    found = input_groups(runner, members, batch, hidden, 1)
-    assert [sorted(layer.kind.rpartition(".")[2] for layer in group) for group in found] == [
-        sorted(group) for group in groups
-    ]
-
-
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
-def test_input_moments_are_the_mean_of_the_outer_products(
-    family: str, tiny_model: TinyModel
-) -> None:
-    runner = BlockRunner(tiny_model(family))
-    batches = CALIBRATION.batches()
-    hidden = [runner.run_blocks(batch, runner.initial_states(batch), 0, 1) for batch in batches]
-    for layer in (layer for layer in find_layers(runner.model) if layer.block == 1):
-        moments = input_moments(runner, layer, batches, hidden, 1)
-        expected = _moments_by_hook(runner.model, layer)
-        assert torch.allclose(
-            moments.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
-        )
-        assert not runner.model.get_submodule(layer.name)._forward_pre_hooks
 
 
 def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(
@@ -409,11 +287,6 @@ def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(
     assert torch.equal(block.weights[name][CHOICES[1].name].dequantize(), expected)
     assert block.errors[name][CHOICES[1].name].output == 0
     assert block.errors[name][CHOICES[1].name].weight > 0
-
-
-def test_batches_cover_the_windows_in_order() -> None:
-    assert [len(batch) for batch in CALIBRATION.batches()] == [2, 2, 1]
-    assert torch.equal(torch.cat(CALIBRATION.batches()), CALIBRATION.windows)
 
 
 @pytest.mark.parametrize(

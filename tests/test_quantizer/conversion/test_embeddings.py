@@ -139,10 +139,11 @@ def test_losses_of_tables_are_divergences_of_models_with_them(
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
-def test_checkpoints_with_packed_tables_load_and_run_like_the_model_they_stand_for(
+def test_checkpoints_with_packed_tables_load_and_run_like_the_dequantized_model(
     family: str, tiny_model: TinyModel, tiny_folder: TinyFolder, tmp_path: Path
 ) -> None:
-    model, source, expanded = tiny_model(family), tiny_folder(family), tiny_model(family)
+    model, expanded = tiny_model(family), tiny_model(family)
+    source = tiny_folder(family)
     layers, tables = find_layers(model), find_embeddings(model)
     plan = Plan.uniform(layers, Fidelity.parse("int8g32")).with_embeddings(
         dict.fromkeys(tables, FIDELITY)

@@ -1,6 +1,6 @@
 """Promises of quantizer.conversion.transformers_format.
 
-Transformers finds it in any process, and refuses what it cannot read.
+Transformers finds the format in any process, and invalid checkpoints are refused.
 """
 
 import json
@@ -63,7 +63,7 @@ def test_other_format_versions_are_refused(
     version: object, packed: PackedModel, tmp_path: Path
 ) -> None:
     folder = _edited(
-        packed("llama").folder, tmp_path / "other", lambda said: said.update(version=version)
+        packed("llama").folder, tmp_path / "other", lambda config: config.update(version=version)
     )
     with pytest.raises(CheckpointError, match="version"):
         AutoModelForCausalLM.from_pretrained(folder)
@@ -71,7 +71,7 @@ def test_other_format_versions_are_refused(
 
 def test_a_checkpoint_that_names_no_layers_is_refused(packed: PackedModel, tmp_path: Path) -> None:
     folder = _edited(
-        packed("llama").folder, tmp_path / "other", lambda said: said.update(layers={})
+        packed("llama").folder, tmp_path / "other", lambda config: config.update(layers={})
     )
     with pytest.raises(CheckpointError, match="no layers"):
         AutoModelForCausalLM.from_pretrained(folder)
@@ -80,7 +80,9 @@ def test_a_checkpoint_that_names_no_layers_is_refused(packed: PackedModel, tmp_p
 def test_a_checkpoint_without_the_field_layers_is_refused(
     packed: PackedModel, tmp_path: Path
 ) -> None:
-    folder = _edited(packed("llama").folder, tmp_path / "other", lambda said: said.pop("layers"))
+    folder = _edited(
+        packed("llama").folder, tmp_path / "other", lambda config: config.pop("layers")
+    )
     with pytest.raises(CheckpointError, match="no layers"):
         AutoModelForCausalLM.from_pretrained(folder)
 
@@ -98,10 +100,8 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(
 def test_a_checkpoint_whose_columns_are_no_permutation_is_refused(
     packed: PackedModel, tmp_path: Path
 ) -> None:
-    folder, name = (
-        _edited(packed("llama").folder, tmp_path / "other", lambda _: None),
-        "model.layers.0.mlp.up_proj.columns",
-    )
+    folder = _edited(packed("llama").folder, tmp_path / "other", lambda _: None)
+    name = "model.layers.0.mlp.up_proj.columns"
     tensors(lambda all_: all_.update({name: torch.zeros_like(all_[name])}))(folder)
     with pytest.raises(
         CheckpointError, match=r"'model.layers.0.mlp.up_proj': the column order is no permutation"
@@ -112,10 +112,8 @@ def test_a_checkpoint_whose_columns_are_no_permutation_is_refused(
 def test_a_checkpoint_with_a_tensor_of_another_shape_is_refused(
     packed: PackedModel, tmp_path: Path
 ) -> None:
-    folder, name = (
-        _edited(packed("llama").folder, tmp_path / "other", lambda _: None),
-        "model.layers.0.mlp.up_proj.low_codes",
-    )
+    folder = _edited(packed("llama").folder, tmp_path / "other", lambda _: None)
+    name = "model.layers.0.mlp.up_proj.low_codes"
     tensors(lambda all_: all_.update({name: all_[name][:, :-1].contiguous()}))(folder)
     with pytest.raises((CheckpointError, RuntimeError), match="mismatch"):
         AutoModelForCausalLM.from_pretrained(folder)

@@ -29,14 +29,12 @@ from tests.support.quantized import (
     TinyFolder,
     TinyModel,
     correlated_inputs,
-    dequantize_slowly,
     logits_of,
     normal,
-    outliers_slowly,
-    scales_slowly,
     stored_bytes,
 )
 from tests.support.quantized import PACKED_TOKENS as TOKENS
+from tests.support.slow_references import dequantize_slowly, outliers_slowly, scales_slowly
 
 options = pytest.mark.parametrize(
     "fidelity", [Fidelity.parse(name) for name in OPTION_NAMES], ids=lambda fidelity: fidelity.name

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from quantizer.packed.packing import pack, unpack
 from quantizer.plans.fidelity import word_count
-from tests.support.quantized import fixed, pack_slowly, unpack_slowly
+from tests.support.quantized import fixed
+from tests.support.slow_references import pack_slowly, unpack_slowly
 
 SIZES = (1, 2, 8, 17, 31, 32, 33, 63, 64, 100, 545)
 WIDTHS = range(1, 9)

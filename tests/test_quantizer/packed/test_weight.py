@@ -15,14 +15,8 @@ from quantizer.packed.dequantize import check_indices
 from quantizer.packed.layout import TensorSpec, named_parts, tensor_specs
 from quantizer.packed.weight import PartCodes, QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
-from tests.support.quantized import (
-    OPTION_NAMES,
-    dequantize_slowly,
-    few,
-    fidelities,
-    normal,
-    random_weight,
-)
+from tests.support.quantized import OPTION_NAMES, few, fidelities, normal, random_weight
+from tests.support.slow_references import dequantize_slowly
 
 SHAPES = [(1, 1), (1, 32), (7, 33), (5, 100), (33, 64), (3, 129)]
 FIDELITIES = [

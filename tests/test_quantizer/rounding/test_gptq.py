@@ -21,7 +21,8 @@ from quantizer.rounding.columns import column_impact, column_order
 from quantizer.rounding.gptq import gptq_candidates, gptq_layer
 from quantizer.rounding.grids import fit_grid, round_to_nearest
 from quantizer.rounding.inverse import DAMPING
-from tests.support.quantized import correlated_inputs, normal, outliers_slowly, scales_slowly
+from tests.support.quantized import correlated_inputs, normal
+from tests.support.slow_references import outliers_slowly, scales_slowly
 
 CASES = [
     (Fidelity.uniform(2, 32), 64),
@@ -243,7 +244,8 @@ def test_moments_that_are_not_finite_are_refused(value: float) -> None:
 
 
 def test_the_stored_order_is_the_column_order() -> None:
-    weight, hessian, fidelity = normal(9, 100), _hessian(100), Fidelity(2, 4, 0.25, 32)
+    weight, hessian = normal(9, 100), _hessian(100)
+    fidelity = Fidelity(2, 4, 0.25, 32)
     impact = column_impact(weight, hessian, 2, 32)
     stored = gptq_layer(weight, hessian, fidelity, impact)
     assert torch.equal(

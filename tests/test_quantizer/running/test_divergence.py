@@ -22,7 +22,7 @@ class Head:
     changed: Tensor
 
     def log_probs(self, states: Tensor) -> Tensor:
-        """Return log-probabilities from the weight of the head, float64 [windows, tokens, vocab]."""
+        """Return log-probabilities by the head, float64 [windows, tokens, vocabulary]."""
         return torch.nn.functional.linear(
             states.double(), self.runner.head.weight.double()
         ).log_softmax(-1)

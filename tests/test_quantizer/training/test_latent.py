@@ -86,13 +86,13 @@ def test_gradients_are_straight_through_for_codes_and_exact_for_scales() -> None
     with torch.no_grad():
         layer.parts[1].latent[0, 0, 0] = -0.6  # off the grid by more than half a code
         layer.parts[1].latent[0, 0, 1] = 3.4
-    pull = normal(24, 80, seed=5)
-    (layer.weight() * pull).sum().backward()  # so the gradient in the weight is `pull`
+    cotangent = normal(24, 80, seed=5)
+    (layer.weight() * cotangent).sum().backward()  # the gradient in the weight is `cotangent`
 
     start = 0
     for part, codes in zip(layer.parts, (p.codes() for p in layer.parts), strict=True):
         count = codes.codes.shape[1]
-        gradient = pull[:, stored.tensors["columns"].long()][:, start : start + count]
+        gradient = cotangent[:, stored.tensors["columns"].long()][:, start : start + count]
         assert part.latent.grad is not None
         assert part.factor.grad is not None
         found = part.latent.grad.flatten(1)[:, :count]
@@ -143,7 +143,8 @@ def test_half_precision_inputs_are_multiplied_in_half_precision() -> None:
 def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     linear, stored = _layer(Fidelity.uniform(3, 32), features=64)
     layer = LatentLinear(linear, stored, clipping=True)
-    columns, (part,), (codes,) = stored.tensors["columns"].long(), layer.parts, stored.parts()
+    columns = stored.tensors["columns"].long()
+    (part,), (codes,) = layer.parts, stored.parts()
     assert layer.weight().equal(stored.dequantize())
     start, zero = codes.scale.t().unsqueeze(-1), codes.zero.t().unsqueeze(-1)
     own = codes.codes.view(24, 2, 32)
@@ -157,13 +158,13 @@ def test_codes_follow_the_scale_where_clipping_is_trained() -> None:
     assert (rounded != own).any()
     assert layer.weight()[:, columns].allclose(((rounded - zero) * scale).flatten(1), atol=1e-6)
     assert layer.quantized().parts()[0].codes.equal(rounded.flatten(1))
-    pull = normal(24, 64, seed=5)
-    (layer.weight()[:, columns] * pull).sum().backward()
+    cotangent = normal(24, 64, seed=5)
+    (layer.weight()[:, columns] * cotangent).sum().backward()
     inside = (exact >= -0.5) & (exact <= 7.5)
     step = torch.where(
         inside, rounded - exact, rounded - zero
     )  # the gradient of LSQ, in units of the scale
-    expected = (pull.view(24, 2, 32) * step * start).sum(-1, keepdim=True)
+    expected = (cotangent.view(24, 2, 32) * step * start).sum(-1, keepdim=True)
     assert part.factor.grad is not None
     assert part.factor.grad.allclose(expected, rtol=1e-3, atol=1e-5)
     assert part.latent.grad is None
