@@ -12,7 +12,7 @@ from service.errors import OutputError
 from service.report.document import Report
 from service.report.layers import LayerInfo
 from service.report.page import render_page
-from service.storage.disk import disk_errors, link_or_copy
+from service.storage.disk import copy_file, disk_errors
 
 REPORT_JSON, REPORT_PAGE, LAYER_TABLE = "report.json", "report.html", "layers.csv"
 
@@ -63,7 +63,8 @@ def _layer_row(report: Report, name: str, layer: LayerInfo) -> dict[str, Any]:
 def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
     """Make the output folder: the checkpoint's files, and the report beside them.
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all. Its files are copies with the permissions of new
+    files, so an edit of them changes nothing in the cache.
 
     Args:
         folder: new or empty.
@@ -77,7 +78,7 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
     check_output(folder)
     with disk_errors(folder), atomic_folder(folder) as temporary:
         for file in sorted(checkpoint.iterdir()):
-            link_or_copy(file, temporary / file.name)
+            copy_file(file, temporary / file.name)
         if report is not None:
             (temporary / REPORT_JSON).write_text(
                 json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8"
