@@ -1,7 +1,4 @@
-"""Messages of the service.
-
-Lines for people on a terminal, JSON elsewhere, each with its job, stage and request.
-"""
+"""Log messages: lines on a terminal, JSON elsewhere, each with its job, stage and request."""
 
 import logging
 import sys
@@ -15,43 +12,45 @@ from rich.console import Console
 
 err = Console(stderr=True, soft_wrap=True)
 
-
-_SHARED: list[Any] = [
+_FIELDS: list[Any] = [
     structlog.stdlib.add_log_level,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.ExtraAdder(allow=("job_id", "stage", "tenant", "worker")),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
 
-_FAULTS = structlog.processors.ExceptionRenderer(
+_TRACEBACKS = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
 )
-"""Tracebacks without the values of variables, among which secrets may be."""
+"""Tracebacks without the values of variables, which may be secrets."""
 
 
 def set_up_service_logging(*, as_json: bool | None = None) -> None:
-    """Send messages of the service and of the libraries below to standard error.
+    """Send messages of the service and of its libraries to stderr.
 
-    As JSON unless that is a terminal.
+    Args:
+        as_json: whether as JSON; None means unless stderr is a terminal.
     """
     plain = sys.stderr.isatty() if as_json is None else not as_json
     last: Any = structlog.dev.ConsoleRenderer() if plain else structlog.processors.JSONRenderer()
-    faults: list[Any] = [] if plain else [_FAULTS]
+    tracebacks: list[Any] = [] if plain else [_TRACEBACKS]
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=_SHARED,
+        foreign_pre_chain=_FIELDS,
         processors=[
             _with_request,
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            *faults,
+            *tracebacks,
             last,
         ],
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     root = logging.getLogger()
-    root.handlers, root.level = [handler], logging.WARNING
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
     ours = logging.getLogger("bitwright")
-    ours.handlers, ours.propagate = [], True
+    ours.handlers = []
+    ours.propagate = True
     ours.setLevel(logging.INFO)
     for name in ("dbos", "uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers = []
@@ -76,7 +75,7 @@ class _Messages(logging.Handler):
 
 
 def set_up_logging() -> None:
-    """Send messages of the product to stderr, and quiet the libraries below."""
+    """Send the messages of Bitwright to stderr, one line each, and no others."""
     logger = logging.getLogger("bitwright")
     logger.handlers = [_Messages()]
     logger.setLevel(logging.INFO)

@@ -1,4 +1,7 @@
-"""What a process of the service does to itself: its environment, its memory, its end."""
+"""What a process of the service sets for itself: environment, memory, and when it ends.
+
+It runs before settings can be read, so it looks at the environment itself.
+"""
 
 import ctypes
 import os
@@ -7,14 +10,16 @@ import signal
 from service.failpoint import FAILPOINT_VARIABLE
 
 PARENT_VARIABLE = "BITWRIGHT_PARENT"
+"""Variable that names the process with which a child is to end."""
 
 _PR_SET_PDEATHSIG = 1
+"""Option of prctl(2)."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Names of options in malloc.h."""
+"""Options of mallopt(3)."""
 
-PASSED_ON = (
-    *(
+PASSED_ON = frozenset(
+    {
         "PATH",
         "HOME",
         "LANG",
@@ -25,8 +30,6 @@ PASSED_ON = (
         "VIRTUAL_ENV",
         "PYTHONPATH",
         "COVERAGE_PROCESS_START",
-    ),
-    *(
         "COVERAGE_PROCESS_CONFIG",
         "COVERAGE_FILE",
         "SSL_CERT_FILE",
@@ -34,24 +37,22 @@ PASSED_ON = (
         "HTTPS_PROXY",
         "HTTP_PROXY",
         "NO_PROXY",
-    ),
-    *(
         "CUDA_VISIBLE_DEVICES",
         "TRITON_CACHE_DIR",
         "XDG_CACHE_HOME",
         FAILPOINT_VARIABLE,
         "TRACEPARENT",
-    ),
+    }
 )
-"""Variables that a stage's process gets of the worker's, beside those that begin with `PASSED_ON_PREFIXES`; nothing else."""
+"""Variables of a worker that the processes of its stages get, beside `PASSED_ON_PREFIXES`."""
 
 PASSED_ON_PREFIXES = ("AWS_", "HF_", "OMP_", "MKL_", "NVIDIA_", "CUDA_", "TORCH_", "OTEL_")
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the variables that a stage's process gets.
+    """Return the variables that the process of a stage gets.
 
-    An allow-list, so that the database's password is not among them.
+    Only listed ones, so that the password of the database is not among them.
     """
     return {
         name: value
@@ -61,7 +62,7 @@ def stage_environment() -> dict[str, str]:
 
 
 def live_and_die_with_parent() -> None:
-    """Have the kernel kill this process when the one that `BITWRIGHT_PARENT` names dies, if that variable is set."""
+    """Have the kernel kill this process when its parent dies, if `BITWRIGHT_PARENT` names it."""
     parent = os.environ.pop(PARENT_VARIABLE, "")
     if not parent.isdigit():
         return
@@ -71,10 +72,7 @@ def live_and_die_with_parent() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep progress bars and advice of the libraries below off stderr.
-
-    Must run before they are imported.
-    """
+    """Keep progress bars and advice of libraries off stderr; call it before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -82,12 +80,10 @@ def quiet_libraries() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next tensor, where it is glibc.
+    """Have glibc keep freed memory for the next tensor, in a process that ends with its work.
 
-    For processes that end with their work.
-
-    Else every large tensor is given back and comes anew, page by page, which takes longer than what
-    is computed in it.
+    Otherwise each large tensor is returned to the system and mapped again, page by page, which
+    takes longer than the computation. Without glibc, nothing happens.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -246,10 +246,10 @@ def _worker_name(database_url: str) -> str:
 
 
 def default_cache() -> Path:
-    """Return the folder of finished stages that the environment names, or the user's cache folder."""
+    """Return the folder of finished stages, see `Folders.cache`."""
     return Folders.read().cache
 
 
 def default_data() -> Path:
-    """Return the service's folder that the environment names, or the user's data folder."""
+    """Return the folder of the service, see `Folders.data`."""
     return Folders.read().data

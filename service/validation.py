@@ -25,7 +25,7 @@ INVALID = "invalid_option"
 """Pydantic's error type of a value that has its sentence already."""
 
 UNIT, VALUES = "x-unit", "x-values"
-"""Keys of a field's JSON Schema: the unit of a number, and the values that a schema cannot express."""
+"""Keys of a field's JSON Schema: unit of a number; values that types and limits do not say."""
 
 _LONGEST_SHOWN = 60
 _MANY_DIGITS = 10**_LONGEST_SHOWN

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from service.request.constraints import BUDGET, BudgetOf, ConstraintsIn, Size
-from service.request.options import RunOptions
+from service.request.constraints import BUDGET, CONSTRAINTS, BudgetOf, ConstraintsIn, Size
+from service.request.options import WHOLE_FILE, RunOptions
 from service.validation import Checked, invalid, option
 
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
@@ -13,18 +13,28 @@ LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+JobName = Annotated[str, option("What the job is called.", max_length=200, pattern=r"^[^\x00]*$")]
+Labels = dict[LabelName, LabelValue]
+Priority = Annotated[
+    Literal["high", "normal", "low"], option("Which of several queued jobs is run first.")
+]
+
+LABELS = "Names and values that jobs can be listed by."
+
+
 class JobIn(RunOptions):
     """A job to be submitted."""
 
-    name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
-    labels: dict[LabelName, LabelValue] = Field({}, max_length=32)
-    priority: Literal["high", "normal", "low"] = "normal"
-    profile: Digest | None = Field(
-        None, description="Digest of a profile of this model; without it, one is measured."
-    )
+    name: JobName = ""
+    labels: Annotated[Labels, option(LABELS, max_length=32)] = {}
+    priority: Priority = "normal"
+    profile: Annotated[
+        Digest | None,
+        option("Digest of a profile of this model; without it, one is measured."),
+    ] = None
 
     @model_validator(mode="after")
-    def _checks_need_a_profile_of_ones_own(self) -> "JobIn":
+    def _measures_what_it_checks(self) -> "JobIn":
         if self.profile is not None and self.check_plans:
             raise invalid(
                 "check plans measures random plans for the profile that the job measures; give "
@@ -38,15 +48,18 @@ class JobIn(RunOptions):
 
 
 class ForkIn(Checked):
-    """A new job from an old one's profile, with another budget or other constraints."""
+    """A new job from an old one's profile, with another budget or other constraints.
+
+    What is not given is as in the old job.
+    """
 
     budget: Annotated[Size | None, option(BUDGET)] = None
     budget_of: BudgetOf = None
-    whole_file: Annotated[bool | None, Field(deprecated=True)] = None
-    constraints: ConstraintsIn | None = None
-    name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")] = ""
-    labels: Annotated[dict[LabelName, LabelValue], Field(max_length=32)] | None = None
-    priority: Literal["high", "normal", "low"] = "normal"
+    whole_file: Annotated[bool | None, option(WHOLE_FILE, deprecated=True)] = None
+    constraints: Annotated[ConstraintsIn | None, option(CONSTRAINTS)] = None
+    name: JobName = ""
+    labels: Annotated[Labels | None, option(LABELS, max_length=32)] = None
+    priority: Priority = "normal"
 
 
 class StageOut(BaseModel):

@@ -61,7 +61,7 @@ def profile(
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what each layer of a model costs at each fidelity, around a uniform plan near the budget."""
+    """Measure what quantizing each layer costs, around a uniform plan near the budget."""
     request = RunSettings(**options.model_dump()).request(source.model)
     model_work.profile(request, out_folder, cache, as_json=as_json)
 
@@ -91,5 +91,5 @@ def evaluate(
     cache: Cache = CACHE,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity and KL divergence of quantized checkpoints of a model, with standard errors."""
+    """Measure perplexity and KL divergence of checkpoints, with standard errors."""
     model_work.evaluate(source.model, checkpoints, options, cache, as_json=as_json)

@@ -99,7 +99,7 @@ def frontier(
     html: Annotated[Path | None, Parameter(help="New page with picture and table.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the predicted loss of the best plan of each budget, its proven bound, and the price of a byte."""
+    """Show the loss of the best plan of each budget, its bound, and the price of a byte."""
     whatif = ask.whatif(profile_folder, latency)
     profile = whatif.profile
     ends = [
@@ -150,7 +150,7 @@ def diff(
 
 
 def _check(whatif: WhatIf, path: Path, question: PlanQuestion, *, as_json: bool) -> int | None:
-    """Print the price of a plan and what it breaks, and return the exit code: a broken plan is bad input."""
+    """Print the price of a plan and what it breaks; return the exit code of a broken plan."""
     plan = Plan.loads(read_text_file(path, "plan"))
     most = None
     if question.budget is not None:

@@ -48,7 +48,7 @@ def quota(
     data: Data = DATA,
     as_json: AsJson = False,
 ) -> None:
-    """Set the limits of a tenant; a limit that is not given is the one of the service's settings."""
+    """Set the limits of a tenant; those that are not given are as in the settings."""
     set_quota(_database(data), tenant, Quota(active_jobs, stored_bytes, keep_days))
     values = {"active_jobs": active_jobs, "stored_bytes": stored_bytes, "keep_days": keep_days}
     print_pairs({"tenant": tenant, **values}, as_json=as_json)

@@ -1,7 +1,4 @@
-"""Which models and texts a job may name.
-
-Hub ids, and what lies in the folders that the operator opened.
-"""
+"""Which models and texts a job may use: hub ids, and what is in the folders for jobs."""
 
 import os
 import re
@@ -18,21 +15,23 @@ _LONGEST = 1000
 
 
 def confine_model(named: str, roots: Sequence[Path], *, hub: bool) -> str:
-    """Return what to load for a model's name.
+    """Return what a model's name stands for: a real path within `roots`, or a hub id.
 
-    The real path of a folder or GGUF file within one of `roots`, or a hub id.
+    Args:
+        named: as a job gives it; a relative path is one below a root.
+        roots: folders that jobs may use.
+        hub: whether jobs may use the Hugging Face hub.
 
     Raises:
-        PathRefused: it is neither. The message is the same whether or not there is such a path
-            outside.
+        PathRefused: it is neither. The message does not tell whether there is such a path elsewhere.
     """
     return _inside(named, roots) or _hub(named, _HUB_MODEL, "model", hub=hub)
 
 
 def confine_text(named: str, roots: Sequence[Path], *, hub: bool) -> str:
-    """Return what to read for a text's name.
+    """Return what a text's name stands for: a built-in text, a path within `roots`, or a hub id.
 
-    A built-in text, the real path of a file within one of `roots`, or a hub id.
+    The arguments are those of `confine_model`.
 
     Raises:
         PathRefused: it is none of these.
@@ -47,7 +46,8 @@ def _inside(named: str, roots: Sequence[Path]) -> str | None:
         return None
     for root in roots:
         real_root = os.path.realpath(root)
-        real = os.path.realpath(os.path.join(real_root, named))  # noqa: PTH118  realpath follows links without raising
+        # realpath follows links without raising
+        real = os.path.realpath(os.path.join(real_root, named))  # noqa: PTH118
         if os.path.commonpath([real_root, real]) == real_root and Path(real).exists():
             return real
     return None
@@ -59,6 +59,5 @@ def _hub(named: str, pattern: re.Pattern[str], kind: str, *, hub: bool) -> str:
     also = ", and is no id of the Hugging Face hub" if hub else "; the hub is switched off"
     raise PathRefused(
         f"{kind} {named[:200]!r} is not in a folder that jobs may use{also}; put it there, or "
-        "have the operator add its folder "
-        "to BITWRIGHT_MODELS"
+        "have the operator add its folder to BITWRIGHT_MODELS"
     )

@@ -32,6 +32,7 @@ Size = Annotated[
 ]
 """A budget, as `allocator.demands.budget.Budget.parse` reads it."""
 
+CONSTRAINTS = "What the plan must respect beside the budget."
 BUDGET = (
     "Size of the quantized model: bytes of the whole checkpoint (K, M, G are decimal, KiB, MiB, GiB "
     "binary), or bits per weight (bpw) of the quantized layers."

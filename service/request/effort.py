@@ -1,4 +1,4 @@
-"""How much work goes into a result, by name."""
+"""Levels of effort: how much work goes into a checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from service.errors import RequestError
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """One level of effort: how layers are quantized, and what follows.
+    """One level of effort.
 
     Attributes:
-        name: what the user calls it.
-        steps: steps of end-to-end distillation of the plan that is delivered; 0 for none. See
+        name: what users call it.
+        steps: steps of end-to-end distillation of the delivered plan; 0 for none. See
             `quantizer.training.distill`.
-        block_steps: steps for each block of block-wise training, which takes the place of training
-            codes end to end where the whole model is too large for it. See `quantizer.training.blockwise`.
-        calibration: how many times the calibration windows layers are quantized on, of those that
-            the text has; a profile does with the calibration windows as they are.
-        rivals: how many of the uniform plans that may be best are quantized and compared with the
-            solver's plan.
+        block_steps: steps per block of block-wise training, which replaces the end-to-end training
+            of codes where the whole model does not fit. See `quantizer.training.blockwise`.
+        calibration: layers are quantized on this many times the calibration windows, as far as the
+            text has them; a profile is measured on the calibration windows themselves.
+        rivals: number of uniform plans, of those that may be best, that are quantized and compared
+            with the solver's plan.
     """
 
     name: str

@@ -14,7 +14,14 @@ from allocator.demands.constraints import UNCONSTRAINED, Constraints
 from allocator.signals import DEFAULT_SIGNAL, ORIGINAL, SIGNALS, UNIFORM, find_signal
 from quantizer.plans.fidelity import COLUMN_MULTIPLE
 from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION, TextSpec
-from service.request.constraints import BUDGET, BudgetOf, ConstraintsIn, CouplingOption, Size
+from service.request.constraints import (
+    BUDGET,
+    CONSTRAINTS,
+    BudgetOf,
+    ConstraintsIn,
+    CouplingOption,
+    Size,
+)
 from service.request.effort import EffortName, find_effort
 from service.request.request import (
     BATCH,
@@ -32,6 +39,7 @@ MOST = 1_000_000
 Named = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 
+WHOLE_FILE = "Deprecated: true means the budget of the checkpoint, false that of the layers."
 _TEXTS = "a text file, a JSONL file, or a Hugging Face data set as ID[:CONFIG[:SPLIT]]"
 
 if TYPE_CHECKING:
@@ -308,13 +316,11 @@ class RunSettings(
 class RunOptions(RunSettings, ModelOption):
     """All options of a run, by the names that they have on the command line and over REST."""
 
-    constraints: Annotated[
-        ConstraintsIn, option("What the plan must respect beside the budget.")
-    ] = ConstraintsIn()
+    constraints: Annotated[ConstraintsIn, option(CONSTRAINTS)] = ConstraintsIn()
     whole_file: Annotated[
         bool | None,
         option(
-            "Deprecated: true means the budget of the checkpoint, false that of the layers.",
+            WHOLE_FILE,
             deprecated=True,
         ),
     ] = None
@@ -331,7 +337,11 @@ class RunOptions(RunSettings, ModelOption):
     def to_request(
         self, model: Callable[[str], str] = str, text: Callable[[str], str] = str
     ) -> RunRequest:
-        """Return the request, with the names of models and texts replaced by what `model` and `text` return.
+        """Return the request of the run.
+
+        Args:
+            model: returns what is loaded for the name of a model.
+            text: returns what is read for the name of a text.
 
         Raises:
             ServiceError, AllocatorError: options contradict each other, or a name is refused.

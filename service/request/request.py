@@ -70,7 +70,7 @@ class Amounts:
 
     @property
     def guard(self) -> TextSpec:
-        """The windows that finished plans are compared on: no plan was fitted to them."""
+        """The windows that candidate plans are compared on; none was fitted to them."""
         return replace(
             self.calibration,
             windows=self.guard_windows,

@@ -1,4 +1,4 @@
-"""Removes stages from the cache: never one that a process works on, or that an unfinished run uses."""
+"""Remove stages from the cache, but none that is locked or that an unfinished run uses."""
 
 import shutil
 from collections.abc import Collection, Iterable

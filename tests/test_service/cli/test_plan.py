@@ -1,4 +1,4 @@
-"""The command plan: the plan of a budget or a loss is written, checked and refused in files and sentences."""
+"""The command plan: the plan of a budget or a loss is written, checked, or refused."""
 
 import json
 from pathlib import Path

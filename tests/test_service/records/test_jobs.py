@@ -68,6 +68,13 @@ def test_a_job_says_what_was_asked_what_was_found_and_how_long_it_took(
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
 
 
+def test_a_job_that_has_ended_keeps_nothing_in_the_cache(
+    server: Served, done: dict[str, Any]
+) -> None:
+    assert (server.data / "cache" / "profile").is_dir()
+    assert not (server.data / "cache" / "runs" / f"{done['id']}.stages").exists()
+
+
 def test_its_result_is_the_command_lines(
     server: Served, done: dict[str, Any], models: Path, tmp_path: Path
 ) -> None:

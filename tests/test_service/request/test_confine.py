@@ -37,13 +37,28 @@ def test_absolute_paths_and_all_opened_folders_count(roots: list[Path]) -> None:
     assert confine_text("text.txt", roots, hub=False) == str(roots[1] / "text.txt")
 
 
-@pytest.mark.parametrize(
-    "named",
-    [
-        "../secret/model", "out/model", "out", "/etc/passwd", "/", "..", "missing", "file:///etc/passwd", "model\0", "", "~/model",
-        "https://example.com/model", "s3://bucket/model", "x" * 5000, "-rf", "org/../..", "./../secret",
-    ],
-)  # fmt: skip
+ELSEWHERE = [
+    "../secret/model",
+    "out/model",
+    "out",
+    "/etc/passwd",
+    "/",
+    "..",
+    "missing",
+    "file:///etc/passwd",
+    "model\0",
+    "",
+    "~/model",
+    "https://example.com/model",
+    "s3://bucket/model",
+    "x" * 5000,
+    "-rf",
+    "org/../..",
+    "./../secret",
+]
+
+
+@pytest.mark.parametrize("named", ELSEWHERE)
 def test_everything_else_is_refused_in_the_same_words_whether_it_is_there_or_not(
     named: str, roots: list[Path]
 ) -> None:

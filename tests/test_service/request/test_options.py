@@ -1,4 +1,4 @@
-"""Options are defined once: a wrong value gets the same sentence on the command line and over REST."""
+"""Options are defined once; a wrong one gets the same sentence everywhere."""
 
 import ast
 import json
