@@ -46,7 +46,8 @@ A multiple of 32, so that the packed tensors of pieces can be concatenated.
 def find_embeddings(model: Any) -> tuple[LayerSpec, ...]:
     """Return the model's embedding and head, or one table if they are tied.
 
-    Nothing is returned for a model whose embedding and head have another form.
+    Empty for a model whose embedding is no plain `nn.Embedding`, or whose head is no `nn.Linear`
+    without bias.
     """
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()

@@ -10,7 +10,7 @@ HEADROOM = 1.5
 """Factor by which the scale of a group may grow while it absorbs the errors of earlier columns.
 
 Without headroom, two-bit layers with strongly correlated inputs lose a tenth; with it they lose
-nothing, and codes stay fine enough.
+nothing, and codes stay fine enough: tests/benchmarks/LOG.md, "training, formats, light methods".
 """
 
 

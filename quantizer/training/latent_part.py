@@ -13,7 +13,8 @@ START_RADIUS = 0.48
 """Largest distance between a latent code and its stored code at the start.
 
 With 0.5 and more, too many codes change at the first steps; with much less, codes first have far to
-go and scales learn alone. tests/benchmarks/LOG.md has what was compared.
+go and scales learn alone. Compared in tests/benchmarks/LOG.md, "training, formats, light methods",
+where it is called the cell.
 """
 
 
@@ -104,8 +105,9 @@ class ClippedPart(LatentPart):
 
     A weight that lies further than `START_RADIUS` from its stored code counts as one at that
     distance. So training starts from the stored codes, and keeps the errors that they compensate
-    for each other. Codes of plain rounding are a start that few steps do not make up for:
-    tests/benchmarks/LOG.md.
+    for each other. A start from codes rounded to nearest is worse, and few steps do not make up for
+    it: tests/benchmarks/LOG.md, "learning rates of scales and adapters were three to a hundred
+    times too low".
 
     The gradient in a scale is that of LSQ (arXiv 1902.08153, section 2.1): the rounding error of a
     weight in codes, or the code itself where the weight is clipped. OmniQuant (arXiv 2308.13137,
