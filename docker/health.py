@@ -2,7 +2,8 @@
 
 Exit code 0 says yes, 1 no and why.
 
-The API must answer `/healthz`. A worker must be alive, neither stopped nor a zombie, and able to write where its data lies.
+The API must answer `/healthz`. A worker must be alive, neither stopped nor a zombie, and able to
+write to its data folder.
 Only the standard library is loaded, as this runs every few seconds.
 """  # noqa: INP001  lies alone in the image
 

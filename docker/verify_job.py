@@ -1,4 +1,7 @@
-"""Submits a small job to a running service and waits for its end: `python verify_job.py BASE_URL API_KEY`.
+"""Submit a small job to a running service and wait for its end.
+
+    python verify_job.py BASE_URL API_KEY
+
 
 Exit code 0 says that it succeeded. The model `tiny` must lie in a folder that jobs may use.
 """  # noqa: INP001  a script

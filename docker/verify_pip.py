@@ -1,4 +1,7 @@
-"""Writes this host's pip configuration as pip inside an image's build must see it: `python verify_pip.py FOLDER`.
+"""Write this host's pip configuration as pip inside an image's build must see it.
+
+    python verify_pip.py FOLDER
+
 
 FOLDER gets `pip.conf`, and `volumes`, the host's folders and files that it refers to, one a line.
 If `ca.crt` lies in FOLDER, pip is told to trust it.

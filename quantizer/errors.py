@@ -10,7 +10,7 @@ class QuantizerError(KnownError):
 
 
 class ModelError(QuantizerError):
-    """The model is unknown, unsafe to load, damaged, or of an architecture that is not supported."""
+    """The model is unknown, unsafe to load, damaged, or of an unsupported architecture."""
 
     problem_type = "model-error"
 

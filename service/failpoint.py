@@ -1,4 +1,4 @@
-"""Places where a test can have the process killed, as by a power cut, to show that nothing is lost there."""
+"""Places where a test can have the process killed, to show that nothing is lost there."""
 
 import os
 import signal

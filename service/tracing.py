@@ -1,4 +1,6 @@
-"""Traces by OpenTelemetry, where the extra `bitwright[otel]` is installed and OTEL_EXPORTER_OTLP_ENDPOINT is set; else nothing.
+"""Traces by OpenTelemetry.
+
+They need the extra `bitwright[otel]` and OTEL_EXPORTER_OTLP_ENDPOINT; without, nothing happens.
 
 The exporter is configured by OpenTelemetry's own variables.
 """

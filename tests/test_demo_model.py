@@ -98,7 +98,7 @@ def _run(folder: Path) -> dict[str, Any]:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_smollm2_at_two_and_a_half_bits_keeps_its_promises(demo_run: Demo) -> None:
-    """Exact bytes, foreseen memory, and a plan that is clearly better than the uniform one on text that neither was made with."""
+    """Exact bytes, predicted memory, and a plan clearly better than uniform on unseen text."""
     report = demo_run.report
     expected_bytes = demo_run.expected["peak_memory_bytes"]
     assert 0.5 * expected_bytes <= demo_run.peak_memory_bytes <= 1.2 * expected_bytes

@@ -218,7 +218,7 @@ for module in sorted(modules):
 
 
 def import_with_only(lines: list[str]) -> subprocess.CompletedProcess[str]:
-    """Import what runs in the API's image in a process that finds nothing but what the requirements bring."""
+    """Import what runs in the API's image in a process that finds its requirements only."""
     installed = closure(lines) | {"bitwright", "coverage"}
     absent = [
         package

@@ -77,8 +77,12 @@ def test_the_python_of_the_readme_loads_a_checkpoint(
     code = README.split("```python\n")[1].split("```")[0]
     done = subprocess.run(
         [sys.executable, "-c", f"{code}\nprint(type(model).__name__)"],
-        capture_output=True, text=True, cwd=folder, env=environment() | {"PYTHONPATH": str(ROOT)}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "LlamaForCausalLM"
 

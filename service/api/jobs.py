@@ -60,7 +60,9 @@ def submit(
         bool, Query(description="Say what the job would take, and submit nothing.")
     ] = False,
 ) -> JobOut | Response:
-    """Submit a job. With the header `Idempotency-Key`, sending the same again gives the same job instead of another.
+    """Submit a job.
+
+    With the header `Idempotency-Key`, sending the same again gives the same job, not another.
 
     With `dry_run`, a worker says sizes, memory and time, from the model's shape alone.
     """
@@ -191,9 +193,16 @@ def fork(
         backend.job_service.labels([before.id])[before.id] if body.labels is None else body.labels
     )
     asked = Submission(
-        caller.tenant, options.model_dump(mode="json"), body.name or before.name, labels, body.priority, idempotency_key,
-        before.profile, before.id, STAGES[1],
-    )  # fmt: skip
+        caller.tenant,
+        options.model_dump(mode="json"),
+        body.name or before.name,
+        labels,
+        body.priority,
+        idempotency_key,
+        before.profile,
+        before.id,
+        STAGES[1],
+    )
     job, _ = backend.job_service.submit(asked)
     return _told(backend, job, response)
 
@@ -209,11 +218,25 @@ def delete(backend: BackendOfApp, caller: JobWriter, job_id: str) -> None:
 def job_out(job: Job, labels: dict[str, str], stages: list[StageOut] | None = None) -> JobOut:
     """Return a job as it goes over the wire."""
     return JobOut(
-        id=job.id, name=job.name, status=job.status.value, stage=job.stage, progress=job.progress, labels=labels,
-        priority=_NAMES[job.priority], attempt=job.attempt, version=job.version, parent=job.parent, profile=job.profile,
-        created_at=moment(job.created_at), started_at=moment(job.started_at), finished_at=moment(job.finished_at), stages=stages,
-        request=job.request, result=job.result, error=job.error,
-    )  # fmt: skip
+        id=job.id,
+        name=job.name,
+        status=job.status.value,
+        stage=job.stage,
+        progress=job.progress,
+        labels=labels,
+        priority=_NAMES[job.priority],
+        attempt=job.attempt,
+        version=job.version,
+        parent=job.parent,
+        profile=job.profile,
+        created_at=moment(job.created_at),
+        started_at=moment(job.started_at),
+        finished_at=moment(job.finished_at),
+        stages=stages,
+        request=job.request,
+        result=job.result,
+        error=job.error,
+    )
 
 
 def _check(backend: Backend, options: RunOptions) -> None:

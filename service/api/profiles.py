@@ -51,7 +51,10 @@ def import_profile(
     head: UploadFile,
     arrays: UploadFile,
 ) -> ProfileOut:
-    """Import a profile: the files profile.json (`head`) and profile.npz (`arrays`) that `bitwright profile` wrote."""
+    """Import a profile that `bitwright profile` wrote.
+
+    `head` is its file profile.json, `arrays` its file profile.npz.
+    """
     digest, new = backend.profiles.add(_bounded(head), _bounded(arrays))
     backend.profile_owners.add(caller.tenant, digest)
     response.headers["Location"] = f"/v1/profiles/{digest}"

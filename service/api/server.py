@@ -50,10 +50,16 @@ def serve(
     set_up_tracing(app)
     server = uvicorn.Server(
         uvicorn.Config(
-            app, host=host, port=port, timeout_graceful_shutdown=STOP_SECONDS, log_config=None, access_log=False,
-            h11_max_incomplete_event_size=64 * 1024, server_header=False,
+            app,
+            host=host,
+            port=port,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            log_config=None,
+            access_log=False,
+            h11_max_incomplete_event_size=64 * 1024,
+            server_header=False,
         )
-    )  # fmt: skip
+    )
     backend.is_stopping = lambda: server.should_exit
     keeper = _WorkerKeeper(settings) if worker else None
     for how in (signal.SIGTERM, signal.SIGINT):

@@ -23,7 +23,8 @@ def confine_model(named: str, roots: Sequence[Path], *, hub: bool) -> str:
         hub: whether jobs may use the Hugging Face hub.
 
     Raises:
-        PathRefused: it is neither. The message does not tell whether there is such a path elsewhere.
+        PathRefused: it is neither. The message does not tell whether there is such a path
+            elsewhere.
     """
     return _inside(named, roots) or _hub(named, _HUB_MODEL, "model", hub=hub)
 

@@ -34,7 +34,8 @@ Size = Annotated[
 
 CONSTRAINTS = "What the plan must respect beside the budget."
 BUDGET = (
-    "Size of the quantized model: bytes of the whole checkpoint (K, M, G are decimal, KiB, MiB, GiB "
+    "Size of the quantized model: bytes of the whole checkpoint (K, M, G are decimal, KiB, MiB, "
+    "GiB "
     "binary), or bits per weight (bpw) of the quantized layers."
 )
 

@@ -80,7 +80,8 @@ class CheckpointOptions(Checked):
     embeddings: Annotated[
         Embeddings,
         option(
-            "Whether embedding and head are quantized too, within a budget of the whole checkpoint: "
+            "Whether embedding and head are quantized too, within a budget of the whole "
+            "checkpoint: "
             "auto (where nothing else fits), keep (never) or join (always)."
         ),
     ] = "auto"

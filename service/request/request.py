@@ -20,7 +20,8 @@ Embeddings = Literal["auto", "keep", "join"]
 AUTO, KEEP, JOIN = get_args(Embeddings)
 """When embedding and head are quantized too.
 
-`auto`: where a budget of the whole checkpoint cannot be met otherwise. `keep`: never. `join`: always.
+`auto`: where a budget of the whole checkpoint cannot be met otherwise. `keep`: never. `join`:
+always.
 """
 
 

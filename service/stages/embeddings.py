@@ -1,4 +1,4 @@
-"""The stage that measures what is beside the layers, and chooses how to store embedding and head."""
+"""The stage that measures the rest of the model, and chooses how to store embedding and head."""
 
 import json
 from dataclasses import dataclass, replace

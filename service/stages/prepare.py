@@ -100,7 +100,8 @@ def _prepare_with(
     budget_bytes = shared_bytes - table_bytes
     if budget_bytes <= 0:
         raise BudgetInfeasible(
-            f"budget {request.budget.text} for the whole checkpoint leaves {shared_bytes} bytes for "
+            f"budget {request.budget.text} for the whole checkpoint leaves {shared_bytes} bytes "
+            "for "
             f"the layers, embedding and head, which take {table_bytes} bytes alone; give more"
         )
     check_budget(layers, budget_bytes, sizes.layer_bytes)

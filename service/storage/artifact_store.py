@@ -182,7 +182,8 @@ class ArtifactStore:
             data = self._blobs.read(f"{place}/{MANIFEST}")
         except FileNotFoundError as error:
             raise ArtifactUnknown(
-                f"the artifact store has nothing at {place!r}; it was deleted, or does not exist yet"
+                f"the artifact store has nothing at {place!r}; it was deleted, or does not exist "
+                "yet"
             ) from error
         return Manifest.loads(place, data)
 

@@ -23,7 +23,7 @@ _SHARE = 2
 
 
 def default_limit(root: Path) -> int:
-    """Return the limit that a cache below `root` gets if it is used for the first time now [bytes]."""
+    """Return the limit that a cache below `root` gets if its first use is now, in bytes."""
     nearest = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
     return shutil.disk_usage(nearest).free // _SHARE
 

@@ -14,7 +14,7 @@ from service.errors import StorageError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _FICLONE = 0x40049409
-"""Number of the Linux request that makes a file share the blocks of another, see ioctl_ficlone(2)."""
+"""The Linux request that makes a file share the blocks of another, see ioctl_ficlone(2)."""
 
 _COPY_BYTES = 8 << 20
 
@@ -70,7 +70,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _reflink(reader: BinaryIO, writer: BinaryIO) -> bool:
-    """Make an empty file share the blocks of another; return whether the file system can do that."""
+    """Make an empty file share the blocks of another.
+
+    Return whether the file system can do that.
+    """
     try:
         fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
     except OSError:

@@ -1,6 +1,6 @@
 """Finished stages on disk, each under the hash of exactly its own inputs.
 
-    <root>/<stage>/<key>/            what the stage made, and manifest.json with a checksum of every file
+    <root>/<stage>/<key>/            results, and manifest.json with a checksum of every file
     <root>/<stage>/<key>.work/       finished parts of a stage that was interrupted
     <root>/<stage>/<key>.lock        held while a process works on the stage
     <root>/models/                   models that were converted from GGUF

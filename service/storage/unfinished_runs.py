@@ -2,9 +2,9 @@
 
     <root>/runs/<run>.stages       one stage a line: `<stage>/<key>`, and the name of its model
 
-A run notes each stage when it asks for it. Its file is removed when the run ends; that of a run that
-was killed stays, so that the run finds its stages when it is started again. A run that has asked for
-no stage for `ABANDONED_DAYS` counts as abandoned.
+A run notes each stage when it asks for it. Its file is removed when the run ends; that of a run
+that was killed stays, so that the run finds its stages when it is started again. A run that has
+asked for no stage for `ABANDONED_DAYS` counts as abandoned.
 """
 
 import time

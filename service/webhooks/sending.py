@@ -1,4 +1,6 @@
-"""Sends webhooks: to checked addresses only, signed by the Standard Webhooks scheme, tried again for a day and more.
+"""Sends webhooks to checked addresses only.
+
+They are signed by the Standard Webhooks scheme, and repeated for more than a day.
 
 What is checked is what is connected to: a name is resolved once, every address of it is checked,
 and the connection goes to one of these, so an answer that changes between check and connection (DNS
@@ -142,7 +144,7 @@ def _connect(family: int, address: tuple[Any, ...], seconds: float) -> socket.so
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection, each of whose steps has the time that is left, so that a slow receiver cannot hold it for longer."""
+    """A connection whose steps share one deadline, so that slow receivers cannot hold it."""
 
     def __init__(self, connected: socket.socket, deadline: _Deadline) -> None:
         self._socket, self._deadline = connected, deadline

@@ -1,4 +1,4 @@
-"""The worker's side of stages that are forked: `ForkClient` asks `service.stage_process.fork_server` for them.
+"""The worker's side of forked stages: it asks `service.stage_process.fork_server` for them.
 
 The two speak over a pair of sockets: the client sends the arguments and variables of a stage as
 JSON, together with the ends of three pipes: standard output, standard error, and one that the
@@ -73,7 +73,10 @@ class ForkedProcess:
 
 
 class ForkClient:
-    """Has stages forked from a server that has imported their libraries, which is started when it is first needed."""
+    """Has stages forked from a server that has imported their libraries.
+
+    The server is started when it is first needed.
+    """
 
     def __init__(self) -> None:
         """Start nothing yet."""
@@ -82,7 +85,9 @@ class ForkClient:
         self._lock = threading.Lock()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
-        """Start a command that begins with `COMMAND`, in a session of its own, with the variables given and no others.
+        """Start a command that begins with `COMMAND`, in a session of its own.
+
+        It gets the variables given, and no others.
 
         Raises:
             OSError: it could not be started.

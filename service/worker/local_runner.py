@@ -26,7 +26,7 @@ log = logging.getLogger("bitwright.runner")
 
 
 class LocalRunner:
-    """Runs each command as a process group of its own on this machine, which dies with this process.
+    """Runs each command as a process group of its own, which dies with this process.
 
     Commands of stages are forked from a process that has imported their libraries, see
     `ForkClient`.

@@ -1,7 +1,8 @@
 """Which workers live: a worker holds a lock under its name until its process ends, however it ends.
 
-In PostgreSQL it is an advisory lock of a connection, in SQLite a lock on a file beside the database.
-So whoever can take the lock of a worker knows, without clocks or heartbeats, that it is dead.
+In PostgreSQL it is an advisory lock of a connection, in SQLite a lock on a file beside the
+database. So whoever can take the lock of a worker knows, without clocks or heartbeats, that it is
+dead.
 """
 
 import hashlib

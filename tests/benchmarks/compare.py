@@ -1,6 +1,9 @@
-"""Compare ways to profile and plan with the best uniform plan, at equal bytes, each plan quantized in full, scored from its files.
+"""Compare ways to profile and plan with the best uniform plan, at equal bytes.
 
-    python -m tests.benchmarks.compare MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
+Each plan is quantized in full and scored from its files.
+
+    python -m tests.benchmarks.compare MODEL --label NAME --calibration TEXT --evaluation TEXT \
+        --cache FOLDER
 
 Appends one row for each budget and method to results/plans.jsonl. Finished stages are kept in the
 cache, so it can be stopped and started again. `uniform` is the best of the uniform plans of the
@@ -68,7 +71,10 @@ def request_of(arguments: argparse.Namespace, budget: str, method: Method) -> Ru
 def plans_at(
     arguments: argparse.Namespace, store: StageStore, budget: str
 ) -> dict[str, dict[str, Any]]:
-    """Return by name the plan of each method, with its prediction and the seconds its profile took, and the uniform plans."""
+    """Return by name the plan of each method, and the uniform plans.
+
+    With each, its prediction and the seconds that its profile took.
+    """
     found: dict[str, dict[str, Any]] = {}
     for name in arguments.methods:
         request = request_of(arguments, budget, METHODS[name])
@@ -92,7 +98,7 @@ def plans_at(
 def score(
     arguments: argparse.Namespace, store: StageStore, budget: str, plans: dict[str, Plan]
 ) -> dict[str, Quality]:
-    """Quantize plans in full and return their quality on the evaluation text, from the saved files."""
+    """Quantize plans in full; return their quality on the evaluation text, from the saved files."""
     request = request_of(arguments, budget, METHODS["integral"])
     context = RunContext.for_request(request, store, Lines())
     calibration = text_windows(context, request.amounts.calibration)

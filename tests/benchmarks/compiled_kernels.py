@@ -73,7 +73,7 @@ def compiled(kernel: str, target: str, constants: dict[str, int]) -> Any:
 
 
 def resources(kernel: Any) -> dict[str, int]:
-    """Return registers and bytes on the stack of a thread, where registers spill to, and shared memory of a program."""
+    """Return registers and spilled bytes of a thread, and shared memory of a program."""
     import triton
 
     shared = kernel.metadata.shared
@@ -98,7 +98,10 @@ def resources(kernel: Any) -> dict[str, int]:
 
 
 def rows(target: str, *only: str) -> Iterator[dict[str, Any]]:
-    """Yield what each kernel takes on a target, for each format; of one kernel or format if named."""
+    """Yield what each kernel takes on a target, for each format.
+
+    Of one kernel or format if named.
+    """
     for name, (high, low, scale_bits) in FORMATS.items():
         for kernel, (function, constants) in KERNELS.items():
             if not {*only} <= {name, kernel}:

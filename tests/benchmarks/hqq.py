@@ -1,4 +1,6 @@
-"""Score HQQ as its own library makes it, with zero points of 16 bits, at the bytes of the other quantizers' rows.
+"""Score HQQ as its own library makes it, at the bytes of the other quantizers' rows.
+
+Its zero points have 16 bits.
 
     pip install hqq
     python -m tests.benchmarks.hqq MODEL --label NAME --evaluation TEXT --cache FOLDER

@@ -85,7 +85,10 @@ def speed(packed: str, original: str, prompt: int, count: int, repeats: int) -> 
 
 
 def agreement(packed: str, count: int) -> dict[str, int]:
-    """Return how many tokens of greedy continuations there are, and how many the reference gives as well before the first other."""
+    """Return how many tokens greedy continuations have, and how many agree with the reference.
+
+    Tokens count up to the first difference.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -106,7 +109,7 @@ def agreement(packed: str, count: int) -> dict[str, int]:
 
 
 def peak_bytes(folder: str, prompt: int, count: int) -> dict[str, int]:
-    """Return the peak memory of a process that has loaded a model, or `NOTHING`, and when it has generated."""
+    """Return the peak memory of a process that loaded a model, or `NOTHING`, and generated."""
     arguments = [
         sys.executable,
         "-m",
@@ -151,7 +154,7 @@ def alone(folder: str, prompt: int, count: int) -> None:
 
 
 def run_code() -> None:
-    """Bring the code of models and kernels into memory, and compile what is compiled at run time."""
+    """Bring the code of models and kernels into memory, compiled where that is at run time."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,6 +1,7 @@
 """Measure products with packed weights against bfloat16 ones, at the shapes of Llama's layers.
 
-    python -m tests.benchmarks.kernels [--device cuda] [--models "Llama 3 8B" ...] [--rows 1 4 ...] [--seconds 20]
+    python -m tests.benchmarks.kernels [--device cuda] [--models "Llama 3 8B" ...] [--rows 1 4 ...]
+        [--seconds 20]
 
 Both ways by turns in one process; medians of as many turns as the seconds allow, one at least,
 after one to warm up. Codes are random: speed does not depend on them. Appends a row for each shape,

@@ -1,4 +1,6 @@
-"""Time and memory of quantizing a model of 8 billion random weights on a GPU, block by block, against what it must do at least.
+"""Time and memory of quantizing a model of 8 billion random weights on a GPU, block by block.
+
+They are compared with the least that must be moved and computed.
 
     python -m tests.benchmarks.large [--blocks 3]
 
@@ -41,9 +43,14 @@ from tests.benchmarks.record import circumstances
 
 RESULTS = Path(__file__).parent / "results" / "large.jsonl"
 SHAPE = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, max_position_embeddings=8192,
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=8192,
+)
 FIDELITY = Fidelity.parse("int2+3r0.375g64s6")
 BUDGET_BPW = 2.5
 WINDOWS, TOKENS, BATCH = 8, 512, 4
@@ -132,9 +139,13 @@ def measure(
     with suppress(Enough):
         work(watch)
     row = {
-        "phase": name, "seconds": watch.seconds, "block_seconds": median(watch.seconds[1:]), "floor_seconds": floor_seconds,
-        "gpu_peak_bytes": torch.cuda.max_memory_allocated(), "kept_bytes": kept_bytes,
-    }  # fmt: skip
+        "phase": name,
+        "seconds": watch.seconds,
+        "block_seconds": median(watch.seconds[1:]),
+        "floor_seconds": floor_seconds,
+        "gpu_peak_bytes": torch.cuda.max_memory_allocated(),
+        "kept_bytes": kept_bytes,
+    }
     print(
         f"{name}: {row['block_seconds']:.2f} s a block, floor {floor_seconds:.2f}; "
         f"{row['gpu_peak_bytes'] / 1e9:.1f} GB",
@@ -182,17 +193,29 @@ def rows(blocks: int) -> list[dict[str, Any]]:
         kept = model_bytes + states_bytes(few.windows)
         found.append(
             measure(
-                f"quantize, {FAST}", blocks, lambda told: quantize_blocks(runner, layers, QuantizationSpec(choices), few, forms, told),
-                quantizing_floor(one, 1, rates), kept,
+                f"quantize, {FAST}",
+                blocks,
+                lambda told: quantize_blocks(
+                    runner, layers, QuantizationSpec(choices), few, forms, told
+                ),
+                quantizing_floor(one, 1, rates),
+                kept,
             )
-        )  # fmt: skip
+        )
         found.append(
             measure(
-                f"profile, {len(menu.fidelities)} fidelities", blocks,
-                lambda told: quantize_candidates(runner, Candidates(tuple(layers), menu, PartStore(Path(folder) / "profile")), few, told),
-                quantizing_floor(one, len(menu.fidelities), rates), kept,
+                f"profile, {len(menu.fidelities)} fidelities",
+                blocks,
+                lambda told: quantize_candidates(
+                    runner,
+                    Candidates(tuple(layers), menu, PartStore(Path(folder) / "profile")),
+                    few,
+                    told,
+                ),
+                quantizing_floor(one, len(menu.fidelities), rates),
+                kept,
             )
-        )  # fmt: skip
+        )
         stored = {}
         for index, members in by_block(layers).items():
             block = find_block(forms, members, choices, index)
@@ -200,11 +223,15 @@ def rows(blocks: int) -> list[dict[str, Any]]:
                 stored |= {name: weights[FIDELITY.name] for name, weights in block.weights.items()}
         found.append(
             measure(
-                f"block-wise training, {DEFAULT}", blocks,
-                lambda told: train_blocks(runner, stored, ids, spec, PartStore(Path(folder) / "trained"), told),
-                training_floor(one, len(ids), rates), model_bytes + 2 * states_bytes(ids),
+                f"block-wise training, {DEFAULT}",
+                blocks,
+                lambda told: train_blocks(
+                    runner, stored, ids, spec, PartStore(Path(folder) / "trained"), told
+                ),
+                training_floor(one, len(ids), rates),
+                model_bytes + 2 * states_bytes(ids),
             )
-        )  # fmt: skip
+        )
     machine = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,

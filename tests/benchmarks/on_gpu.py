@@ -2,7 +2,8 @@
 
 For a GPU that is at hand for minutes.
 
-    python -m tests.benchmarks.on_gpu OUT [--model MODEL --calibration TEXT --evaluation TEXT] [--steps kernels large ...]
+    python -m tests.benchmarks.on_gpu OUT [--model MODEL --calibration TEXT --evaluation TEXT]
+        [--steps kernels large ...]
 
 OUT gets a log of each step, and the rows that it added to stored results. A real model is quantized
 where it and texts are given. Where there is no git, the environment variable BITWRIGHT_COMMIT says
@@ -91,7 +92,7 @@ def steps(
 
 
 def take(step: Step, out: Path) -> bool:
-    """Run a step, keep what it said and stored, and return whether it ended well within its time."""
+    """Run a step, keep its output and results, and return whether it ended well in its time."""
     path = RESULTS / step.results if step.results else None
     known = _rows(path)
     start, log = time.monotonic(), out / f"{step.name}.log"

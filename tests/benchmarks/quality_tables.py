@@ -100,7 +100,8 @@ def stability_table(rows: list[dict[str, Any]]) -> str:
     latest = {(row["model"], row["budget_bpw"], row["corpus"], row["seed"]): row for row in rows}
     lines = [
         (
-            "| calibration text | KL of each seed's plan | same fidelity, two seeds | bits correlate, "
+            "| calibration text | KL of each seed's plan | same fidelity, two seeds | bits "
+            "correlate, "
             "two seeds |"
         ),
         "|---|---|---:|---:|",

@@ -2,7 +2,8 @@
 
 Light methods, each source method alone, and the levels of effort.
 
-    python -m tests.benchmarks.quantizers MODEL --label NAME --calibration TEXT --evaluation TEXT --cache FOLDER
+    python -m tests.benchmarks.quantizers MODEL --label NAME --calibration TEXT --evaluation TEXT \
+        --cache FOLDER
     python -m tests.benchmarks.quantizers ... --whole
 
 Appends one row for each budget and method to results/quantizers.jsonl. Every checkpoint is made in

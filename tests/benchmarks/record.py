@@ -19,7 +19,7 @@ COMMIT = "BITWRIGHT_COMMIT"
 
 
 def circumstances() -> dict[str, Any]:
-    """Return commit, processor and cores of the machine that this runs on, and whether it multiplies bfloat16 itself."""
+    """Return commit, processor and cores of this machine, and whether it multiplies bfloat16."""
     root, commit = ROOT, os.environ.get(COMMIT)
     if commit is None:
         commit = subprocess.check_output(
@@ -44,9 +44,22 @@ def circumstances() -> dict[str, Any]:
 def row_of(report: dict[str, Any], label: str) -> dict[str, Any]:
     """Return what is kept of a report."""
     kept = (
-        "budget", "budget_bytes", "plan_bytes", "uniform_bytes", "bits_per_weight", "checkpoint_bytes", "original_bytes",
-        "original_layer_bytes", "evaluation", "guard", "profile", "prediction", "checks", "seconds", "provenance",
-    )  # fmt: skip
+        "budget",
+        "budget_bytes",
+        "plan_bytes",
+        "uniform_bytes",
+        "bits_per_weight",
+        "checkpoint_bytes",
+        "original_bytes",
+        "original_layer_bytes",
+        "evaluation",
+        "guard",
+        "profile",
+        "prediction",
+        "checks",
+        "seconds",
+        "provenance",
+    )
     return {
         "label": label,
         "circumstances": circumstances(),

@@ -145,7 +145,10 @@ def inference_table(rows: list[dict[str, Any]]) -> str:
 
 
 def kernels_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of how many times faster than bfloat16 the four layers of a block are together, in Markdown."""
+    """Return the table of the speed of packed layers, in Markdown.
+
+    A figure is how many times faster than bfloat16 the four layers of a block are together.
+    """
     counts = sorted({row["rows"] for row in rows})
     lines = [
         (
@@ -177,7 +180,7 @@ def _rows(count: int) -> str:
 
 
 def compiled_table(rows: list[dict[str, Any]]) -> str:
-    """Return the table of registers and shared memory of compiled kernels, and what they keep on the stack, in Markdown."""
+    """Return the table of registers, shared memory and stack of compiled kernels, in Markdown."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     lines = [f"| kernel | format | {' | '.join(targets)} |", "|---|---|" + "---:|" * len(targets)]
     cells: dict[tuple[str, str], list[str]] = {}

@@ -2,7 +2,8 @@
 
 Several seeds and corpora, scored on the same held-out text.
 
-    python -m tests.benchmarks.stability MODEL --label NAME --corpora A.txt B.txt --evaluation TEXT --cache FOLDER
+    python -m tests.benchmarks.stability MODEL --label NAME --corpora A.txt B.txt \
+        --evaluation TEXT --cache FOLDER
 
 Appends one row for each corpus and seed to results/stability.jsonl, and prints how much the plans
 agree.

@@ -13,7 +13,7 @@ def rows(name: str) -> list[dict[str, Any]]:
 
 
 def processor_of(row: dict[str, Any]) -> str:
-    """Return whose processor it was, and whether it multiplies bfloat16 itself, where that is known."""
+    """Return the maker of the processor, and whether it multiplies bfloat16 where known."""
     found = row["circumstances"]
     maker = found["processor"].split()[0].removesuffix("(R)")
     return f"{maker}, bfloat16" if found.get("bfloat16_products") else maker

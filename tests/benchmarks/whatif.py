@@ -1,4 +1,6 @@
-"""How fast what-ifs are answered and how good the answers are proven to be, on real and made-up profiles.
+"""How fast what-ifs are answered and how good the answers are proven to be.
+
+On measured and on synthetic profiles.
 
     python -m tests.benchmarks.whatif
 

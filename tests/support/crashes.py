@@ -60,7 +60,10 @@ class Watch:
 
 
 def submit_all(server: Served, count: int) -> list[str]:
-    """Submit jobs with different budgets and texts, each under a key of its own, as a client does that repeats what failed."""
+    """Submit jobs with different budgets and texts, each under an idempotency key of its own.
+
+    So does a client that repeats requests that failed.
+    """
     ids = []
     for number in range(count):
         body = {

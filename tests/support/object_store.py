@@ -1,4 +1,4 @@
-"""Put files into an artifact store, here and in processes that are killed while they do, and see what is stored."""
+"""Put files into an artifact store, here and in processes that are killed meanwhile."""
 
 import hashlib
 import json
@@ -22,11 +22,15 @@ PUT = """
 import sys, json
 from service.storage.artifact_store import ArtifactStore
 from service.errors import StorageError
-store, place, rounds, many = ArtifactStore(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+store, place = ArtifactStore(sys.argv[1]), sys.argv[2]
+rounds, many = int(sys.argv[3]), json.loads(sys.argv[4])
 for number in range(rounds):
     files = many[number % len(many)]
     try:
-        store.put(place, {name: text.encode() for name, text in files.items()}) if files else store.delete(place)
+        if files:
+            store.put(place, {name: text.encode() for name, text in files.items()})
+        else:
+            store.delete(place)
     except StorageError as error:
         print(error, file=sys.stderr)
 """

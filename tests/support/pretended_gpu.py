@@ -58,9 +58,14 @@ class PretendedGpu(TorchFunctionMode):
                 owner, self._usual
             )
         return {
-            "to": self._to, "cpu": self._cpu, "numpy": self._numpy, "__getitem__": self._index, "__setitem__": self._index,
-            "index_put_": self._index, **dict.fromkeys(_ACROSS, self._across),
-        }.get(name, self._usual)  # fmt: skip
+            "to": self._to,
+            "cpu": self._cpu,
+            "numpy": self._numpy,
+            "__getitem__": self._index,
+            "__setitem__": self._index,
+            "index_put_": self._index,
+            **dict.fromkeys(_ACROSS, self._across),
+        }.get(name, self._usual)
 
     def _usual(self, function: Any, args: Any, kwargs: Any) -> Any:
         given = [*_tensors(args), *_tensors(kwargs)]

@@ -9,6 +9,6 @@ from service.report.schema import report_schema
 
 
 def check_report(document: Any) -> None:
-    """Check that a report keeps to the schema, and that nothing of it is lost in its typed value."""
+    """Check that a report keeps to the schema, and that its typed value loses nothing."""
     Draft202012Validator(report_schema()).validate(document)
     assert Report.from_json(document).to_json() == document

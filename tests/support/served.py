@@ -24,9 +24,14 @@ from tests.support.commands import environment
 
 START_SECONDS = 60
 SMALL_JOB = {
-    "calibration_windows": 4, "tokens": 64, "probe_windows": 3, "probe_tokens": 32, "guard_windows": 2, "evaluation_windows": 3,
+    "calibration_windows": 4,
+    "tokens": 64,
+    "probe_windows": 3,
+    "probe_tokens": 32,
+    "guard_windows": 2,
+    "evaluation_windows": 3,
     "effort": "fast",
-}  # fmt: skip
+}
 """Options that make a job on a tiny model take seconds."""
 
 ENDED = ("succeeded", "failed", "cancelled")
@@ -154,7 +159,7 @@ def served(
 
 
 def backend_in(folder: Path, *, needs_key: bool = False, **settings: Any) -> Backend:
-    """Return the backend of an API in this process, with everything in a folder and all tables made."""
+    """Return the backend of an API in this process, all in one folder, with all tables."""
     values = {
         "database_url": f"sqlite:///{folder / 'bitwright.sqlite'}",
         "artifacts": str(folder / "artifacts"),

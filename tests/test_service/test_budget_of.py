@@ -1,4 +1,4 @@
-"""A budget in bytes is one of the whole checkpoint, on the command line, over REST and in what-ifs."""
+"""A budget in bytes counts the whole checkpoint, on the command line, over REST, in what-ifs."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,7 @@
-"""What clients and scripts rely on: exit codes, HTTP statuses and problem types stay as they are."""
+"""What clients and scripts rely on.
+
+Exit codes, HTTP statuses and problem types stay as they are.
+"""
 
 import importlib
 

@@ -1,4 +1,7 @@
-"""How alembic runs the steps: on the connection that `service.records.database.migrate` hands it."""
+"""How alembic runs the steps.
+
+On the connection that `service.records.database.migrate` hands it.
+"""
 
 from alembic import context
 

@@ -1,4 +1,7 @@
-"""A budget in bytes is one of the whole checkpoint; what its other parts take is not the layers'."""
+"""A budget in bytes is one of the whole checkpoint.
+
+What its other parts take is not the layers'.
+"""
 
 from dataclasses import replace
 from itertools import product

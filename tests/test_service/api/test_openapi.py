@@ -49,7 +49,7 @@ EXAMPLES = (
 def known(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """An application with one of each thing on either kind of database, and the ids by the name of their parameter."""
+    """An application with one of each thing, and ids by the names of their parameters."""
     folder = tmp_path_factory.mktemp("fuzzed")
     kind, examples = request.param
     settings = (

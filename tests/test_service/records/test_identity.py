@@ -1,4 +1,8 @@
-"""Who may do what: every route without a key, with a key that lacks the scope, and another tenant's; tokens of a provider."""
+"""Who may do what.
+
+Every route without a key, with a key that lacks the scope, and with another tenant's key; tokens
+of a provider.
+"""
 
 import json
 import re

@@ -1,4 +1,7 @@
-"""Delivered files belong to the user: their permissions follow the umask, and edits stay in them."""
+"""Delivered files belong to the user.
+
+Their permissions follow the umask, and edits stay in them.
+"""
 
 import os
 import stat

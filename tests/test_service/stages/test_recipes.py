@@ -167,7 +167,8 @@ def _kept(model: Path, folder: Path, plan: Plan) -> Any:
             "fast",
             PLAIN,
             (
-                "recipe 'signiq' is a way of training, effort 'fast' trains nothing: use balanced or "
+                "recipe 'signiq' is a way of training, effort 'fast' trains nothing: use balanced "
+                "or "
                 "best"
             ),
         ),

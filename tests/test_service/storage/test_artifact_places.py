@@ -1,4 +1,4 @@
-"""Names, places and stores that cannot be used are told in a sentence, and nothing of what was stored before is lost."""
+"""Names, places and stores that cannot be used are refused, and nothing stored is lost."""
 
 import json
 import os
@@ -27,10 +27,25 @@ from tests.support.served import free_port
 @pytest.mark.parametrize(
     "name",
     [
-        "", ".", "..", "/a", "a/", "a//b", "../a", "a/../b", "a/./b", "a\\b", "a\0b", "a\nb", 'a"b', "é", "a b", "a" * 256,
+        "",
+        ".",
+        "..",
+        "/a",
+        "a/",
+        "a//b",
+        "../a",
+        "a/../b",
+        "a/./b",
+        "a\\b",
+        "a\0b",
+        "a\nb",
+        'a"b',
+        "é",
+        "a b",
+        "a" * 256,
         "a/" * 600 + "a",
     ],
-)  # fmt: skip
+)
 def test_hostile_names_are_refused(tmp_path: Path, name: str) -> None:
     store = ArtifactStore(str(tmp_path))
     with pytest.raises(RequestError, match="is no name of a file"):
@@ -58,9 +73,13 @@ def test_hostile_places_are_refused(tmp_path: Path, place: str) -> None:
     store = ArtifactStore(str(tmp_path))
     artifact = Artifact("a", "0" * 64, 0)
     for use in (
-        lambda: store.put(place, OLD), lambda: store.list(place), lambda: store.read(place, "a"), lambda: store.exists(place),
-        lambda: store.delete(place), lambda: store.chunks(place, artifact),
-    ):  # fmt: skip
+        lambda: store.put(place, OLD),
+        lambda: store.list(place),
+        lambda: store.read(place, "a"),
+        lambda: store.exists(place),
+        lambda: store.delete(place),
+        lambda: store.chunks(place, artifact),
+    ):
         with pytest.raises(RequestError, match="is no place"):
             use()
     assert not list(tmp_path.iterdir())
@@ -81,11 +100,24 @@ def test_files_that_cannot_be_put_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "a\0b", "file:///a%00b", "file://host/a", "memory://a", "http://host/a", "https://u:hidden@host/a", "gs://bucket",
-        "simplecache::s3://a/b", "s3://", "s3:/a/b", "s3://key:hidden@bucket/a", "s3://bucket/../a", "s3://bucket//a",
-        "s3://bucket/a?x=hidden", "S3://bucket",
+        "",
+        "a\0b",
+        "file:///a%00b",
+        "file://host/a",
+        "memory://a",
+        "http://host/a",
+        "https://u:hidden@host/a",
+        "gs://bucket",
+        "simplecache::s3://a/b",
+        "s3://",
+        "s3:/a/b",
+        "s3://key:hidden@bucket/a",
+        "s3://bucket/../a",
+        "s3://bucket//a",
+        "s3://bucket/a?x=hidden",
+        "S3://bucket",
     ],
-)  # fmt: skip
+)
 def test_other_urls_are_refused_without_repeating_them(url: str) -> None:
     with pytest.raises(RequestError, match="use a folder") as refused:
         ArtifactStore(url)
@@ -175,8 +207,11 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_sentence(
         set_variables(monkeypatch, endpoint)
         store = ArtifactStore("s3://absent/x")
         for use in (
-            store.check, lambda: store.exists(PLACE), lambda: store.put(PLACE, OLD), lambda: store.delete(PLACE),
-        ):  # fmt: skip
+            store.check,
+            lambda: store.exists(PLACE),
+            lambda: store.put(PLACE, OLD),
+            lambda: store.delete(PLACE),
+        ):
             start = time.monotonic()
             with pytest.raises(StorageError) as told:
                 use()

@@ -56,12 +56,16 @@ def test_what_was_put_is_listed_and_read(store: ArtifactStore, tmp_path: Path) -
 
     put = store.put(PLACE, files)
 
-    assert put == store.list(PLACE) == (
-        Artifact("a.bin", sha256(b"out of a file"), 13),
-        Artifact("b.json", sha256(b"{}"), 2),
-        Artifact("below/c.txt", sha256(b""), 0),
-        Artifact("below/d.json", sha256(b"{}"), 2),
-    )  # fmt: skip
+    assert (
+        put
+        == store.list(PLACE)
+        == (
+            Artifact("a.bin", sha256(b"out of a file"), 13),
+            Artifact("b.json", sha256(b"{}"), 2),
+            Artifact("below/c.txt", sha256(b""), 0),
+            Artifact("below/d.json", sha256(b"{}"), 2),
+        )
+    )
     assert store.find(PLACE, "b.json") == put[1]
     assert store.read(PLACE, "a.bin") == b"out of a file"
     assert list(store.chunks(PLACE, put[2])) == []
@@ -91,9 +95,15 @@ def test_ranges_are_exact_and_come_in_small_pieces(store: ArtifactStore) -> None
     data = (bytes(range(251)) * 37600)[: 9 * PIECE_BYTES + 7]
     (artifact,) = store.put(PLACE, {"a": data})
     for start, end in (
-        (0, None), (0, 0), (5, 6), (PIECE_BYTES - 1, PIECE_BYTES + 1), (8 * PIECE_BYTES - 1, 8 * PIECE_BYTES + 1),
-        (1, 9 * PIECE_BYTES), (9 * PIECE_BYTES + 6, None), (9 * PIECE_BYTES + 7, None),
-    ):  # fmt: skip
+        (0, None),
+        (0, 0),
+        (5, 6),
+        (PIECE_BYTES - 1, PIECE_BYTES + 1),
+        (8 * PIECE_BYTES - 1, 8 * PIECE_BYTES + 1),
+        (1, 9 * PIECE_BYTES),
+        (9 * PIECE_BYTES + 6, None),
+        (9 * PIECE_BYTES + 7, None),
+    ):
         pieces = list(store.chunks(PLACE, artifact, start, end))
         assert b"".join(pieces) == data[start:end]
         assert all(0 < len(piece) <= PIECE_BYTES for piece in pieces)

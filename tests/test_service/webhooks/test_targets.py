@@ -23,13 +23,66 @@ from tests.support.web_server import (
 )
 
 PRIVATE_HOSTS = [
-    *("localhost", "LOCALHOST", "127.0.0.1", "127.1", "127.255.255.254", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1"),
-    *("0", "0.0.0.0", "127.0.0.1.", "localhost.", "[::1]", "[::]", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]"),  # noqa: S104
-    *("[::127.0.0.1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[::ffff:10.0.0.1]", "[fe80::1]", "[fe80::1%25lo]", "[fc00::1]"),
-    *("[ff02::1]", "[fec0::1]", "[2001:db8::1]", "[3fff::1]", "[100::1]", "[64:ff9b:1::1]", "10.0.0.1", "172.16.0.1"),
-    *("192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.0.8", "192.0.2.1", "198.18.0.1", "203.0.113.9", "224.0.0.1"),
-    *("239.255.255.250", "240.0.0.1", "255.255.255.255", "%31%32%37.0.0.1", "127.0.0.1%2f", "127.0.0.1\t"),
-]  # fmt: skip
+    *(
+        "localhost",
+        "LOCALHOST",
+        "127.0.0.1",
+        "127.1",
+        "127.255.255.254",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+    ),
+    *(
+        "0",
+        "0.0.0.0",  # noqa: S104
+        "127.0.0.1.",
+        "localhost.",
+        "[::1]",
+        "[::]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+    ),
+    *(
+        "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[::ffff:10.0.0.1]",
+        "[fe80::1]",
+        "[fe80::1%25lo]",
+        "[fc00::1]",
+    ),
+    *(
+        "[ff02::1]",
+        "[fec0::1]",
+        "[2001:db8::1]",
+        "[3fff::1]",
+        "[100::1]",
+        "[64:ff9b:1::1]",
+        "10.0.0.1",
+        "172.16.0.1",
+    ),
+    *(
+        "192.168.1.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "192.0.0.8",
+        "192.0.2.1",
+        "198.18.0.1",
+        "203.0.113.9",
+        "224.0.0.1",
+    ),
+    *(
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+        "%31%32%37.0.0.1",
+        "127.0.0.1%2f",
+        "127.0.0.1\t",
+    ),
+]
 
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS)
@@ -139,7 +192,7 @@ def test_a_name_that_turns_private_between_check_and_connection_is_not_asked_aga
 
 @contextmanager
 def full(address: str, port: int) -> Iterator[None]:
-    """Have an address of the loopback interface take no connections and refuse none, as a filtered one does."""
+    """Have a loopback address take no connections and refuse none, as a filtered one does."""
     with socket.create_server((address, port), backlog=0), ExitStack() as waiting:
         for _ in range(4):
             one = waiting.enter_context(socket.socket())
