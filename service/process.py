@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 
+from quantizer.kernels.path import KERNELS_VARIABLE
 from service.failpoint import FAILPOINT_VARIABLE
 
 PARENT_VARIABLE = "BITWRIGHT_PARENT"
@@ -41,6 +42,7 @@ PASSED_ON = frozenset(
         "TRITON_CACHE_DIR",
         "XDG_CACHE_HOME",
         FAILPOINT_VARIABLE,
+        KERNELS_VARIABLE,
         "TRACEPARENT",
     }
 )

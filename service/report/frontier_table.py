@@ -40,7 +40,8 @@ def frontier_span(whatif: WhatIf, low_bytes: int | None, high_bytes: int | None)
     high = trusted_end if high_bytes is None else high_bytes
     if high <= low:
         raise RequestError(
-            f"a frontier from {low} to {high} bytes is empty; give --from below --to"
+            f"a frontier from {low} to {high} bytes is empty; give a smallest budget below the "
+            "largest"
         )
     return low, high
 
