@@ -26,13 +26,13 @@ from quantizer.models.source import find_model
 from quantizer.models.weight_files import read_shards
 from tests.support.edited_models import FILE, INDEX, SHARD
 from tests.support.quantized import Edited, TinyFolder
-from tests.test_quantizer.models.test_source_gguf import (
+from tests.test_quantizer.models.test_gguf_header import (
     gguf_bytes,
     gguf_list,
     gguf_tensor,
     gguf_text,
 )
-from tests.test_quantizer.models.test_source_safety import GOOD, weights
+from tests.test_quantizer.models.test_hostile_folders import GOOD, weights
 
 PEAK_BYTES = 4_000_000
 """Of Python memory for one small file, whatever it claims to hold."""

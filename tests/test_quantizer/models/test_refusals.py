@@ -1,7 +1,4 @@
-"""Promises of quantizer.models.source.
-
-Whatever is wrong with a model, a ModelError says so, and only what was checked is loaded.
-"""
+"""Whatever is wrong with a model, one ModelError says so; only what was checked is loaded."""
 
 import pytest
 import torch
