@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from service.api import jobs, problems, profiles, status, watching, webhooks
+from service.api import artifacts, events, jobs, problems, profiles, status, webhooks
 from service.api.backend import Backend
 from service.api.middleware import BodyLimit, RequestMetrics, SameOrigin
 
@@ -34,7 +34,7 @@ def create_app(backend: Backend) -> FastAPI:
     )
     app.state.backend = backend
     problems.install(app)
-    for part in (jobs, watching, profiles, webhooks, status):
+    for part in (jobs, events, artifacts, profiles, webhooks, status):
         app.include_router(part.router)
     app.add_middleware(RequestMetrics, metrics=backend.metrics)
     app.add_middleware(BodyLimit, max_json_bytes=MAX_JSON_BYTES, max_form_bytes=MAX_FORM_BYTES)

@@ -1,4 +1,4 @@
-"""Files out of the artifact store: whole, in part, or all of a place as one archive."""
+"""Files of the artifact store as responses: whole, in part, or all of a place as one archive."""
 
 import re
 import tarfile
@@ -12,66 +12,73 @@ from service.storage.artifact import Artifact
 from service.storage.artifact_store import ArtifactStore
 
 FOREVER = "private, max-age=31536000, immutable"
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
-_PARTIAL, _NOT_MODIFIED, _NOT_SATISFIABLE = 206, 304, 416
-_TYPES = {
+"""Value of `Cache-Control` for what never changes."""
+
+_RANGE = re.compile(r"bytes=(\d{0,80})-(\d{0,80})")
+_PARTIAL = 206
+_NOT_MODIFIED = 304
+_NOT_SATISFIABLE = 416
+_MEDIA_TYPES = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
     ".csv": "text/csv; charset=utf-8",
     ".txt": "text/plain",
 }
 
+_END = b"\0" * (2 * tarfile.BLOCKSIZE)
+"""End of a tar archive."""
+
 
 def download(store: ArtifactStore, place: str, artifact: Artifact, request: Request) -> Response:
-    """Return a file as a response.
+    """Return a file as a response: the range that is asked for, or all of it.
 
-    A range of it where one is asked for and it has not changed since, else all.
-
-    The entity tag is the file's checksum, so that whoever goes on with a download gets the rest of
-    the same file.
+    The entity tag is the file's checksum. With `If-Range`, a client that resumes a download gets
+    the rest of the same file, or all of the file if it has changed.
     """
     tag = f'"{artifact.sha256}"'
-    headers = {
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": FOREVER,
-        "Content-Security-Policy": "sandbox",
-    }
-    headers["Content-Disposition"] = f'attachment; filename="{artifact.name.rsplit("/", 1)[-1]}"'
-    headers["Repr-Digest"] = f"sha-256=:{b64encode(bytes.fromhex(artifact.sha256)).decode()}:"
+    headers = _headers(artifact, tag)
     sent = request.headers
     if tag in sent.get("if-none-match", ""):
         return Response(status_code=_NOT_MODIFIED, headers=headers)
-    span = (
-        _span(sent.get("range"), artifact.size_bytes) if sent.get("if-range", tag) == tag else None
-    )
-    kind = next(
-        (kind for ending, kind in _TYPES.items() if artifact.name.endswith(ending)),
-        "application/octet-stream",
-    )
+    is_same = sent.get("if-range", tag) == tag
+    span = _span(sent.get("range"), artifact.size_bytes) if is_same else None
+    kind = _media_type(artifact.name)
     if span is None:
         headers["Content-Length"] = str(artifact.size_bytes)
         return StreamingResponse(store.chunks(place, artifact), media_type=kind, headers=headers)
     start, end = span
     if start >= end:
-        return Response(
-            status_code=_NOT_SATISFIABLE,
-            headers={"Content-Range": f"bytes */{artifact.size_bytes}"},
-        )
-    headers |= {
-        "Content-Range": f"bytes {start}-{end - 1}/{artifact.size_bytes}",
-        "Content-Length": str(end - start),
-    }
+        outside = {"Content-Range": f"bytes */{artifact.size_bytes}"}
+        return Response(status_code=_NOT_SATISFIABLE, headers=outside)
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{artifact.size_bytes}"
+    headers["Content-Length"] = str(end - start)
     return StreamingResponse(store.chunks(place, artifact, start, end), _PARTIAL, headers, kind)
 
 
-def _span(header: str | None, size_bytes: int) -> tuple[int, int] | None:
-    """Return start and end of the one range that a header asks for.
+def _headers(artifact: Artifact, tag: str) -> dict[str, str]:
+    file_name = artifact.name.rsplit("/", 1)[-1]
+    digest = b64encode(bytes.fromhex(artifact.sha256)).decode()
+    return {
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": FOREVER,
+        "Content-Security-Policy": "sandbox",
+        "Content-Disposition": f'attachment; filename="{file_name}"',
+        "Repr-Digest": f"sha-256=:{digest}:",
+    }
 
-    None where all is to be sent.
-    """
-    match = _RANGE.fullmatch(header.strip()) if header is not None and len(header) < 100 else None  # noqa: PLR2004
-    if match is None or match.group(0) == "bytes=-":
+
+def _media_type(name: str) -> str:
+    for ending, media_type in _MEDIA_TYPES.items():
+        if name.endswith(ending):
+            return media_type
+    return "application/octet-stream"
+
+
+def _span(header: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """Return start and end of the one range that a header asks for; None for the whole file."""
+    match = None if header is None else _RANGE.fullmatch(header.strip())
+    if match is None or match[0] == "bytes=-":
         return None
     first, last = match.groups()
     if not first:
@@ -82,32 +89,37 @@ def _span(header: str | None, size_bytes: int) -> tuple[int, int] | None:
 def archive(
     store: ArtifactStore, place: str, artifacts: Sequence[Artifact], folder: str
 ) -> Response:
-    """Return all files of a place as one tar archive, which is made while it is sent.
+    """Return all files of a place as one tar archive, below `folder`.
 
-    Equal places give equal archives.
+    It is put together while it is sent. Equal places give equal archives.
     """
-    sizes = [tarfile.BLOCKSIZE + _padded(artifact.size_bytes) for artifact in artifacts]
-    total = sum(sizes) + 2 * tarfile.BLOCKSIZE
+    entries = [_entry(f"{folder}/{artifact.name}", artifact.size_bytes) for artifact in artifacts]
+    sizes = [
+        len(entry) + artifact.size_bytes + _padding(artifact.size_bytes)
+        for entry, artifact in zip(entries, artifacts, strict=True)
+    ]
     headers = {
-        "Content-Length": str(total),
+        "Content-Length": str(sum(sizes) + len(_END)),
         "Content-Disposition": f'attachment; filename="{folder}.tar"',
     }
-    return StreamingResponse(
-        _tar(store, place, artifacts, folder), media_type="application/x-tar", headers=headers
-    )
+
+    def parts() -> Iterator[bytes]:
+        for entry, artifact in zip(entries, artifacts, strict=True):
+            yield entry
+            yield from store.chunks(place, artifact)
+            yield b"\0" * _padding(artifact.size_bytes)
+        yield _END
+
+    return StreamingResponse(parts(), media_type="application/x-tar", headers=headers)
 
 
-def _tar(
-    store: ArtifactStore, place: str, artifacts: Sequence[Artifact], folder: str
-) -> Iterator[bytes]:
-    for artifact in artifacts:
-        entry = tarfile.TarInfo(f"{folder}/{artifact.name}")
-        entry.size = artifact.size_bytes
-        yield entry.tobuf(tarfile.GNU_FORMAT)
-        yield from store.chunks(place, artifact)
-        yield b"\0" * (_padded(artifact.size_bytes) - artifact.size_bytes)
-    yield b"\0" * (2 * tarfile.BLOCKSIZE)
+def _entry(name: str, size_bytes: int) -> bytes:
+    """Return the header of one file in an archive."""
+    entry = tarfile.TarInfo(name)
+    entry.size = size_bytes
+    return entry.tobuf(tarfile.GNU_FORMAT)
 
 
-def _padded(size_bytes: int) -> int:
-    return -(-size_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+def _padding(size_bytes: int) -> int:
+    """Return how many bytes fill the last block of a file."""
+    return -size_bytes % tarfile.BLOCKSIZE

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what this process did, and what the database says of all."""
+"""Metrics for Prometheus: of the requests of this process, and of all jobs in the database."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Metrics:
     """The metrics of one API process."""
 
     def __init__(self, engine: sa.Engine) -> None:
-        """Count from nothing; read the tables behind `engine` when asked."""
+        """Start all counts at zero. The tables behind `engine` are read at each scrape."""
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "bitwright_http_requests",
@@ -44,15 +44,15 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
-        self._registry.register(_Tables(engine))
+        self._registry.register(_TableCollector(engine))
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
 
-class _Tables(Collector):
-    """What the tables say, read at each scrape."""
+class _TableCollector(Collector):
+    """Metrics that are computed from the tables at each scrape."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine

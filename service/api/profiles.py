@@ -1,4 +1,4 @@
-"""Profiles as immutable resources, and the questions that they answer at once."""
+"""Routes of profiles, which never change, and of the what-ifs that they answer at once."""
 
 import time
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from service.api import problems
 from service.api.access import ProfileReader, ProfileWriter, Solver
 from service.api.backend import BackendOfApp
 from service.api.downloads import FOREVER, download
-from service.api.wire import (
+from service.api.profile_wire import (
     AllocationOut,
     AllocationsIn,
     AllocationsOut,
@@ -38,7 +38,7 @@ from service.problems import problem_of
 from service.report.frontier_table import FrontierTable, frontier_span
 
 MAX_FILE_BYTES = 256 * 2**20
-"""Largest file of a profile that is taken."""
+"""Largest file of a profile that is accepted."""
 
 router = APIRouter(prefix="/v1", tags=["profiles"])
 
@@ -55,10 +55,10 @@ def import_profile(
 
     `head` is its file profile.json, `arrays` its file profile.npz.
     """
-    digest, new = backend.profiles.add(_bounded(head), _bounded(arrays))
+    digest, is_new = backend.profiles.add(_bounded(head), _bounded(arrays))
     backend.profile_owners.add(caller.tenant, digest)
     response.headers["Location"] = f"/v1/profiles/{digest}"
-    response.status_code = 201 if new else 200
+    response.status_code = 201 if is_new else 200
     return _summary(digest, backend.profiles.get(digest))
 
 
@@ -91,7 +91,7 @@ def get_profile(
 def export_profile(
     backend: BackendOfApp, caller: ProfileReader, digest: str, name: str, request: Request
 ) -> Response:
-    """Export one of the two files of a profile, profile.json or profile.npz; ranges are served."""
+    """Export one of the two files of a profile: profile.json or profile.npz. Ranges are served."""
     backend.profile_owners.check(caller.tenant, digest)
     place, artifact = backend.profiles.find(digest, name)
     return download(backend.artifacts, place, artifact, request)
@@ -117,15 +117,14 @@ def delete_profile(backend: BackendOfApp, caller: ProfileWriter, digest: str) ->
 def ask(
     backend: BackendOfApp, caller: Solver, digest: str, body: AllocationsIn, response: Response
 ) -> AllocationsOut | Response:
-    """Answer budget what-ifs, in milliseconds.
+    """Answer what-ifs, in milliseconds: for each the best plan, its bound and gap, the price of a byte.
 
-    The best plan of each, its bound, its gap, the price of a byte.
-
-    A question without a plan has a problem in its place; where none has a plan, the problem of the
-    first is the answer.
+    A question without a plan gets a problem. If no question has a plan, the answer is the problem
+    of the first one.
     """
     backend.profile_owners.check(caller.tenant, digest)
-    start, answers = time.perf_counter(), []
+    start = time.perf_counter()
+    answers = []
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ready = time.perf_counter()
         for question in body.questions:
@@ -149,7 +148,7 @@ def ask(
 def get_frontier(
     backend: BackendOfApp, caller: Solver, digest: str, body: FrontierIn
 ) -> dict[str, Any]:
-    """Return what every budget buys: plans by size, the convex hull and the knees marked."""
+    """Return the best plans by size, with the convex hull and its knees marked."""
     backend.profile_owners.check(caller.tenant, digest)
     with backend.profiles.whatif(digest, body.coupling, body.constraints.constraints()) as whatif:
         ends = [
@@ -164,9 +163,9 @@ def get_frontier(
 
 @router.post("/profiles/{digest}/plan-checks", operation_id="check_plan")
 def check_plan(backend: BackendOfApp, caller: Solver, digest: str, body: CheckIn) -> dict[str, Any]:
-    """Price a plan, such as one that a person edited.
+    """Evaluate a plan, such as one that a person edited.
 
-    Bytes, predicted loss, and the ties, rules and limits that it breaks.
+    Return its bytes, its predicted loss, and the ties, rules and limits that it violates.
     """
     backend.profile_owners.check(caller.tenant, digest)
     plan = Plan.from_json(body.plan)
@@ -181,7 +180,7 @@ def check_plan(backend: BackendOfApp, caller: Solver, digest: str, body: CheckIn
 
 @router.post("/plan-diffs", operation_id="diff_plans")
 def diff_plans(backend: BackendOfApp, caller: Solver, body: DiffIn) -> dict[str, Any]:
-    """Compare two plans of one model; with a profile, their predicted losses too."""
+    """Compare two plans of one model; with a profile, also their predicted losses."""
     if body.profile is not None:
         backend.profile_owners.check(caller.tenant, body.profile)
     profile = None if body.profile is None else backend.profiles.get(body.profile)

@@ -1,6 +1,5 @@
-"""What goes over the wire: requests that are checked, answers that are documented."""
+"""Profiles and what-ifs in requests and answers."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -137,12 +136,3 @@ class ProfilesOut(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[str]
-
-
-def moment(seconds: float | None) -> Any:
-    """Return a time in RFC 3339, UTC."""
-    return (
-        None
-        if seconds is None
-        else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    )
