@@ -117,7 +117,9 @@ def delete_profile(backend: BackendOfApp, caller: ProfileWriter, digest: str) ->
 def ask(
     backend: BackendOfApp, caller: Solver, digest: str, body: AllocationsIn, response: Response
 ) -> AllocationsOut | Response:
-    """Answer what-ifs, in milliseconds: for each the best plan, its bound and gap, the price of a byte.
+    """Answer what-ifs, in milliseconds.
+
+    Each gets its best plan, with the bound, the gap, and the price of a byte.
 
     A question without a plan gets a problem. If no question has a plan, the answer is the problem
     of the first one.
