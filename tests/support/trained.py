@@ -47,18 +47,20 @@ def quantized_as(
     layers = find_layers(model)
     spec = QuantizationSpec(choices)
     quantize_blocks(BlockRunner(model), layers, spec, Calibration(WINDOWS, 4), parts, quiet)
-    forms: dict[str, QuantizedWeight] = {}
+    quantized_layers: dict[str, QuantizedWeight] = {}
     for block in read_blocks(parts, layers, choices):
-        forms |= {name: next(iter(each.values())) for name, each in block.weights.items()}
-    return forms
+        quantized_layers |= {
+            name: next(iter(each.values())) for name, each in block.weights.items()
+        }
+    return quantized_layers
 
 
 def same(left: dict[str, QuantizedWeight], right: dict[str, QuantizedWeight]) -> bool:
     """Return whether two sets of quantized layers are equal bit for bit."""
     return left.keys() == right.keys() and all(
         tensor.equal(right[name].tensors[key])
-        for name, form in left.items()
-        for key, tensor in form.tensors.items()
+        for name, weight in left.items()
+        for key, tensor in weight.tensors.items()
     )
 
 

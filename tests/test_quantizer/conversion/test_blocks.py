@@ -138,7 +138,9 @@ def test_a_damaged_block_is_quantized_again_and_logged(
 def test_the_model_is_left_running_with_the_first_choice(finished: tuple[Path, Any]) -> None:
     folder, model = finished
     stored = {
-        name: forms for block in _blocks(model, folder) for name, forms in block.weights.items()
+        name: candidates
+        for block in _blocks(model, folder)
+        for name, candidates in block.weights.items()
     }
     assert set(stored) == {layer.name for layer in find_layers(model)}
     for name, weight in _weights(model).items():
@@ -191,10 +193,10 @@ def test_measured_fidelities_leave_only_their_errors(
     expected = _weights(finished[1])
     assert all(torch.equal(weight, expected[name]) for name, weight in _weights(model).items())
     for block, alone in zip(_blocks(model, tmp_path), _blocks(model, finished[0]), strict=True):
-        for name, forms in alone.weights.items():
+        for name, candidates in alone.weights.items():
             assert all(
-                _same_weight(block.weights[name][fidelity], form)
-                for fidelity, form in forms.items()
+                _same_weight(block.weights[name][fidelity], weight)
+                for fidelity, weight in candidates.items()
             )
             assert alone.errors[name].items() <= block.errors[name].items()
     size = sum(len(content) for content in _files(tmp_path).values()) - sum(
@@ -203,7 +205,7 @@ def test_measured_fidelities_leave_only_their_errors(
     numbers = 2 * 8 * len(find_layers(model)) * (len(MEASURED) - 1)  # one of them was kept already
     assert (
         numbers < size < 12 * numbers
-    )  # the rest is names; a single form of a single layer takes more than all numbers
+    )  # the rest is names; a single candidate of a single layer takes more than all numbers
 
 
 def test_a_candidate_quantized_beside_others_equals_one_quantized_alone(
@@ -238,9 +240,9 @@ def test_a_candidate_quantized_beside_others_equals_one_quantized_alone(
         )
 
 
-def _same_weight(form: QuantizedWeight, other: QuantizedWeight) -> bool:
-    return form.fidelity == other.fidelity and all(
-        torch.equal(form.tensors[name], other.tensors[name]) for name in other.tensors
+def _same_weight(weight: QuantizedWeight, other: QuantizedWeight) -> bool:
+    return weight.fidelity == other.fidelity and all(
+        torch.equal(weight.tensors[name], other.tensors[name]) for name in other.tensors
     )
 
 

@@ -53,9 +53,10 @@ def test_single_codes_are_read_where_they_are(bits: int) -> None:
 )
 def test_some_rows_are_those_of_the_whole_weight(name: str) -> None:
     weight, rows = normal(70, 100), torch.tensor([69, 0, 33, 33, 1])
-    form = quantize_layer(weight, torch.eye(100), Fidelity.parse(name))
+    quantized = quantize_layer(weight, torch.eye(100), Fidelity.parse(name))
     assert torch.equal(
-        dequantize_rows(form.tensors, form.fidelity, 100, rows), form.dequantize()[rows]
+        dequantize_rows(quantized.tensors, quantized.fidelity, 100, rows),
+        quantized.dequantize()[rows],
     )
 
 
@@ -88,8 +89,8 @@ def test_tables_are_quantized_some_rows_at_a_time(
     assert pieces.weight_bytes == fidelity.weight_bytes(150, 96)
     if hessian is not None:
         error, rounded = (
-            form.dequantize() - weight
-            for form in (whole, quantize_embedding(weight, None, fidelity))
+            quantized.dequantize() - weight
+            for quantized in (whole, quantize_embedding(weight, None, fidelity))
         )
         assert float((error @ hessian * error).sum()) < 0.9 * float(
             (rounded @ hessian * rounded).sum()
@@ -160,8 +161,8 @@ def test_checkpoints_with_packed_tables_load_and_run_like_the_dequantized_model(
         table.name: quantize_embedding(model.get_submodule(table.name).weight.data, None, FIDELITY)
         for table in tables
     }
-    for name, form in weights.items():
-        expanded.get_submodule(name).weight.data = form.dequantize()
+    for name, quantized in weights.items():
+        expanded.get_submodule(name).weight.data = quantized.dequantize()
 
     pack_model(model, plan, weights)
     assert torch.allclose(logits_of(model, WINDOWS), logits_of(expanded, WINDOWS), atol=1e-4)

@@ -18,14 +18,14 @@ def test_squared_gradients_are_those_of_whole_model_backward_passes(
     layers = find_layers(model)
     found = squared_gradients(BlockRunner(model), layers, WINDOWS[:3])
 
-    twin = tiny_model(family).requires_grad_(requires_grad=True)
+    reference = tiny_model(family).requires_grad_(requires_grad=True)
     expected = {layer.name: torch.zeros(layer.out_features, layer.in_features) for layer in layers}
     for ids in WINDOWS[:3]:
-        twin.zero_grad()
-        log_p = twin(input_ids=ids[None], use_cache=False).logits.log_softmax(-1)
+        reference.zero_grad()
+        log_p = reference(input_ids=ids[None], use_cache=False).logits.log_softmax(-1)
         (-log_p[0, :-1].gather(-1, ids[1:, None]).mean()).backward()
         for name in expected:
-            expected[name] += twin.get_submodule(name).weight.grad.square() / 3
+            expected[name] += reference.get_submodule(name).weight.grad.square() / 3
     assert found.keys() == expected.keys()
     for name, each in expected.items():
         assert found[name].allclose(each, rtol=1e-3, atol=1e-9)

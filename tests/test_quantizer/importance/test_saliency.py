@@ -65,24 +65,24 @@ def test_column_scores_are_those_of_the_original_models_inputs(tiny_model: TinyM
 
 
 def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_path: Path) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    layers, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     chosen = find_salient_groups(
-        BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "top40", 0
+        BlockRunner(tiny_model("llama")), layers, untrained, Calibration(WINDOWS, 4), "top40", 0
     )
     assert chosen is not None
     spec = TrainingSpec(10, batch=4, trained="scales", scale_rate=0.02, salient="top40")
     found = distill(
         BlockRunner(tiny_model("llama")),
-        forms,
+        untrained,
         WINDOWS,
         spec,
         PartStore(tmp_path / "d"),
         quiet,
     )
     changed = 0
-    for name, form in forms.items():
+    for name, weight in untrained.items():
         for before, after, groups in zip(
-            form.parts(), found[name].parts(), chosen[name], strict=True
+            weight.parts(), found[name].parts(), chosen[name], strict=True
         ):
             assert after.codes.equal(before.codes)
             assert after.scale[~groups].equal(before.scale[~groups])
@@ -90,7 +90,7 @@ def test_only_scales_of_salient_groups_are_trained(tiny_model: TinyModel, tmp_pa
     assert changed > 100
     assert (
         find_salient_groups(
-            BlockRunner(tiny_model("llama")), layers, forms, Calibration(WINDOWS, 4), "all", 0
+            BlockRunner(tiny_model("llama")), layers, untrained, Calibration(WINDOWS, 4), "all", 0
         )
         is None
     )

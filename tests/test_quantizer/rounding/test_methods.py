@@ -52,8 +52,8 @@ def test_compensation_beats_rounding_and_rounding_is_that_of_its_grid() -> None:
         .tensors["columns"]
         .long()
     )
-    twin = round_to_nearest(weight[:, columns], 3, 32, hessian.diagonal()[columns])
-    assert found["rtn"][:, columns].allclose(twin, atol=1e-6)
+    expected = round_to_nearest(weight[:, columns], 3, 32, hessian.diagonal()[columns])
+    assert found["rtn"][:, columns].allclose(expected, atol=1e-6)
 
 
 def test_where_inputs_do_not_depend_on_each_other_compensation_is_rounding() -> None:
@@ -84,10 +84,12 @@ def test_high_columns_are_those_of_the_selection(method: str) -> None:
     }
     high = {}
     for selection in SELECTIONS:
-        form = quantize_layer(
+        quantized = quantize_layer(
             weight, hessian, SPLIT, Rounding(method, selection), LayerScores(given)
         )
-        high[selection] = set(form.tensors["columns"].long()[: SPLIT.high_columns(96)].tolist())
+        high[selection] = set(
+            quantized.tensors["columns"].long()[: SPLIT.high_columns(96)].tolist()
+        )
         if selection in scores:
             assert high[selection] == set(
                 scores[selection].argsort(descending=True)[: SPLIT.high_columns(96)].tolist()

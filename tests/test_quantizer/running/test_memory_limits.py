@@ -191,7 +191,7 @@ def test_quantizing_on_a_small_card_gives_what_a_large_one_gives(
 def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     spec = TrainingSpec(10, batch=4, code_rate=0.02, scale_rate=0.01, penalty=0.1)
     losses = []
     for windows in (8, 1):
@@ -200,7 +200,7 @@ def test_blocks_trained_on_a_small_card_end_as_on_a_large_one(
             parts = PartStore(tmp_path / str(windows))
             blocks = train_blocks(
                 BlockRunner(model),
-                forms,
+                untrained,
                 WINDOWS,
                 spec,
                 parts,

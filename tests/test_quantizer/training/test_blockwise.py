@@ -30,10 +30,10 @@ SPEC = TrainingSpec(30, batch=4, code_rate=0.02, scale_rate=0.01)
 def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
     tiny_model: TinyModel, tmp_path: Path, family: str
 ) -> None:
-    _, forms = quantized(tiny_model(family), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model(family), PartStore(tmp_path / "q"))
     model = tiny_model(family)
     blocks = train_blocks(
-        BlockRunner(model), forms, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet
+        BlockRunner(model), untrained, WINDOWS, SPEC, PartStore(tmp_path / "t"), quiet
     )
 
     original, check = BlockRunner(tiny_model(family)), BlockRunner(tiny_model(family))
@@ -41,9 +41,9 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
     for index, block in enumerate(blocks):
         target = original.run_blocks(WINDOWS, target, index, index + 1)
         losses = []
-        for weights in ({name: forms[name] for name in block.weights}, block.weights):
-            for name, form in weights.items():
-                set_dequantized_weight(check.model, name, form)
+        for weights in ({name: untrained[name] for name in block.weights}, block.weights):
+            for name, weight in weights.items():
+                set_dequantized_weight(check.model, name, weight)
             output = check.run_blocks(WINDOWS, states, index, index + 1)
             halves = zip(torch.split(output, 4), torch.split(target, 4), strict=True)
             losses.append(
@@ -52,10 +52,10 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
         assert [block.loss_before, block.loss_after] == pytest.approx(losses, rel=1e-4)
         assert block.loss_after < block.loss_before
         states = output
-    for name, form in {
-        name: form for block in blocks for name, form in block.weights.items()
+    for name, weight in {
+        name: weight for block in blocks for name, weight in block.weights.items()
     }.items():
-        assert model.get_submodule(name).weight.equal(form.dequantize()), (
+        assert model.get_submodule(name).weight.equal(weight.dequantize()), (
             "the model is left with what was trained"
         )
 
@@ -63,27 +63,29 @@ def test_blocks_come_nearer_to_the_original_and_report_the_loss_they_have(
 def test_a_block_that_training_makes_worse_stays_as_it_was_and_the_log_says_so(
     tiny_model: TinyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     wild = TrainingSpec(3, batch=4, code_rate=50.0, scale_rate=5.0)
     with caplog.at_level(logging.INFO, "bitwright"):
         blocks = train_blocks(
             BlockRunner(tiny_model("llama")),
-            forms,
+            untrained,
             WINDOWS,
             wild,
             PartStore(tmp_path / "t"),
             quiet,
         )
     assert "0 of 3" in caplog.text
-    assert same({name: form for block in blocks for name, form in block.weights.items()}, forms)
+    assert same(
+        {name: weight for block in blocks for name, weight in block.weights.items()}, untrained
+    )
     assert all(block.loss_after == block.loss_before for block in blocks)
 
 
 def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: Path) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     straight = train_blocks(
         BlockRunner(tiny_model("llama")),
-        forms,
+        untrained,
         WINDOWS,
         SPEC,
         PartStore(tmp_path / "a"),
@@ -97,7 +99,7 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
     with pytest.raises(Interrupted):
         train_blocks(
             BlockRunner(tiny_model("llama")),
-            forms,
+            untrained,
             WINDOWS,
             SPEC,
             PartStore(tmp_path / "b"),
@@ -107,7 +109,7 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
     assert len(kept) == 2
     again = train_blocks(
         BlockRunner(tiny_model("llama")),
-        forms,
+        untrained,
         WINDOWS,
         SPEC,
         PartStore(tmp_path / "b"),
@@ -127,8 +129,8 @@ def test_finished_blocks_are_not_trained_again(tiny_model: TinyModel, tmp_path: 
 def test_a_block_without_trained_layers_is_passed_through(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
-    some = {layer.name: forms[layer.name] for layer in layers if layer.block != 1}
+    layers, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    some = {layer.name: untrained[layer.name] for layer in layers if layer.block != 1}
     blocks = train_blocks(
         BlockRunner(tiny_model("llama")),
         some,
@@ -144,11 +146,11 @@ def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_
     model = tiny_model("llama")
     layers = find_layers(model)
     choices = {layer.name: (Fidelity.parse("int2g32a4"),) for layer in layers}
-    forms = quantized_as(model, choices, PartStore(tmp_path / "q"))
+    untrained = quantized_as(model, choices, PartStore(tmp_path / "q"))
     spec = TrainingSpec(60, batch=4, trained="clipping", scale_rate=0.001)
     blocks = train_blocks(
         BlockRunner(tiny_model("llama")),
-        forms,
+        untrained,
         WINDOWS,
         spec,
         PartStore(tmp_path / "t"),
@@ -156,19 +158,21 @@ def test_learned_ranges_and_adapters_come_nearer_too(tiny_model: TinyModel, tmp_
     )
     for block in blocks:
         assert block.loss_after < block.loss_before
-        assert all(form.fidelity == forms[name].fidelity for name, form in block.weights.items())
+        assert all(
+            weight.fidelity == untrained[name].fidelity for name, weight in block.weights.items()
+        )
 
 
 def test_the_penalty_is_its_formula_and_keeps_important_weights_near(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    layers, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    layers, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     model = tiny_model("llama")
     squared = squared_gradients(BlockRunner(model), layers, WINDOWS)
     name = layers[0].name
-    latent = LatentLinear(model.get_submodule(name), forms[name])
+    latent = LatentLinear(model.get_submodule(name), untrained[name])
     original = model.get_submodule(name).weight.data
-    error = forms[name].dequantize() - original
+    error = untrained[name].dequantize() - original
     expected = (
         0.5 * (squared[name] * error.square()).sum() / (squared[name] * original.square()).sum()
     )
@@ -180,20 +184,20 @@ def test_the_penalty_is_its_formula_and_keeps_important_weights_near(
     for weight in (0.0, 0.3):
         found = train_blocks(
             BlockRunner(tiny_model("llama")),
-            forms,
+            untrained,
             WINDOWS,
             replace(SPEC, penalty=weight),
             PartStore(tmp_path / str(weight)),
             quiet,
         )
-        trained = {layer: form for block in found for layer, form in block.weights.items()}
+        trained = {layer: weight for block in found for layer, weight in block.weights.items()}
         moved[weight] = sum(
             float(
                 (
                     squared[layer]
-                    * (form.dequantize() - model.get_submodule(layer).weight.data).square()
+                    * (weight.dequantize() - model.get_submodule(layer).weight.data).square()
                 ).sum()
             )
-            for layer, form in trained.items()
+            for layer, weight in trained.items()
         )
     assert moved[0.3] < moved[0.0]

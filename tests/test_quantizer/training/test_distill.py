@@ -36,29 +36,29 @@ def test_distilling_brings_the_model_nearer_to_the_original(
     tiny_model: TinyModel, tmp_path: Path, family: str
 ) -> None:
     original = logits_of(tiny_model(family), WINDOWS)
-    _, forms = quantized(tiny_model(family), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model(family), PartStore(tmp_path / "q"))
     losses = {}
     for trained in ("codes", "scales"):
         spec = TrainingSpec(40, batch=4, code_rate=0.005, scale_rate=0.01, trained=trained)
         found = distill(
             BlockRunner(tiny_model(family)),
-            forms,
+            untrained,
             WINDOWS,
             spec,
             PartStore(tmp_path / trained),
             quiet,
         )
         losses[trained] = _loss_of(tiny_model(family), found, original)
-        assert all(found[name].fidelity == form.fidelity for name, form in forms.items())
-    before = _loss_of(tiny_model(family), forms, original)
+        assert all(found[name].fidelity == weight.fidelity for name, weight in untrained.items())
+    before = _loss_of(tiny_model(family), untrained, original)
     assert losses["codes"] < 0.9 * before
     assert losses["scales"] < 0.9 * before
 
 
 @torch.no_grad()
-def _loss_of(model: Any, forms: dict[str, QuantizedWeight], original: Tensor) -> float:
-    for name, form in forms.items():
-        set_dequantized_weight(model, name, form)
+def _loss_of(model: Any, untrained: dict[str, QuantizedWeight], original: Tensor) -> float:
+    for name, weight in untrained.items():
+        set_dequantized_weight(model, name, weight)
     return float(_loss(model, original))
 
 
@@ -67,9 +67,11 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(
 ) -> None:
     """Slow reference: the whole model with latent layers, its full logits, and torch's own Adam."""
     original = logits_of(tiny_model("llama"), WINDOWS)
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     model = tiny_model("llama").requires_grad_(requires_grad=False)
-    layers = {name: LatentLinear(model.get_submodule(name), form) for name, form in forms.items()}
+    layers = {
+        name: LatentLinear(model.get_submodule(name), weight) for name, weight in untrained.items()
+    }
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
@@ -90,12 +92,12 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(
         optimizer.step()
 
     found = distill(
-        BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "d"), quiet
+        BlockRunner(tiny_model("llama")), untrained, WINDOWS, SPEC, PartStore(tmp_path / "d"), quiet
     )
     for name, layer in layers.items():
         expected, got = layer.quantized().dequantize(), found[name].dequantize()
         assert (got - expected).abs().mean() < 1e-3 * (
-            expected - forms[name].dequantize()
+            expected - untrained[name].dequantize()
         ).abs().mean().clamp(min=1e-3)
 
 
@@ -103,9 +105,9 @@ def test_a_step_is_the_plain_gradient_of_the_divergence(
 def test_interrupted_distillation_continues_exactly(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     straight = distill(
-        BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet
+        BlockRunner(tiny_model("llama")), untrained, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet
     )
 
     def interrupt(done: int, _count: int) -> None:
@@ -116,7 +118,7 @@ def test_interrupted_distillation_continues_exactly(
     with pytest.raises(Interrupted):
         distill(
             BlockRunner(tiny_model("llama")),
-            forms,
+            untrained,
             WINDOWS,
             SPEC,
             PartStore(tmp_path / "b"),
@@ -125,7 +127,7 @@ def test_interrupted_distillation_continues_exactly(
     steps: list[int] = []
     again = distill(
         BlockRunner(tiny_model("llama")),
-        forms,
+        untrained,
         WINDOWS,
         SPEC,
         PartStore(tmp_path / "b"),
@@ -138,9 +140,9 @@ def test_interrupted_distillation_continues_exactly(
 def test_a_step_that_does_not_fit_is_taken_in_pieces(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
     whole = distill(
-        BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet
+        BlockRunner(tiny_model("llama")), untrained, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet
     )
     forward, seen = nn.Embedding.forward, []
 
@@ -154,18 +156,18 @@ def test_a_step_that_does_not_fit_is_taken_in_pieces(
 
     monkeypatch.setattr(nn.Embedding, "forward", too_large)
     pieces = distill(
-        BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "c"), quiet
+        BlockRunner(tiny_model("llama")), untrained, WINDOWS, SPEC, PartStore(tmp_path / "c"), quiet
     )
     assert max(seen) == 4
-    for name, form in whole.items():
-        change = (pieces[name].dequantize() - form.dequantize()).abs().mean()
-        assert change < 1e-3 * (form.dequantize() - forms[name].dequantize()).abs().mean()
+    for name, weight in whole.items():
+        change = (pieces[name].dequantize() - weight.dequantize()).abs().mean()
+        assert change < 1e-3 * (weight.dequantize() - untrained[name].dequantize()).abs().mean()
 
 
 def test_where_not_even_one_window_fits_it_says_so(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, forms = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
+    _, untrained = quantized(tiny_model("llama"), PartStore(tmp_path / "q"))
 
     def no_room(*_: object) -> None:
         raise torch.OutOfMemoryError("no room")
@@ -173,5 +175,10 @@ def test_where_not_even_one_window_fits_it_says_so(
     monkeypatch.setattr("quantizer.training.distill.divergence", no_room)
     with pytest.raises(MemoryShort, match="one window"):
         distill(
-            BlockRunner(tiny_model("llama")), forms, WINDOWS, SPEC, PartStore(tmp_path / "a"), quiet
+            BlockRunner(tiny_model("llama")),
+            untrained,
+            WINDOWS,
+            SPEC,
+            PartStore(tmp_path / "a"),
+            quiet,
         )
