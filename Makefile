@@ -1,7 +1,7 @@
 # make demo        a real model at 2.5 bits per weight, measured, in minutes
 # make test        the gate: format, lint, types, import contracts, and every test that is not long by nature
-# make test-long   the tests that are long by nature; tests/README.md says which, and how many minutes each group takes
-# make coverage    all tests with the share of lines and branches they reach; run by hand
+# make test-long   the tests that are long by nature, and coverage; tests/README.md says how many minutes each group takes
+# make coverage    the lines and branches that the tests of `make test` reach
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,9 +40,10 @@ test: install
 
 test-long: install
 	$(PYTEST) -m long --durations=10
+	$(MAKE) coverage
 
 coverage: install
-	$(PYTEST) --cov --cov-report=term
+	$(PYTEST) -m "not long" --cov --cov-report=term
 
 format: install
 	$(BIN)/ruff format .

@@ -393,7 +393,7 @@ def test_a_graceful_stop_says_goodbye_ends_the_stage_and_the_job_goes_on_after(
         kill(
             own.workers()[0].pid
         )  # one that was started again is to end as gracefully as the first
-        job = own.submit(calibration_windows=64, budget="3bpw", seed=8)
+        job = own.submit(calibration_windows=16, budget="3bpw", seed=8)
         while not own.stages():
             time.sleep(0.02)
         stage = own.stages()[0]
