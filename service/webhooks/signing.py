@@ -16,7 +16,7 @@ _SECRET_BYTES = 32
 
 
 def sign(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """Return the headers by which a receiver checks that a message is ours and new.
+    """Return the headers by which a receiver checks that a message is authentic and recent.
 
     Source: Standard Webhooks specification, section "Verifying webhook authenticity"; the symmetric
     scheme v1.
@@ -27,7 +27,7 @@ def sign(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, s
         at: when this attempt is made, with its time zone.
         body: UTF-8.
     """
-    moment = at.astimezone(UTC)  # the library takes any time for UTC
+    moment = at.astimezone(UTC)  # the library ignores time zones
     signature = Webhook(secret).sign(message_id, moment, body.decode("utf-8"))
     return {
         "webhook-id": message_id,
@@ -37,18 +37,18 @@ def sign(secret: str, message_id: str, at: datetime, body: bytes) -> dict[str, s
 
 
 def new_secret() -> str:
-    """Return a secret of 256 random bits, as receivers' libraries take it."""
+    """Return a secret of 256 random bits, in the format of Standard Webhooks."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode("ascii")
 
 
 def delay_before(attempt: int, random: Callable[[], float]) -> float | None:
     """Return the seconds to wait before an attempt, 20 % more or less.
 
-    None when there are no more attempts.
+    Return None when there are no more attempts.
 
     Args:
-        attempt: how many were made before it; the first, 0, waits for nothing.
-        random: gives numbers of [0, 1).
+        attempt: number of attempts before it; the first, 0, does not wait.
+        random: returns numbers of [0, 1).
     """
     if attempt > len(RETRY_SECONDS):
         return None

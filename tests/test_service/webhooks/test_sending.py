@@ -211,7 +211,7 @@ def test_a_failure_says_nothing_of_the_answer_and_of_the_url_only_the_host() -> 
 def test_a_receiver_that_is_not_there_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with pytest.raises(DeliveryFailed, match="did not take the connection"):
+    with pytest.raises(DeliveryFailed, match="did not accept the connection"):
         post(f"http://127.0.0.1:{port}/", b"{}", {}, LOOPBACK)
 
 
