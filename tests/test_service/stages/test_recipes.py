@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,16 @@ from quantizer.models.loading import meta_model
 from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import Fidelity
-from quantizer.plans.plan import Plan
+from quantizer.plans.plan import LayerSpec, Plan
 from quantizer.running.structure import find_layers
 from quantizer.texts.text import TextSpec
+from quantizer.training.spec import TrainingSpec
+from service.request.effort import find_effort
 from service.stages.calibration_windows import text_windows
-from service.stages.recipe import RECIPES
+from service.stages.machine import Machine
+from service.stages.recipe import BLOCKS, MODEL, RECIPES
 from service.stages.requantize import RANKING_WINDOWS
+from service.stages.training_phases import Phase, phases_for
 from tests.support.commands import SMALL, bitwright, bitwright_json
 from tests.support.run_contexts import run_context
 
@@ -77,6 +82,27 @@ def correlated(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         embedding.copy_(0.15 * near + 0.015 * torch.randn(embedding.shape, generator=chance))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "steps", "changed"),
+    [
+        ("usual", MODEL, 100, {}),
+        ("blockwise", BLOCKS, 60, {}),
+        ("sgr-q", MODEL, 100, {"trained": "scales", "scale_rate": 3e-2, "salient": "knee"}),
+        ("apiq", BLOCKS, 60, {"trained": "clipping", "scale_rate": 1e-3}),
+        ("signiq", BLOCKS, 60, {"trained": "clipping", "scale_rate": 1e-3, "penalty": 0.1}),
+    ],
+)
+def test_each_recipe_trains_its_own_parameters(
+    recipe: str, kind: str, steps: int, changed: dict[str, Any]
+) -> None:
+    layers = (LayerSpec("layer", 0, "layer", 64, 64),)
+    machine = Machine("cpu", torch.float32)
+    (phase,) = phases_for(find_effort("balanced"), layers, machine, 4, 7, RECIPES[recipe])
+    common = {"trained": "codes", "code_rate": 2e-3, "scale_rate": 1e-2, "adapter_rate": 1e-2}
+    expected = TrainingSpec(steps, batch=4, precision=machine.precision, seed=7, **common)
+    assert phase == Phase(kind, replace(expected, **changed))
 
 
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name not in ("usual", "requant")])
