@@ -16,8 +16,9 @@ from quantizer.running.structure import find_layers
 from service.request.request import AUTO, KEEP, RunRequest
 from service.stages.context import RunContext
 from service.stages.embedding_options import likely_bytes
-from service.stages.model_sizes import ModelSizes, measure_sizes, rest_of_file
+from service.stages.model_sizes import ModelSizes, measure_sizes
 from service.stages.prepared_run import PreparedRun
+from service.stages.unquantized import rest_of_file
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,10 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import isnan
 
 from allocator.demands.menu import uniform_bytes
-from allocator.profile import Profile, shares_of
-from allocator.profiling.prediction_check import summary
+from allocator.profile import Profile
 from quantizer.conversion.checkpoint import checkpoint_bytes
-from quantizer.running.quality import Quality
 from service.report.document import SCHEMA, Report
 from service.report.json_values import from_json
 from service.report.layers import PlanInfo, TableInfo
@@ -22,17 +19,10 @@ from service.report.methods import (
     Provenance,
     TrainingInfo,
 )
-from service.report.quality import (
-    Evaluation,
-    PredictedLoss,
-    Prediction,
-    RandomPlanChecks,
-    Scores,
-    SelectionInfo,
-)
 from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.report_notes import notes_of
+from service.stages.report_quality import checks_of, evaluation_of, prediction_of, selection_of
 from service.stages.results import RunResults
 
 _PACKAGES = ("bitwright", "torch", "transformers", "cvxpy", "osqp", "numpy")
@@ -68,15 +58,15 @@ def build_report(
         tables=_tables(results),
         unquantized_bytes=delivered_bytes - results.whole_plan.weight_bytes,
         uniform_bytes=results.uniform.weight_bytes,
-        evaluation=_evaluation(request, results.quality),
+        evaluation=evaluation_of(request, results.quality),
         calibration=CalibrationInfo(
             request.amounts.calibration.source, results.profile.calibration_sha256
         ),
         tuning=_training(request, results),
-        guard=_selection(request, results),
+        guard=selection_of(request, results),
         profile=_profile(request, results.profile),
-        prediction=_prediction(results),
-        checks=_checks(results),
+        prediction=prediction_of(results),
+        checks=checks_of(results),
         plan=from_json(PlanInfo, allocation.to_json(), "the plan"),
         uniform={name: fidelity.name for name, fidelity in results.uniform.by_name.items()},
         damage_nats_per_token=_damage(results.profile),
@@ -86,10 +76,6 @@ def build_report(
     )
 
 
-def _scores(quality: Quality) -> Scores:
-    return from_json(Scores, quality.to_json(), "the scores")
-
-
 def _tables(results: RunResults) -> dict[str, TableInfo]:
     return {
         table.name: TableInfo(table.kind, fidelity.name, uniform_bytes((table,), fidelity))
@@ -97,34 +83,11 @@ def _tables(results: RunResults) -> dict[str, TableInfo]:
     }
 
 
-def _evaluation(request: RunRequest, quality: Mapping[str, Quality]) -> Evaluation:
-    untuned = quality.get("untuned")
-    return Evaluation(
-        original=_scores(quality["original"]),
-        plan=_scores(quality["plan"]),
-        uniform=_scores(quality["uniform"]),
-        untuned=None if untuned is None else _scores(untuned),
-        text=request.amounts.evaluation.source,
-    )
-
-
 def _training(request: RunRequest, results: RunResults) -> TrainingInfo:
     training = results.training
     phases = tuple(from_json(PhaseInfo, phase.to_json(), "a phase") for phase in training.phases)
     windows = len(training.windows.tokens) if phases else 0
     return TrainingInfo(request.effort.name, phases, windows)
-
-
-def _selection(request: RunRequest, results: RunResults) -> SelectionInfo:
-    selection, training = results.delivery.selection, results.delivery.training
-    return SelectionInfo(
-        text=request.amounts.calibration.source,
-        delivered=selection.delivered,
-        uniform=selection.uniform,
-        lead_over_uniform=selection.lead,
-        candidates={name: _scores(quality) for name, quality in selection.candidates.items()},
-        tuned=None if training is None else _scores(training.trained_quality),
-    )
 
 
 def _profile(request: RunRequest, profile: Profile) -> ProfileInfo:
@@ -141,27 +104,6 @@ def _profile(request: RunRequest, profile: Profile) -> ProfileInfo:
         probe_tokens=profile.tokens,
         fidelities=tuple(fidelity.name for fidelity in profile.fidelities),
     )
-
-
-def _prediction(results: RunResults) -> Prediction:
-    """Return predicted and measured loss of both plans, before training."""
-    profile, quality = results.profile, results.quality
-    uniform_loss = profile.loss_of_shares(shares_of(profile, results.uniform))
-    return Prediction(
-        plan=_predicted(results.allocation.predicted_loss, quality.get("untuned", quality["plan"])),
-        uniform=_predicted(uniform_loss, quality["uniform"]),
-    )
-
-
-def _predicted(loss: float, measured: Quality) -> PredictedLoss:
-    error = measured.kl_stderr
-    return PredictedLoss(loss, measured.kl_nats_per_token, None if isnan(error) else error)
-
-
-def _checks(results: RunResults) -> RandomPlanChecks | None:
-    if not results.checks:
-        return None
-    return from_json(RandomPlanChecks, summary(results.checks), "the checks")
 
 
 def _damage(profile: Profile) -> dict[str, dict[str, float]]:

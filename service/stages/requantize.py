@@ -115,16 +115,18 @@ def requantize(context: RunContext, task: RequantTask) -> Path:
     """
 
     def make(folder: Path, parts: PartStore) -> None:
-        kept = _rank(context, task)
+        selected = _rank(context, task)
         layer_plan = task.plan.without_embeddings
-        fidelities = tuple(kept.fidelity(name, each) for name, each in layer_plan.by_name.items())
+        fidelities = tuple(
+            selected.fidelity(name, each) for name, each in layer_plan.by_name.items()
+        )
         spread = Plan(layer_plan.layers, fidelities)
         plan = spread.with_embeddings(task.plan.embeddings)
         stored = read_weights(task.checkpoint, task.bare_plan)
         tables = {table.name: stored[table.name] for table in task.plan.embeddings}
         runner = context.load()
         set_embedding_weights(runner.model, tables)
-        scores = {name: LayerScores(weights=each) for name, each in kept.scores.items()}
+        scores = {name: LayerScores(weights=each) for name, each in selected.scores.items()}
         quantize_blocks(
             runner,
             spread.layers,
@@ -153,6 +155,6 @@ def _rank(context: RunContext, task: RequantTask) -> SelectedWeights:
         for name, weight in originals.items()
     }
     windows = task.calibration.tokens[:RANKING_WINDOWS].to(machine.device)
-    kept = select_weights(runner, originals, quantized, windows, task.share)
+    selected = select_weights(runner, originals, quantized, windows, task.share)
     progress(1, 1)
-    return kept
+    return selected
