@@ -24,6 +24,7 @@ def _scores(quality: Quality) -> Scores:
 
 
 def evaluation_of(request: RunRequest, quality: Mapping[str, Quality]) -> Evaluation:
+    """Return the scores on the evaluation text."""
     untuned = quality.get("untuned")
     return Evaluation(
         original=_scores(quality["original"]),
@@ -35,6 +36,7 @@ def evaluation_of(request: RunRequest, quality: Mapping[str, Quality]) -> Evalua
 
 
 def selection_of(request: RunRequest, results: RunResults) -> SelectionInfo:
+    """Return the comparison of candidate plans."""
     selection, training = results.delivery.selection, results.delivery.training
     return SelectionInfo(
         text=request.amounts.calibration.source,
@@ -62,6 +64,7 @@ def _predicted(loss: float, measured: Quality) -> PredictedLoss:
 
 
 def checks_of(results: RunResults) -> RandomPlanChecks | None:
+    """Return predicted and measured loss of random plans; None where none were asked for."""
     if not results.checks:
         return None
     return from_json(RandomPlanChecks, summary(results.checks), "the checks")
