@@ -16,8 +16,6 @@ import psutil
 import pytest
 
 from service.errors import StageKilled
-from service.stage_process.job_request import as_called
-from service.stage_process.progress_lines import finite
 from service.worker.local_runner import GRACE_SECONDS, LocalRunner
 from service.worker.stage_runner import StageCall, Stopped
 from tests.support.served import is_gone
@@ -51,17 +49,6 @@ sys.stderr.write('the end')
     assert last == {"outcome": {"found": "é"}}
     assert progress == [{"done": 1}, {"done": 2}]
     assert log == ["a warning", "the end"]
-
-
-def test_what_a_stage_says_is_json_and_names_no_path_of_the_machine() -> None:
-    loss = [float("inf"), float("nan"), 1.5]
-    document = {
-        "path": "no /srv/models/a/config.json",
-        "loss": loss,
-        "more": {"at": ("/srv/models/a",)},
-    }
-    said = finite(as_called(document, {"/srv/models/a": "a"}))
-    assert said == {"path": "no a/config.json", "loss": [None, None, 1.5], "more": {"at": ["a"]}}
 
 
 def test_much_output_neither_blocks_nor_is_lost() -> None:
