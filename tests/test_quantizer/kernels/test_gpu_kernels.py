@@ -39,7 +39,7 @@ def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "shape"),
     sampled(
         product(NAMES, [(1, 1), (17, 63), (63, 17), (100, 100)]),
-        lambda name, shape: shape == (17, 63) or (name, shape[0]) == ("int2+3r0.4g32", 63),
+        lambda name, shape: shape == (17, 63) or (name == "int2+3r0.4g32" and shape != (100, 100)),
     ),
 )
 def test_products_are_those_of_the_expanded_weight(name: str, shape: tuple[int, int]) -> None:
