@@ -77,8 +77,8 @@ def test_runs(effort: str, tiny_llama: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "kind"),
     [
-        pytest.param("sgr-q", PLAIN, marks=pytest.mark.long),
-        ("blockwise", SPARSE),
+        ("sgr-q", PLAIN),
+        pytest.param("blockwise", SPARSE, marks=pytest.mark.long),
         pytest.param("signiq", ADAPTED, marks=pytest.mark.long),
         ("requant", SPARSE),
         ("rtn", PLAIN),

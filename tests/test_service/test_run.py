@@ -16,11 +16,16 @@ from service.request.request import BATCH
 from service.storage.stage_store import MANIFEST
 from tests.support.commands import SmallRun, bitwright, bitwright_json, run_options
 from tests.support.reports import check_report
+from tests.support.sampling import sampled
 from tests.support.tiny_models import save_tiny
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "qwen2", "qwen3", "mistral", "gemma3", "opt", "gpt_neox"]
+    "family",
+    sampled(
+        ["llama", "qwen2", "qwen3", "mistral", "gemma3", "opt", "gpt_neox"],
+        lambda family: family not in {"qwen2", "mistral"},  # whose parts the others have
+    ),
 )
 def test_run_makes_a_loadable_checkpoint_of_exactly_the_planned_bytes(
     family: str, tmp_path: Path

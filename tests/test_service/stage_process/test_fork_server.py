@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,15 +20,15 @@ from service.failpoint import FAILPOINT_VARIABLE
 from service.process import stage_environment
 from service.request.stage_names import request_place
 from service.worker.fork_client import COMMAND, ForkClient, ForkedProcess
-from tests.support.served import command_line, is_gone
+from tests.support.served import command_line, is_gone, kill
 
 Begin = Callable[..., ForkedProcess]
 
 
-@pytest.fixture
-def begin() -> Iterator[Begin]:
-    """Start forks, of one server, that end with the test."""
-    client, begun = ForkClient(), list[ForkedProcess]()
+@contextmanager
+def beginning(client: ForkClient) -> Iterator[Begin]:
+    """Start forks of one server, which end with the context."""
+    begun = list[ForkedProcess]()
 
     def begin(arguments: list[str], **variables: str) -> ForkedProcess:
         begun.append(client.start(arguments, stage_environment() | variables))
@@ -36,12 +37,36 @@ def begin() -> Iterator[Begin]:
     try:
         yield begin
     finally:
-        client.stop()
         for process in begun:
+            if process.poll() is None:
+                kill(process.pid)
             process.wait(20)
             for stream in (process.stdout, process.stderr):
                 assert stream is not None
                 stream.close()
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[ForkClient]:
+    """A client for all tests: one whose server was killed starts another."""
+    client = ForkClient()
+    yield client
+    client.stop()
+
+
+@pytest.fixture
+def begin(client: ForkClient) -> Iterator[Begin]:
+    with beginning(client) as begin:
+        yield begin
+
+
+@pytest.fixture
+def begin_anew() -> Iterator[Begin]:
+    """The first fork starts a server."""
+    client = ForkClient()
+    with beginning(client) as begin:
+        yield begin
+    client.stop()
 
 
 def command(folder: Path, job: str) -> list[str]:
@@ -73,9 +98,9 @@ def said(process: ForkedProcess) -> tuple[bytes, bytes, int]:
 
 
 def test_a_fork_says_and_returns_what_the_command_does_and_the_second_starts_sooner(
-    begin: Begin, tmp_path: Path
+    begin_anew: Begin, tmp_path: Path
 ) -> None:
-    seconds = []
+    seconds, printed = [], []
     for arguments in (
         command(tmp_path, "unknown"),
         command(tmp_path, "unknown"),
@@ -83,11 +108,10 @@ def test_a_fork_says_and_returns_what_the_command_does_and_the_second_starts_soo
     ):
         whole = subprocess.run(arguments, env=stage_environment(), capture_output=True, check=False)
         start = time.monotonic()
-        assert said(begin(arguments)) == (whole.stdout, whole.stderr, whole.returncode)
+        assert said(begin_anew(arguments)) == (whole.stdout, whole.stderr, whole.returncode)
         seconds.append(time.monotonic() - start)
-    assert b"artifact unknown" in subprocess.check_output(
-        command(tmp_path, "unknown"), env=stage_environment()
-    )
+        printed.append(whole.stdout)
+    assert b"artifact unknown" in printed[0]
     assert whole.returncode == 2
     assert seconds[1] < seconds[0] / 4
 
@@ -170,7 +194,7 @@ time.sleep(600)
     assert is_gone(server.pid)
 
 
-def test_a_server_that_cannot_start_is_an_error(begin: Begin, tmp_path: Path) -> None:
+def test_a_server_that_cannot_start_is_an_error(begin_anew: Begin, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="could be forked"):
-        begin(command(tmp_path, "unknown"), PYTHONHOME="/nowhere")
-    assert said(begin(command(tmp_path, "unknown")))[2] == 0
+        begin_anew(command(tmp_path, "unknown"), PYTHONHOME="/nowhere")
+    assert said(begin_anew(command(tmp_path, "unknown")))[2] == 0

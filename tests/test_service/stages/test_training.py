@@ -5,6 +5,7 @@ interrupted.
 """
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -72,13 +73,14 @@ def test_balanced_effort_trains_the_plan_and_keeps_its_bytes(
 
 
 def test_killed_training_goes_on_where_it_was_saved_and_ends_the_same(
-    tiny_llama: Path, tmp_path: Path, balanced: SmallRun, warm_cache: Path
+    tiny_llama: Path, tmp_path: Path, balanced: SmallRun
 ) -> None:
-    out = tmp_path / "out"
-    options = [*run_options(tiny_llama, warm_cache, out), "--effort", "balanced"]
+    cache, out = Path(shutil.copytree(balanced.cache, tmp_path / "cache")), tmp_path / "out"
+    shutil.rmtree(cache / "tuned")
+    options = [*run_options(tiny_llama, cache, out), "--effort", "balanced"]
     stop_when(
         options,
-        lambda: any((warm_cache / "tuned").glob("*.work/teacher-*.part")),
+        lambda: any((cache / "tuned").glob("*.work/teacher-*.part")),
         signal.SIGKILL,
     )
     assert not out.exists()
