@@ -27,8 +27,8 @@ from service.stages.recipe import BLOCKS, MODEL, RECIPES
 from service.stages.requantize import RANKING_WINDOWS
 from service.stages.training_phases import Phase, phases_for
 from tests.support.commands import SMALL, bitwright, bitwright_json
-from tests.support.sampling import sampled
 from tests.support.run_contexts import run_context
+from tests.support.sampling import sampled
 
 PLAIN = "int2+4r0.5g32"
 ADAPTED = "int2+4r0.5g32a8"
