@@ -85,13 +85,17 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class EndedTooSoon(AssertionError):
+    """A process ended before it could be stopped, as on a busy machine it may."""
+
+
 def stop_when(
     arguments: list[str], condition: Callable[[], bool], how: signal.Signals
 ) -> subprocess.CompletedProcess[str]:
     """Start `bitwright`, send it a signal as soon as the condition holds, and return how it ended.
 
     Raises:
-        AssertionError: it ended before the condition held.
+        EndedTooSoon: it ended before the condition was seen to hold.
     """
     process = subprocess.Popen(
         [*PROGRAM, *arguments],
@@ -102,9 +106,8 @@ def stop_when(
         preexec_fn=heed_interrupts,  # noqa: PLW1509  no thread runs yet
     )
     while not condition():
-        assert process.poll() is None, (
-            f"ended before it could be stopped: {process.communicate()[1]}"
-        )
+        if process.poll() is not None:
+            raise EndedTooSoon(process.communicate()[1])
         time.sleep(0.002)
     process.send_signal(how)
     out, err = process.communicate(timeout=120)

@@ -183,8 +183,9 @@ def test_a_converted_model_stays_while_any_run_is_unfinished(root: Path) -> None
 
 
 def test_the_default_limit_is_half_of_the_free_space_and_recorded_at_first_use(
-    root: Path, store: StageStore
+    root: Path, store: StageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(root))
     assert not (root / LIMIT).exists()
     free = bitwright_json("doctor")["cache_free_bytes"]
     put(store, 1)

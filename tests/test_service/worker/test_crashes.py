@@ -106,7 +106,7 @@ def test_a_job_survives_a_kill_of_server_worker_and_stage(tmp_path: Path, models
     """One point of each process; `make test-long` has them all, and random ones."""
     out = tmp_path / "out"
     bitwright_json(*run_options(models / "llama", tmp_path / "cache", out))
-    chosen = ("job-committed", "checkpoint-unrecorded", "evaluation-done")
+    chosen = ("job-committed", "quantize-unrecorded", "evaluate-done")
     points = ",".join(f"{point}:{tmp_path / point}" for point in chosen)
     with served(tmp_path / "wild", models, variables={"BITWRIGHT_FAILPOINT": points}) as server:
         job = server.wait(submit_stubbornly(server, {})["id"])
