@@ -1,23 +1,22 @@
-"""Places where a test can have the process killed, to show that nothing is lost there."""
+"""Points at which a test can kill the process, as a power cut would."""
 
 import os
 import signal
 from pathlib import Path
 
 FAILPOINT_VARIABLE = "BITWRIGHT_FAILPOINT"
-"""Read at each failpoint, and no setting: only tests set it, in processes that they start."""
+"""Not a setting: only tests set it, in processes that they start."""
 
 
 def failpoint(name: str) -> None:
-    """Kill this process if `BITWRIGHT_FAILPOINT` lists `name:file` and there is no such file yet.
+    """Kill this process, once, if `BITWRIGHT_FAILPOINT` lists `name:file`.
 
-    It is made first, so once.
-
-    Several are separated by commas.
+    The file is created first; if it exists already, nothing happens. Several entries are separated
+    by commas.
     """
-    for listed in os.environ.get(FAILPOINT_VARIABLE, "").split(","):
-        wanted, _, marker = listed.partition(":")
-        if wanted != name:
+    for entry in os.environ.get(FAILPOINT_VARIABLE, "").split(","):
+        listed, _, marker = entry.partition(":")
+        if listed != name:
             continue
         try:
             Path(marker).touch(exist_ok=False)

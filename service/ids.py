@@ -1,4 +1,4 @@
-"""Names of things that the service makes."""
+"""Ids of jobs, keys, webhooks and the like."""
 
 import re
 import secrets
@@ -8,13 +8,13 @@ _ID = re.compile(r"[a-z]+_[0-9a-f]{26}")
 
 
 def new_id(kind: str) -> str:
-    """Return a new id; ids of one kind sort by the time they were made."""
+    """Return a new id. Ids of one kind sort by the time they were created."""
     return f"{kind}_{int(time.time() * 1e6):014x}{secrets.token_hex(6)}"
 
 
 def is_id(text: str) -> bool:
     """Return whether a text could be an id.
 
-    What could not is not even looked up: PostgreSQL takes no zero bytes.
+    Other texts are not looked up at all: PostgreSQL accepts no zero bytes.
     """
     return _ID.fullmatch(text) is not None

@@ -16,14 +16,14 @@ from service.settings import ServiceSettings
 from service.tracing import set_up_tracing
 
 STOP_SECONDS = 20
-"""How long requests under way may take once the process is told to end."""
+"""How long requests under way may take once the process has to end."""
 _MAX_HEADER_BYTES = 64 * 1024
 
 
 def serve(
     host: str, port: int, settings: ServiceSettings, *, worker: bool, needs_key: bool
 ) -> None:
-    """Serve until told to end.
+    """Serve until SIGTERM or SIGINT.
 
     Raises:
         RequestError: others can reach the host, and no key is asked for; or a setting cannot be

@@ -7,8 +7,8 @@
     <root>/runs/                     which stages the runs use that have not ended
     <root>/limit.json                how large all of it may become
 
-A stage folder is made under another name, flushed, and renamed, so one that exists is whole. Its
-checksums are compared whenever it is used; if one differs, the stage is made anew.
+A stage folder is written under another name, flushed, and renamed, so one that exists is complete.
+Its checksums are compared whenever it is used; if one differs, the stage is run again.
 """
 
 import hashlib

@@ -1,9 +1,9 @@
-"""The worker's side of forked stages: it asks `service.stage_process.fork_server` for them.
+"""The worker's side of forked stages: asks `service.stage_process.fork_server` to fork them.
 
-The two speak over a pair of sockets: the client sends the arguments and variables of a stage as
-JSON, together with the ends of three pipes: standard output, standard error, and one that the
-process id comes back on and, once the stage has ended, its exit code. The server ends when the
-client's end of the pair closes, and its stages end with it.
+Client and server are connected by a pair of sockets. The client sends arguments and variables of a
+stage as JSON, together with the write ends of three pipes: standard output, standard error, and
+status. On the latter the server sends the process id and, once the stage has ended, its exit code.
+The server ends when the client closes its socket, and the stages end with the server.
 """
 
 import errno
@@ -22,25 +22,25 @@ from contextlib import suppress
 from typing import IO
 
 COMMAND = (sys.executable, "-m", "service.stage_process.command")
-"""Commands that begin like this can be forked."""
+"""How the commands of stages begin; they can be forked."""
 
 log = logging.getLogger("bitwright.forks")
 
 NUMBER = struct.Struct("!i")
-"""How the process id and the exit code are sent."""
+"""Format of the process id and the exit code."""
 
 NO_PROCESS = 0
-"""Sent in place of a process id by a server that could not fork."""
+"""Sent by a server that could not fork, instead of a process id."""
 
-_GONE = (errno.ECONNRESET, errno.EPIPE, errno.EBADF)
-"""What using a channel says whose server has ended, the last where it was replaced meanwhile."""
+_SERVER_ENDED = (errno.ECONNRESET, errno.EPIPE, errno.EBADF)
+"""Errors of a channel whose server has ended; the last one if another server has replaced it."""
 
 
 class ForkedProcess:
-    """A process that the server has started: as much of `subprocess.Popen` as a runner needs."""
+    """A process that the server has forked, with the part of `subprocess.Popen` that is needed."""
 
     def __init__(self, pid: int, stdout: int, stderr: int, status: int) -> None:
-        """Hold the ends of its pipes."""
+        """Take over the read ends of its pipes."""
         self.pid = pid
         self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb", 0)
         self.stderr: IO[bytes] | None = os.fdopen(stderr, "rb", 0)
@@ -48,18 +48,18 @@ class ForkedProcess:
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Return its exit code, minus the signal that ended it; None while it runs."""
+        """Return its exit code, or minus the signal that ended it; None while it runs."""
         with suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self._code
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it has ended and return its exit code.
+        """Wait until it has ended and return its exit code, see `poll`.
 
-        That of a kill if its server has ended, and it therefore too.
+        If the server has ended, the process was killed with it.
 
         Raises:
-            subprocess.TimeoutExpired: it runs still.
+            subprocess.TimeoutExpired: it still runs.
         """
         if self._code is None:
             with selectors.DefaultSelector() as selector:
@@ -73,9 +73,9 @@ class ForkedProcess:
 
 
 class ForkClient:
-    """Has stages forked from a server that has imported their libraries.
+    """Has stages forked by a server that has imported their libraries.
 
-    The server is started when it is first needed.
+    The server is started when it is first needed, and again when it has ended.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class ForkClient:
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
         """Start a command that begins with `COMMAND`, in a session of its own.
 
-        It gets the variables given, and no others.
+        It gets the given variables and no others.
 
         Raises:
             OSError: it could not be started.
@@ -95,19 +95,19 @@ class ForkClient:
         request = json.dumps(
             {"arguments": list(command[len(COMMAND) :]), "environment": dict(environment)}
         ).encode()
-        for _ in range(2):  # a server may have ended unseen since the last stage
+        for _ in range(2):  # the server may have ended since the last stage
             channel = self._connect(environment)
             try:
                 return _ask(channel, request)
             except OSError as error:
-                if error.errno not in _GONE:
+                if error.errno not in _SERVER_ENDED:
                     raise
                 log.warning("the process that forks stages has ended: %s", error)
-                self._retire(channel)
-        raise OSError("no process could be forked for it; the log of the worker has the reason")
+                self._stop_server_of(channel)
+        raise OSError("no process could be forked; see the log of the worker")
 
     def stop(self) -> None:
-        """End the server, and with it all that it has started."""
+        """End the server, and with it all stages that it has forked."""
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:
@@ -115,14 +115,14 @@ class ForkClient:
             self._process.wait()
         self._channel = self._process = None
 
-    def _retire(self, channel: socket.socket) -> None:
-        """End the server at the other end, unless another has taken its place already."""
+    def _stop_server_of(self, channel: socket.socket) -> None:
+        """End the server of a channel, unless another one has replaced it."""
         with self._lock:
             if self._channel is channel:
                 self.stop()
 
     def _connect(self, environment: Mapping[str, str]) -> socket.socket:
-        """Return the socket to a server that runs; start one if none does."""
+        """Return the socket to a running server; start one if there is none."""
         with self._lock:
             if self._channel is None or self._process is None or self._process.poll() is not None:
                 self.stop()
@@ -142,13 +142,11 @@ def _ask(channel: socket.socket, request: bytes) -> ForkedProcess:
     """Return the process that the server has forked for a request.
 
     Raises:
-        OSError: it cannot fork; or, with a number of `_GONE`, it is no more.
+        OSError: it cannot fork; or, with a number of `_SERVER_ENDED`, it has ended.
     """
-    (stdout, their_stdout), (stderr, their_stderr), (status, their_status) = (
-        os.pipe(),
-        os.pipe(),
-        os.pipe(),
-    )
+    stdout, their_stdout = os.pipe()
+    stderr, their_stderr = os.pipe()
+    status, their_status = os.pipe()
     theirs = [their_stdout, their_stderr, their_status]
     pid = None
     try:
@@ -161,15 +159,15 @@ def _ask(channel: socket.socket, request: bytes) -> ForkedProcess:
         if not pid:
             close(stdout, stderr, status)
     if pid is None:
-        raise ConnectionResetError(errno.ECONNRESET, "it ended before it answered")
+        raise ConnectionResetError(errno.ECONNRESET, "the server ended before it answered")
     if pid == NO_PROCESS:
-        raise OSError("no process could be forked; the log of the worker has the reason")
+        raise OSError("no process could be forked; see the log of the worker")
     return ForkedProcess(pid, stdout, stderr, status)
 
 
 def _read_number(descriptor: int) -> int | None:
-    """Return the next number, None at the end."""
-    data = os.read(descriptor, NUMBER.size)  # so few bytes are written at once
+    """Return the next number; None at the end of the pipe."""
+    data = os.read(descriptor, NUMBER.size)  # a write of so few bytes is atomic
     return NUMBER.unpack(data)[0] if data else None
 
 

@@ -36,7 +36,7 @@ class Housekeeper:
     Attributes:
         store: where jobs are recorded.
         client: asks the engine about workflows.
-        lock: tells which workers are dead.
+        lock: shows which workers are dead.
         artifacts: where results are stored.
         settings: the worker's.
     """

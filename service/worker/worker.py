@@ -41,7 +41,7 @@ log = logging.getLogger("bitwright.worker")
 
 
 def run_worker(settings: ServiceSettings) -> None:
-    """Work until the process is told to end.
+    """Work until SIGTERM or SIGINT.
 
     Then end what runs; this worker or another one starts it again.
 
@@ -87,7 +87,7 @@ def run_worker(settings: ServiceSettings) -> None:
 
 
 def _stay(lock: WorkerLock, worker: str, stop: threading.Event) -> None:
-    """Stay until told to stop, or until the worker has lost its lock."""
+    """Wait until `stop` is set, or until the worker has lost its lock."""
     answered = time.monotonic()
     while not stop.wait(LOCK_SECONDS):
         try:
