@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.request.constraints import (
     BUDGET,
+    CONSTRAINTS,
     BudgetOf,
     ConstraintsIn,
     CouplingOption,
@@ -23,14 +24,18 @@ class Question(ExactQuestion):
 class AskIn(CouplingOption):
     """Constraints and coupling that questions are asked under."""
 
-    constraints: ConstraintsIn = ConstraintsIn()
+    constraints: Annotated[ConstraintsIn, option(CONSTRAINTS)] = ConstraintsIn()
 
 
 class AllocationsIn(AskIn):
     """Several questions at once."""
 
-    questions: Annotated[list[Question], Field(min_length=1, max_length=512)]
-    include_plans: bool = False
+    questions: Annotated[
+        list[Question], option("Each is answered by itself.", min_length=1, max_length=512)
+    ]
+    include_plans: Annotated[bool, option("Whether answers hold the fidelity of each layer.")] = (
+        False
+    )
 
 
 class FrontierIn(FrontierQuestion, AskIn):
@@ -40,7 +45,7 @@ class FrontierIn(FrontierQuestion, AskIn):
 class CheckIn(AskIn):
     """A plan to be priced."""
 
-    plan: dict[str, Any]
+    plan: Annotated[dict[str, Any], option("A plan, as `bitwright plan` writes it.")]
     budget: Annotated[Size | None, option(BUDGET)] = None
     budget_of: BudgetOf = None
 
@@ -48,9 +53,12 @@ class CheckIn(AskIn):
 class DiffIn(Checked):
     """Two plans of one model, and a profile that prices them."""
 
-    before: dict[str, Any]
-    after: dict[str, Any]
-    profile: Annotated[str, Field(max_length=64)] | None = None
+    before: Annotated[dict[str, Any], option("A plan, as `bitwright plan` writes it.")]
+    after: Annotated[dict[str, Any], option("Another plan of the same model.")]
+    profile: Annotated[
+        str | None,
+        option("Digest of a profile that predicts the loss of both plans.", max_length=64),
+    ] = None
 
 
 class LimitOut(BaseModel):
