@@ -22,7 +22,7 @@ from service.records.engine import bring_up_to_date
 from service.settings import ServiceSettings
 from tests.support.commands import environment
 
-START_SECONDS = 60
+START_SECONDS = 180
 SMALL_JOB = {
     "calibration_windows": 4,
     "tokens": 64,

@@ -37,6 +37,8 @@ def kill_in_stage(options: list[str], cache: Path, stage: str, part: str) -> Non
     out = Path(options[options.index("--out") + 1])
     for _ in range(3):
         shutil.rmtree(cache / stage)
+        if stage == "candidates":  # only a profile that is made anew needs them
+            shutil.rmtree(cache / "profile")
         shutil.rmtree(out, ignore_errors=True)
         try:
             killed = stop_when(
