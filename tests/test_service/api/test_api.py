@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from allocator.answers.whatif import WhatIf
+from allocator.demands.constraints import Constraints
 from quantizer.plans.plan import Plan
 from service.api import app as application
 from service.api.app import create_app
@@ -287,8 +288,6 @@ def test_a_profile_store_keeps_only_so_many_what_ifs_in_memory(
     monkeypatch.setattr("service.storage.profile_store.MAX_WHATIFS", 2)
     store = ProfileStore(ArtifactStore(str(tmp_path)))
     digests = [store.add(*make_profile(seed).dumps())[0] for seed in range(4)]
-    from allocator.demands.constraints import Constraints
-
     for each in digests:
         with store.whatif(each, "full", Constraints()) as whatif:
             assert whatif.plan(whatif.byte_range[1]).slack_bytes == 0

@@ -179,7 +179,13 @@ def test_a_generated_client_does_a_real_clients_work(
     assert done.returncode == 0, done.stdout + done.stderr
     monkeypatch.syspath_prepend(tmp_path)
     from bitwright_client import Client  # type: ignore[import-not-found]
-    from bitwright_client.api.jobs import cancel_job, get_job, list_events, list_jobs, submit_job  # type: ignore[import-not-found]
+    from bitwright_client.api.jobs import (  # type: ignore[import-not-found]
+        cancel_job,
+        get_job,
+        list_events,
+        list_jobs,
+        submit_job,
+    )
     from bitwright_client.models import JobIn  # type: ignore[import-not-found]
 
     with Client(base_url=server.url) as client:
