@@ -16,7 +16,7 @@ from tests.support.served import free_port
 
 START_SECONDS = 60
 _KEY = "testing"
-_SECRET = "testing-secret"
+_SECRET = "testing-secret"  # noqa: S105  of a server that only tests reach
 _REGION = "us-east-1"
 
 

@@ -63,11 +63,9 @@ def test_jobs_are_kept_as_long_as_their_tenant_may_and_then_go_with_everything(
     keeper: Housekeeper,
 ) -> None:
     set_quota(keeper.store.engine, "keeps", Quota(keep_days=100))
-    old, new, kept = (
-        ended_job(keeper, "me", 11),
-        ended_job(keeper, "me", 9),
-        ended_job(keeper, "keeps", 50),
-    )
+    old = ended_job(keeper, "me", 11)
+    new = ended_job(keeper, "me", 9)
+    kept = ended_job(keeper, "keeps", 50)
     waiting, _ = JobService(keeper.store, keeper.client.enqueue, Quota()).submit(
         Submission("me", {"model": "m", "budget": "3bpw"})
     )
