@@ -19,10 +19,6 @@ _FICLONE = 0x40049409
 _COPY_BYTES = 8 << 20
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn errors of a full or read-only disk into one sentence with the path and the next step.

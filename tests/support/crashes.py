@@ -18,12 +18,12 @@ from tests.support.served import ENDED, SMALL_JOB, Served, command_line, kill
 BUDGETS = ("3bpw", "3.2bpw", "3.4bpw", "3.6bpw", "3.8bpw", "4bpw", "4.2bpw", "4.4bpw")
 TWO_SLOTS = {"BITWRIGHT_SLOTS": "2"}
 _TIMED = ("report.json", "report.html")
-"""Artifacts that tell how long things took, so that no two are equal."""
+"""Artifacts that hold times, so that no two are equal."""
 
 
 @dataclass
 class Count:
-    """What a run under kills came to."""
+    """Figures of a run under kills."""
 
     jobs: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -54,7 +54,7 @@ class Watch:
             self.twice_at_once += sum(count > 1 for count in found.values())
 
     def stop(self) -> None:
-        """End."""
+        """Stop watching."""
         self._stop.set()
         self._thread.join()
 
@@ -149,7 +149,7 @@ def nothing_half_written(artifacts: Path) -> None:
 
 
 def calm_results(folder: Path, models: Path, jobs: int) -> list[dict[str, str]]:
-    """Return the checksums of what jobs make that nobody disturbs, in a service of their own."""
+    """Return the checksums of the results of undisturbed jobs, in a service of their own."""
     server = Served(folder, models, variables=TWO_SLOTS)
     try:
         return [

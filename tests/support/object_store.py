@@ -57,8 +57,8 @@ def put_in_process(
 
 def put_killed(url: str, files: dict[str, bytes], point: str, marker: Path) -> None:
     process = put_in_process(url, [files], **{FAILPOINT_VARIABLE: f"{point}:{marker}"})
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, told
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
 
 
 def content(store: ArtifactStore, place: str = PLACE) -> dict[str, bytes]:

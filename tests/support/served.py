@@ -38,7 +38,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -73,7 +73,7 @@ class Served:
 
     @property
     def log(self) -> str:
-        """All that it has said."""
+        """Its log so far."""
         return (self.data / "server.log").read_text()
 
     def start(self, variables: Mapping[str, str] | None = None) -> None:
@@ -184,7 +184,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """Return the arguments of a process; none if it is gone."""
+    """Return the arguments of a process; none if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -192,7 +192,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def kill(pid: int) -> None:
-    """Kill a process, if it is there."""
+    """Kill a process, if it exists."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -200,7 +200,7 @@ def kill(pid: int) -> None:
 
 
 def is_gone(pid: int, seconds: float = 10) -> bool:
-    """Wait until a process has ended, whether or not its parent has heard of it."""
+    """Wait until a process has ended, whether or not its parent has waited for it."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

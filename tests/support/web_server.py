@@ -19,7 +19,7 @@ Resolver = Callable[[str, list[list[str]]], list[str]]
 
 @dataclass(slots=True)
 class Receiver:
-    """A web server that notes what it got."""
+    """A web server that records its requests."""
 
     port: int
     got: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
@@ -46,7 +46,7 @@ def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Rec
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            """Take it that clients break off."""
+            """Ignore clients that break off."""
 
     server = Server(("127.0.0.1", 0), Handler)
     if tls is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Receiver:
-    """What came in, and what is answered.
+    """Requests that arrived, and how they are answered.
 
     Attributes:
         url: where it is reached.
@@ -31,7 +31,7 @@ class Receiver:
 
 @contextmanager
 def receiving(answer: Callable[[int], int] = lambda _: 204) -> Iterator[Receiver]:
-    """Receive within the context."""
+    """Run a receiver within the context."""
     receiver = Receiver(answer=answer)
 
     class Handler(BaseHTTPRequestHandler):

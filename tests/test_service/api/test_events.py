@@ -1,4 +1,4 @@
-"""Promises of service.api.events: streams heartbeat, resume, end, and free what they hold."""
+"""Promises of service.api.events: streams send keep-alives, resume, and end with their job."""
 
 import asyncio
 import json

@@ -170,7 +170,7 @@ def as_nobody(folder: str) -> Iterator[None]:
         Path(folder).chmod(0o755)
 
 
-def test_full_disk_is_told_and_keeps_what_was_there(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_keeps_what_was_there(tmp_path: Path) -> None:
     """A limit on the size of files makes real writes fail in the way a full disk does."""
     store = ArtifactStore(str(tmp_path))
     store.put(PLACE, OLD)
@@ -197,7 +197,7 @@ def test_full_disk_is_told_and_keeps_what_was_there(tmp_path: Path) -> None:
         ("no S3", "cannot be used"),
     ],
 )
-def test_a_bucket_that_cannot_be_used_is_told_in_one_sentence(
+def test_a_bucket_that_cannot_be_used_is_reported_in_one_sentence(
     s3: S3, monkeypatch: pytest.MonkeyPatch, case: str, reason: str
 ) -> None:
     with answering(403 if case == "no access" else 404) as port:
@@ -213,12 +213,14 @@ def test_a_bucket_that_cannot_be_used_is_told_in_one_sentence(
             lambda: store.delete(PLACE),
         ):
             start = time.monotonic()
-            with pytest.raises(StorageError) as told:
+            with pytest.raises(StorageError) as caught:
                 use()
             assert time.monotonic() - start < 20
-            assert str(told.value).startswith(f"the bucket 'absent' of the artifact store {reason}")
-            assert "hidden" not in str(told.value)
-            assert "testing" not in str(told.value)
+            assert str(caught.value).startswith(
+                f"the bucket 'absent' of the artifact store {reason}"
+            )
+            assert "hidden" not in str(caught.value)
+            assert "testing" not in str(caught.value)
 
 
 @contextmanager

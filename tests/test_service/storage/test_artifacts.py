@@ -73,7 +73,7 @@ def test_what_was_put_is_listed_and_read(store: ArtifactStore, tmp_path: Path) -
     store.check()
 
 
-def test_what_is_not_there_is_told(store: ArtifactStore) -> None:
+def test_what_is_not_there_is_an_error(store: ArtifactStore) -> None:
     store.check()
     assert not store.exists(PLACE)
     for ask in (
@@ -188,10 +188,10 @@ def test_puts_at_the_same_time_end_in_one_whole_result(
         put_in_process(url, many[turn:] + many[:turn], rounds=60 if url.startswith("/") else 10)
         for turn in range(2)
     ]
-    told = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     if {} not in many:
-        assert told == ["", ""]
+        assert errors == ["", ""]
         assert content(store) in (OLD, NEW)
     else:
         assert not store.exists(PLACE) or content(store) in (OLD, NEW)
@@ -248,7 +248,7 @@ def test_damage_is_found_and_putting_again_mends_what_can_be_seen(
         lambda text: text.replace(sha256(b"{}"), "../../secret"),
     ],
 )
-def test_damaged_manifest_is_told_and_can_be_put_again(
+def test_damaged_manifest_is_an_error_and_can_be_put_again(
     tmp_path: Path, change: Callable[[str], str]
 ) -> None:
     store = ArtifactStore(str(tmp_path))

@@ -96,9 +96,9 @@ def test_a_job_survives_a_kill_at_every_point(
         nothing_half_written(tmp_path / "wild" / "data" / "artifacts")
         while receiver.messages[-1]["type"] != "job.succeeded" and time.monotonic() < end:
             time.sleep(0.2)
-        told = [(message["type"], message["data"]["seq"]) for message in receiver.messages]
-        assert told[-1] == ("job.succeeded", job["version"])
-        assert [seq for _, seq in told] == sorted(seq for _, seq in told)
+        received = [(message["type"], message["data"]["seq"]) for message in receiver.messages]
+        assert received[-1] == ("job.succeeded", job["version"])
+        assert [seq for _, seq in received] == sorted(seq for _, seq in received)
 
 
 @pytest.mark.timeout(900)
@@ -125,7 +125,7 @@ def test_a_job_survives_a_kill_of_server_worker_and_stage(tmp_path: Path, models
 
 
 def submit_stubbornly(server: Served, variables: dict[str, str]) -> dict[str, Any]:
-    """Submit one job as a client does that hears nothing.
+    """Submit one job as a client does that gets no answer.
 
     Again, under the same key, once the server is back.
     """

@@ -122,7 +122,7 @@ def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_p
     assert not (tmp_path / "cache" / "profile").exists()
 
 
-def test_full_disk_is_told_and_leaves_nothing_half_written(
+def test_full_disk_is_reported_and_leaves_nothing_half_written(
     tiny_llama: Path, tmp_path: Path, small_run: SmallRun
 ) -> None:
     """A limit on the size of files makes real writes fail in the way a full disk does."""

@@ -1,6 +1,6 @@
 """Promises of service.worker.local_runner.
 
-Lines are heard, nothing survives a stop or the worker, and an end without a result is told.
+Lines are read, nothing survives a stop or the worker, and an end without a result is an error.
 """
 
 import os
@@ -35,7 +35,7 @@ def run(
     return LocalRunner().run(call(code, seconds), progress.append, log.extend, stop), progress, log
 
 
-def test_progress_messages_and_the_result_are_told_apart() -> None:
+def test_progress_messages_and_the_result_are_kept_apart() -> None:
     code = """
 import sys
 print('{"progress": {"done": 1}}', flush=True)
@@ -131,14 +131,15 @@ LocalRunner().run(call, print, print, lambda: False)
     assert is_gone(pid, seconds=10)
 
 
-def test_halting_ends_what_runs_and_tells_nobody() -> None:
-    runner, told = LocalRunner(), threading.Event()
+def test_halting_ends_what_runs_and_reports_nothing() -> None:
+    runner = LocalRunner()
+    has_returned = threading.Event()
 
     def work() -> None:
         try:
             runner.run(call("import time; time.sleep(60)"), print, print, lambda: False)
         finally:
-            told.set()
+            has_returned.set()
 
     threading.Thread(target=work, daemon=True).start()
     while not runner._running:
@@ -146,4 +147,4 @@ def test_halting_ends_what_runs_and_tells_nobody() -> None:
     (process,) = runner._running
     runner.halt()
     assert process.poll() is not None
-    assert not told.wait(1)
+    assert not has_returned.wait(1)
