@@ -97,6 +97,7 @@ def test_a_stage_that_is_killed_ends_the_job_and_the_service_lives(server: Serve
     assert server.client.get(f"/v1/jobs/{job['id']}/events").status_code == 404
 
 
+@pytest.mark.long  # watches a process that may end first on a fast machine
 def test_a_stage_gets_an_allow_list_of_variables_and_gives_way(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
