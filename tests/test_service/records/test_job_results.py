@@ -239,3 +239,55 @@ def test_lists_are_filtered_by_status_and_label(server: Served, done: dict[str, 
     assert one["has_more"]
     two = server.client.get("/v1/jobs", params={"limit": 1, "after": one["last_id"]}).json()
     assert two["data"][0]["id"] < one["data"][0]["id"]
+
+
+def test_a_dry_run_says_what_a_job_would_take_and_submits_nothing(
+    server: Served, done: dict[str, Any]
+) -> None:
+    before = server.client.get("/v1/jobs").json()["first_id"]
+    body = {**SMALL_JOB, "model": "llama", "budget": "4bpw"}
+    answer = server.client.post("/v1/jobs", params={"dry_run": "true"}, json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["budget_bytes"] == done["result"]["budget_bytes"]
+    assert answer.json()["model"] == "llama"
+    assert answer.json()["peak_memory_bytes"] > 0
+    assert server.client.get("/v1/jobs").json()["first_id"] == before
+    impossible = server.client.post(
+        "/v1/jobs", params={"dry_run": "true"}, json=body | {"budget": "0.5bpw"}
+    )
+    assert (impossible.status_code, impossible.json()["type"]) == (
+        422,
+        "urn:bitwright:problem:budget-infeasible",
+    )
+    assert impossible.json()["nearest_bytes"] > 0
+
+
+def test_metrics_count_jobs_requests_and_seconds_of_stages(
+    server: Served, done: dict[str, Any]
+) -> None:
+    del done
+    text = server.client.get("/metrics").text
+    for wanted in (
+        'bitwright_jobs{status="succeeded"}',
+        'bitwright_stage_seconds_count{stage="profile"}',
+        "bitwright_queue_oldest_seconds",
+    ):
+        assert (
+            float(
+                next(line for line in text.splitlines() if line.startswith(wanted)).rsplit(" ", 1)[
+                    1
+                ]
+            )
+            >= 0
+        )
+    assert 'route="/v1/jobs/{job_id}"' in text
+    assert "job_0" not in text
+
+
+def test_logs_are_json_with_the_job_and_without_secrets(
+    server: Served, done: dict[str, Any]
+) -> None:
+    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    ours = [line for line in lines if line.get("job_id") == done["id"]]
+    assert {line["stage"] for line in ours if "stage" in line} == set(STAGES)
+    assert all({"event", "level", "timestamp", "logger"} <= set(line) for line in lines)

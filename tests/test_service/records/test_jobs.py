@@ -1,19 +1,18 @@
 """Jobs over HTTP, run by a real server: cancelled, retried, killed, stopped, counted."""
 
-import json
 import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 from service.process import stage_environment
-from service.request.stage_names import STAGES
+from service.stage_process.command import NICE
 from tests.support.s3 import S3
 from tests.support.s3 import variables as aws
 from tests.support.served import SMALL_JOB, Served, command_line, kill, served
@@ -41,27 +40,6 @@ def test_cancelling_frees_the_machine_within_ten_seconds_and_a_retry_goes_on(
     assert finished["status"] == "succeeded", finished
     late = server.client.post(f"/v1/jobs/{job['id']}/cancel")
     assert (late.status_code, late.json()["type"]) == (409, "urn:bitwright:problem:job-ended")
-
-
-def test_a_dry_run_says_what_a_job_would_take_and_submits_nothing(
-    server: Served, done: dict[str, Any]
-) -> None:
-    before = server.client.get("/v1/jobs").json()["first_id"]
-    body = {**SMALL_JOB, "model": "llama", "budget": "4bpw"}
-    answer = server.client.post("/v1/jobs", params={"dry_run": "true"}, json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["budget_bytes"] == done["result"]["budget_bytes"]
-    assert answer.json()["model"] == "llama"
-    assert answer.json()["peak_memory_bytes"] > 0
-    assert server.client.get("/v1/jobs").json()["first_id"] == before
-    impossible = server.client.post(
-        "/v1/jobs", params={"dry_run": "true"}, json=body | {"budget": "0.5bpw"}
-    )
-    assert (impossible.status_code, impossible.json()["type"]) == (
-        422,
-        "urn:bitwright:problem:budget-infeasible",
-    )
-    assert impossible.json()["nearest_bytes"] > 0
 
 
 def test_a_stage_that_fails_ends_the_job_with_the_reason_and_a_log(
@@ -97,7 +75,17 @@ def test_a_stage_that_is_killed_ends_the_job_and_the_service_lives(server: Serve
     assert server.client.get(f"/v1/jobs/{job['id']}/events").status_code == 404
 
 
-@pytest.mark.long  # watches a process that may end first on a fast machine
+def first_stage(server: Served, job_id: str) -> psutil.Process:
+    """Wait for the process of a job's first stage; the server may still end those of other jobs."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for process in server.stages():
+            if {"profile", job_id} <= set(command_line(process)):
+                return process
+        time.sleep(0.02)
+    raise AssertionError(f"job {job_id} does not start: {server.log[-5000:]}")
+
+
 def test_a_stage_gets_an_allow_list_of_variables_and_gives_way(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,48 +96,15 @@ def test_a_stage_gets_an_allow_list_of_variables_and_gives_way(
     assert "hunter2" not in str(found)
     assert found["AWS_REGION"] == "here"
     job = server.submit(calibration_windows=64, budget="3.1bpw", seed=7)
-    while not server.stages():
-        time.sleep(0.02)
-    (stage,) = server.stages()
+    stage = first_stage(server, job["id"])
+    polite = min(psutil.Process().nice() + NICE, 19)
     end = time.monotonic() + 20
-    while stage.nice() != 10 and time.monotonic() < end:
+    while stage.nice() != polite and time.monotonic() < end:
         time.sleep(0.05)
-    assert stage.nice() == 10
+    assert stage.nice() == polite
     assert os.getpgid(stage.pid) == stage.pid
-    assert "profile" in command_line(stage)
     server.client.post(f"/v1/jobs/{job['id']}/cancel")
     server.wait(job["id"])
-
-
-def test_metrics_count_jobs_requests_and_seconds_of_stages(
-    server: Served, done: dict[str, Any]
-) -> None:
-    del done
-    text = server.client.get("/metrics").text
-    for wanted in (
-        'bitwright_jobs{status="succeeded"}',
-        'bitwright_stage_seconds_count{stage="profile"}',
-        "bitwright_queue_oldest_seconds",
-    ):
-        assert (
-            float(
-                next(line for line in text.splitlines() if line.startswith(wanted)).rsplit(" ", 1)[
-                    1
-                ]
-            )
-            >= 0
-        )
-    assert 'route="/v1/jobs/{job_id}"' in text
-    assert "job_0" not in text
-
-
-def test_logs_are_json_with_the_job_and_without_secrets(
-    server: Served, done: dict[str, Any]
-) -> None:
-    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
-    ours = [line for line in lines if line.get("job_id") == done["id"]]
-    assert {line["stage"] for line in ours if "stage" in line} == set(STAGES)
-    assert all({"event", "level", "timestamp", "logger"} <= set(line) for line in lines)
 
 
 def test_a_graceful_stop_says_goodbye_ends_the_stage_and_the_job_goes_on_after(
