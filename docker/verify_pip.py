@@ -2,7 +2,6 @@
 
     python verify_pip.py FOLDER
 
-
 FOLDER gets `pip.conf`, and `volumes`, the host's folders and files that it refers to, one a line.
 If `ca.crt` lies in FOLDER, pip is told to trust it.
 """  # noqa: INP001  a script
@@ -16,14 +15,17 @@ CERTIFICATE = "/run/secrets/ca.crt"
 
 
 def host_values() -> dict[str, str]:
-    """Return pip's settings by name; where several sources have one, the value that pip heeds."""
-    told = subprocess.run(
+    """Return pip's settings by name; where several sources have one, the value that pip heeds.
+
+    That is the environment's. `pip config list` gives it first or last, by the version of pip.
+    """
+    listed = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
     ).stdout
-    pairs = (line.partition("=") for line in told.splitlines())
-    values = {}
-    for key, _, value in pairs:  # the environment comes first in this list, and has the last word
-        values.setdefault(key.rpartition(".")[2], " ".join(str(ast.literal_eval(value)).split()))
+    values: dict[str, str] = {}
+    for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
+        key, _, value = line.partition("=")
+        values[key.rpartition(".")[2]] = " ".join(str(ast.literal_eval(value)).split())
     return values
 
 
