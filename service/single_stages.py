@@ -81,6 +81,7 @@ def quantize_model(
 
     Raises:
         QuantizerError: model, plan or text cannot be used.
+        RequestError: the device is missing.
     """
     context = _context(request.model, request.device, store, reporter)
     check_plan(context.model, request.plan)
@@ -109,6 +110,7 @@ def evaluate_checkpoints(
 
     Raises:
         QuantizerError: the model, a checkpoint or the text cannot be used.
+        RequestError: the device is missing.
     """
     context = _context(request.model, request.device, store, reporter)
     return evaluate(context, request.checkpoints, text_windows(context, request.text))

@@ -56,6 +56,7 @@ class RunContext:
 
         Raises:
             ModelError: the model cannot be used.
+            RequestError: the device is missing.
         """
         model = find_model(request.model, store.root / MODELS, read_weights=read_weights)
         machine = Machine.choose(request.device)

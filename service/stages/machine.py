@@ -8,6 +8,7 @@ import torch
 
 from quantizer.kernels.precision import fastest_matmul_dtype
 from quantizer.running.runner import BlockRunner
+from service.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,16 @@ class Machine:
 
     @classmethod
     def choose(cls, wanted: str) -> "Machine":
-        """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU."""
+        """Return the machine for `auto`, `cpu` or `cuda`: float32 on a CPU, bfloat16 on a GPU.
+
+        Raises:
+            RequestError: `cuda` is wanted where torch finds no GPU.
+        """
         device = wanted
-        if wanted == "auto":
+        if wanted != "cpu":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if wanted == "cuda" and device != "cuda":
+            raise RequestError("device 'cuda': torch finds no GPU here; give cpu or auto")
         return cls(device, torch.bfloat16 if device == "cuda" else torch.float32)
 
     def inputs(self) -> dict[str, str]:

@@ -175,6 +175,7 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedGpu]:
         torch, "is_autocast_enabled", lambda device="cpu": enabled(_real(device).type)
     )
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: dtype(_real(device).type))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (MEMORY_BYTES, MEMORY_BYTES))
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=MEMORY_BYTES)

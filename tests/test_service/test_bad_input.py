@@ -179,6 +179,13 @@ def test_options_out_of_range(tiny_llama: Path, tmp_path: Path, option: str, val
     assert (code, value in message) == (2, True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("when", [(), ("--dry-run",)], ids=["run", "dry run"])
+def test_a_gpu_that_is_missing(tiny_llama: Path, tmp_path: Path, when: tuple[str, ...]) -> None:
+    code, message = refuse(tiny_llama, tmp_path, "--device", "cuda", *when)
+    assert (code, message) == (2, "device 'cuda': torch finds no GPU here; give cpu or auto")
+
+
 def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
