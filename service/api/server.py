@@ -9,7 +9,7 @@ from service.api.app import create_app
 from service.api.backend import Backend
 from service.api.worker_supervisor import WorkerSupervisor
 from service.errors import RequestError
-from service.logs import set_up_service_logging
+from service.logs import err, set_up_service_logging
 from service.process import live_and_die_with_parent
 from service.records.engine import bring_up_to_date
 from service.settings import ServiceSettings
@@ -18,6 +18,7 @@ from service.tracing import set_up_tracing
 STOP_SECONDS = 20
 """How long requests under way may take once the process has to end."""
 _MAX_HEADER_BYTES = 64 * 1024
+_LARGEST_PORT = 65535
 
 
 def serve(
@@ -26,14 +27,17 @@ def serve(
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        RequestError: others can reach the host, and no key is asked for; or a setting cannot be
-            used.
+        RequestError: there is no such port; others can reach the host, and no key is asked for; or
+            a setting cannot be used.
     """
+    if not 1 <= port <= _LARGEST_PORT:
+        raise RequestError(f"port '{port}': give a whole number from 1 to {_LARGEST_PORT}")
     if not needs_key and not _is_loopback(host):
         raise RequestError(
             f"host {host!r} can be reached by others, who would need no key; add --keys, or use "
             "127.0.0.1"
         )
+    err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
     live_and_die_with_parent()
     set_up_service_logging()
     backend = Backend.of(settings, needs_key=needs_key)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from allocator.demands.constraints import LatencyTable
 from quantizer.durable import write_atomically
+from quantizer.errors import PlanError
+from quantizer.plans.plan import Plan
 from service.errors import OutputError, RequestError
 from service.storage.disk import disk_errors
 
@@ -20,8 +22,24 @@ def read_text_file(path: Path, what: str) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{what} {str(path)!r} cannot be read: {error}") from error
+    except OSError as error:
+        raise RequestError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{what} {str(path)!r} cannot be read: it is no UTF-8 text") from error
+
+
+def read_plan(path: Path) -> Plan:
+    """Return the plan in a file.
+
+    Raises:
+        RequestError: the file cannot be read.
+        PlanError: it holds no plan.
+    """
+    text = read_text_file(path, "plan")
+    try:
+        return Plan.loads(text)
+    except PlanError as error:
+        raise PlanError(f"file {str(path)!r}: {error}") from error
 
 
 def read_latency(path: Path | None) -> LatencyTable | None:
@@ -45,7 +63,8 @@ def check_new(*paths: Path | None) -> None:
     named = [path for path in paths if path is not None]
     for path in named:
         if path.exists():
-            raise OutputError(f"file {str(path)!r} exists; name a new one")
+            what = "folder" if path.is_dir() else "file"
+            raise OutputError(f"{what} {str(path)!r} exists; name a new file")
         if not path.resolve().parent.is_dir():
             raise OutputError(f"folder {str(path.parent)!r} does not exist; make it first")
         if named.count(path) > 1:

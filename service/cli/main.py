@@ -4,17 +4,21 @@ Exit codes: 0 done, 2 input to correct, 3 cannot be done, 130 interrupted, 1 a b
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.metadata import version
 from typing import Any
 
 from cyclopts import (
     App,
+    Argument,
+    CoercionError,
     CycloptsError,
     Group,
     MissingArgumentError,
     Parameter,
     UnknownCommandError,
+    UnusedCliTokensError,
 )
 from pydantic import ValidationError
 
@@ -25,7 +29,9 @@ from service.cli.flags import flag_name
 from service.errors import RequestError
 from service.logs import err, set_up_logging
 from service.process import quiet_libraries
-from service.validation import missing, sentences
+from service.validation import missing, sentences, words
+
+_NUMBERS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
 
 
 def _shown_default(value: Any) -> str | None:
@@ -91,12 +97,28 @@ def usage_error(error: CycloptsError) -> RequestError:
     if isinstance(error.__cause__, ValidationError):
         return RequestError(sentences(error.__cause__))
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        return RequestError(missing(error.argument.field_info.name))
+        return RequestError(_missing(error, error.argument))
     if isinstance(error, UnknownCommandError):
         wrong = (error.unused_tokens or [""])[0]
         names = [command.name for commands in COMMANDS.values() for command in commands]
         return RequestError(f"command {wrong!r} does not exist; use one of {', '.join(names)}")
+    if isinstance(error, UnusedCliTokensError):
+        unused = ", ".join(repr(token) for token in error.unused_tokens or ())
+        return RequestError(f"{unused}: the command takes no such argument; leave it out")
+    if isinstance(error, CoercionError) and error.argument and error.token:
+        name, kind = words(error.argument.field_info.name), error.target_type
+        if kind in _NUMBERS:
+            return RequestError(f"{name} {error.token.value!r}: give {_NUMBERS[kind]}")
     return RequestError(str(error))
+
+
+def _missing(error: MissingArgumentError, argument: Argument) -> str:
+    """Return what is missing, or the option that was written in its place."""
+    options = [token for token in error.unused_tokens or () if token.startswith("--")]
+    for wrong in get_close_matches(argument.name, [each.partition("=")[0] for each in options], 1):
+        if wrong not in argument.names:
+            return f"option {wrong!r} does not exist; write {argument.name}"
+    return missing(argument.field_info.name)
 
 
 def _fail(error: KnownError, *, as_json: bool) -> int:

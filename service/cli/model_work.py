@@ -7,11 +7,10 @@ from pathlib import Path
 
 from quantizer.errors import MemoryShort
 from quantizer.known_error import KnownError
-from quantizer.plans.plan import Plan
 from quantizer.texts.text import TextSpec
 from service import pipeline, single_stages
 from service.cli.console import out, print_json, print_pairs
-from service.cli.files import read_text_file
+from service.cli.files import read_plan
 from service.cli.progress import reporting
 from service.cli.reports import print_report
 from service.errors import RequestError, StorageError
@@ -105,7 +104,7 @@ def quantize(
     windows, tokens = options.calibration_windows, options.tokens
     request = QuantizeRequest(
         model=model,
-        plan=Plan.loads(read_text_file(plan_file, "plan")),
+        plan=read_plan(plan_file),
         text=TextSpec(options.calibration, windows, tokens, options.seed),
         held_out_windows=options.guard_windows,
         effort=find_effort(options.effort),

@@ -19,9 +19,8 @@ from allocator.answers.pricing import price_plan
 from allocator.answers.whatif import WhatIf
 from allocator.demands.budget import Budget
 from quantizer.known_error import ExitCode
-from quantizer.plans.plan import Plan
 from service.cli.console import out, print_json, print_pairs
-from service.cli.files import check_new, read_latency, read_text_file, write_new
+from service.cli.files import check_new, read_latency, read_plan, write_new
 from service.cli.parameters import OPTIONS, AsJson, LatencyFile, ProfileFolder
 from service.report.frontier_table import FrontierTable, frontier_span
 from service.request.constraints import (
@@ -133,9 +132,7 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """Show how two plans differ: layers, bytes and, with a profile, predicted loss."""
-    one, two = (
-        Plan.loads(read_text_file(path, "plan")).without_embeddings for path in (before, after)
-    )
+    one, two = (read_plan(path).without_embeddings for path in (before, after))
     profile = None if profile_folder is None else read_profile(profile_folder)
     found = compare_plans(one, two, profile).to_json()
     if as_json:
@@ -151,7 +148,7 @@ def diff(
 
 def _check(whatif: WhatIf, path: Path, question: PlanQuestion, *, as_json: bool) -> int | None:
     """Print the price of a plan and what it breaks; return the exit code of a broken plan."""
-    plan = Plan.loads(read_text_file(path, "plan"))
+    plan = read_plan(path)
     most = None
     if question.budget is not None:
         budget = Budget.parse(question.budget)

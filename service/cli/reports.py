@@ -27,8 +27,13 @@ def report(
     Raises:
         RequestError: there is none that can be read.
     """
+    file = folder / "report.json"
+    if not file.exists():
+        raise RequestError(
+            f"folder {str(folder)!r} has no report.json; give the output folder of `bitwright run`"
+        )
     try:
-        document = json.loads(read_text_file(folder / "report.json", "report"))
+        document = json.loads(read_text_file(file, "report"))
     except ValueError as error:
         raise RequestError(f"report in {str(folder)!r} is not JSON: {error}") from error
     if as_json:

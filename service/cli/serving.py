@@ -6,7 +6,6 @@ from cyclopts import Parameter
 
 from service.api.server import serve as run_server
 from service.cli.parameters import Cache, Data
-from service.logs import err
 from service.settings import ServiceSettings, default_cache, default_data
 
 DATA, CACHE = default_data(), default_cache()
@@ -24,6 +23,5 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the REST interface; its documentation is at /docs."""
-    err.print(f"serving http://{host}:{port}, documentation at /docs", highlight=False)
     settings = ServiceSettings.read(data=data, cache=cache)
     run_server(host, port, settings, worker=worker, needs_key=needs_key)

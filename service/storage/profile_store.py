@@ -131,5 +131,8 @@ def read_profile(folder: Path) -> Profile:
     try:
         head, arrays = ((folder / name).read_bytes() for name in (HEAD, ARRAYS))
     except OSError as error:
-        raise RequestError(f"profile {str(folder)!r} cannot be read: {error}") from error
+        raise RequestError(
+            f"profile {str(folder)!r} cannot be read: {error.filename!r}: {error.strerror}; give a "
+            "folder that `bitwright profile` wrote"
+        ) from error
     return Profile.loads(head, arrays)

@@ -180,7 +180,7 @@ def test_a_frontier_is_never_written_over_a_file_nor_in_part(
     files = {name: tmp_path / f"f{name}" for name in ("--csv", "--png", "--html")}
     files[option].write_text("mine")
     arguments = [word for name, path in files.items() for word in (name, path)]
-    assert "exists; name a new one" in refused("frontier", folder, "--points", "3", *arguments)
+    assert "exists; name a new file" in refused("frontier", folder, "--points", "3", *arguments)
     assert files[option].read_text() == "mine"
     assert [path for path in files.values() if path.exists()] == [files[option]]
 

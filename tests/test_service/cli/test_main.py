@@ -83,8 +83,12 @@ def test_help_and_wrong_options_of_a_command_load_no_torch(
         (("run", "model"), "budget is missing"),
         (("report",), "folder is missing"),
         (("run", "model", "--budget", "4bpw", "--nothing", "1"), "--nothing"),
-        (("run", "model", "more", "--budget", "4bpw"), "more"),
-        (("serve", "--port", "http"), "http"),
+        (("run", "model", "--budgt", "4bpw"), "option '--budgt' does not exist; write --budget"),
+        (("run", "model", "--budgt=4bpw"), "option '--budgt' does not exist; write --budget"),
+        (("run", "model", "more", "--budget", "4bpw"), "'more': the command takes no such"),
+        (("serve", "--port", "http"), "port 'http': give a whole number"),
+        (("quota", "team", "--active-jobs", "few"), "active jobs 'few': give a whole number"),
+        (("quota", "team", "--keep-days", "few"), "keep days 'few': give a number"),
     ],
 )
 def test_arguments_that_make_no_sense_are_bad_input(arguments: tuple[str, ...], words: str) -> None:
@@ -94,6 +98,13 @@ def test_arguments_that_make_no_sense_are_bad_input(arguments: tuple[str, ...], 
     document = json.loads(told.stdout)
     assert (document["error"], document["exit_code"]) == ("RequestError", 2)
     assert document["message"] in plain.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1"])
+def test_ports_that_do_not_exist_are_bad_input(port: str) -> None:
+    done = bitwright("serve", "--port", port)
+    message = f"error RequestError: port '{port}': give a whole number from 1 to 65535\n"
+    assert (done.returncode, done.stderr) == (2, message)
 
 
 def test_the_last_of_several_values_counts_and_values_may_begin_with_a_hyphen() -> None:

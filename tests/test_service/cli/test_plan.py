@@ -91,7 +91,7 @@ def test_a_budget_or_a_loss_is_needed_and_not_both(folder: Path, tmp_path: Path)
 def test_a_plan_is_never_written_over_a_file(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "plan.json"
     out.write_text("mine")
-    assert "exists; name a new one" in refused("plan", folder, "--budget", BUDGET, "--out", out)
+    assert "exists; name a new file" in refused("plan", folder, "--budget", BUDGET, "--out", out)
     assert out.read_text() == "mine"
 
 
@@ -263,7 +263,9 @@ def test_an_option_that_makes_no_sense_is_bad_input(
 def test_a_profile_that_is_not_there_or_damaged_is_bad_input(folder: Path, tmp_path: Path) -> None:
     for command in ("plan", "frontier"):
         options = ["--budget", BUDGET, "--out", tmp_path / "plan.json"] if command == "plan" else []
-        assert "cannot be read" in refused(command, tmp_path / "nowhere", *options)
+        message = refused(command, tmp_path / "nowhere", *options)
+        assert "cannot be read" in message
+        assert message.endswith("give a folder that `bitwright profile` wrote")
     (folder / "profile.json").write_text("{}")
     assert "cannot be read" in refused("frontier", folder)
 
@@ -358,5 +360,7 @@ def test_a_plan_of_another_model_or_no_plan_is_bad_input(folder: Path, tmp_path:
     bitwright_json("plan", other, "--budget", BUDGET, "--out", plan)
     assert "different models" in refused("plan", folder, "--check", plan)
     plan.write_text("nothing")
-    assert "not JSON" in refused("plan", folder, "--check", plan)
+    assert f"{str(plan)!r}: the plan is not JSON" in refused("plan", folder, "--check", plan)
+    plan.write_bytes(b"\xff")
+    assert "it is no UTF-8 text" in refused("plan", folder, "--check", plan)
     assert "cannot be read" in refused("plan", folder, "--check", tmp_path / "nowhere.json")

@@ -21,6 +21,7 @@ from service.report.page import render_page
 from service.report.quality import Scores
 from service.report.summary import headline, summary_rows
 from tests.support.commands import bitwright
+from tests.support.profile_commands import refused
 from tests.support.synthetic_profiles import budget_at, make_profile
 
 STORED = Path(__file__).parent / "stored"
@@ -109,6 +110,11 @@ def test_what_is_no_report_is_refused(change: dict[str, Any], message: str, tmp_
     done = bitwright("report", tmp_path)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
+
+
+def test_a_folder_without_a_report_is_bad_input(tmp_path: Path) -> None:
+    message = refused("report", tmp_path)
+    assert message.endswith("has no report.json; give the output folder of `bitwright run`")
 
 
 @pytest.mark.parametrize("document", [[], "report", None])
