@@ -24,7 +24,7 @@ from quantizer.models.safetensors_header import check_safetensors
 from quantizer.models.weight_files import check_tensors, find_weight_files, stored_dtype
 
 _DOWNLOADED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-_REPOSITORY = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_REPOSITORY = re.compile(r"^\w[\w.-]*(/\w[\w.-]*)?$")
 _QUANT_METHOD = "bitwright"
 _DIGESTED = (
     CONFIG,

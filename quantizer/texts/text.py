@@ -11,6 +11,11 @@ from quantizer.errors import TextError
 BUILT_IN_CALIBRATION = "builtin:calibration"
 BUILT_IN_EVALUATION = "builtin:evaluation"
 
+_RECORD_SUFFIXES = (".jsonl", ".ndjson")
+_FILE_SUFFIXES = (*_RECORD_SUFFIXES, ".json", ".md", ".txt")
+"""Names that end so are those of files: a dataset is not looked for."""
+_DATASET = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
 
 @dataclass(frozen=True, slots=True)
 class TextSpec:
@@ -104,7 +109,7 @@ def _file_text(path: Path) -> str:
         raise TextError(f"text {str(path)!r} is not UTF-8: {err}") from err
     except OSError as err:
         raise TextError(f"text {str(path)!r} cannot be read: {err}") from err
-    if path.suffix not in (".jsonl", ".ndjson"):
+    if path.suffix not in _RECORD_SUFFIXES:
         return text
     return "\n\n".join(
         _record_text(line, path, number)
@@ -127,6 +132,9 @@ def _record_text(line: str, path: Path, number: int) -> str:
 def _dataset_text(source: str) -> str:
     name, _, rest = source.partition(":")
     config, _, split = rest.partition(":")
+    is_id = _DATASET.fullmatch(name) and not source.endswith(_FILE_SUFFIXES)
+    if not is_id and not _exists(name):  # a folder may hold a dataset
+        raise TextError(f"text {source!r} is no file, and no id of a Hugging Face dataset")
     try:
         from datasets import load_dataset  # noqa: PLC0415  optional: bitwright[hub]
     except ImportError as err:

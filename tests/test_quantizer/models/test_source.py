@@ -80,7 +80,15 @@ def test_the_digest_changes_with_what_the_model_computes(
 
 @pytest.mark.parametrize(
     "reference",
-    ["no-such-org/no-such-model", "no/such/folder", "", "a model", "../nothing", "a\0b"],
+    [
+        "no-such-org/no-such-model",
+        "no/such/folder",
+        "",
+        "a model",
+        "./nothing",
+        "../nothing",
+        "a\0b",
+    ],
 )
 def test_an_unknown_model_is_refused_by_name(
     reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

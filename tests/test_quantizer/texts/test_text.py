@@ -137,8 +137,18 @@ def test_a_folder_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_nothing_is_refused() -> None:
-    with pytest.raises(TextError, match="'no such file' is no file"):
-        read_text("no such file")
+    with pytest.raises(TextError, match="'org/nothing' is no file, and no Hugging Face dataset"):
+        read_text("org/nothing")
+
+
+@pytest.mark.parametrize(
+    "name", ["my.txt", "texts/my.jsonl", "./my", "../my", "/my/text", "~/my", "a/b/c", "my text"]
+)
+def test_a_file_that_is_missing_is_not_looked_for_elsewhere(name: str) -> None:
+    with pytest.raises(TextError) as caught:
+        read_text(name)
+    message = f"text {name!r} is no file, and no id of a Hugging Face dataset"
+    assert str(caught.value) == message
 
 
 def test_a_name_that_no_file_can_have_is_refused() -> None:
