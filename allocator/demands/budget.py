@@ -152,6 +152,8 @@ def _malformed(text: str) -> str:
     """Return the message for a text that is not a number and a unit."""
     if match := _NUMBER.fullmatch(text):
         number = match["number"]
+        if Decimal(number) == 0:
+            return f"budget {text!r} is not positive; {_FORMS}"
         return (
             f"budget {text!r} has no unit: write {number}bpw for bits per weight, {number}MB for "
             f"megabytes or {number}B for bytes"

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from allocator.demands.budget import Budget
+from allocator.errors import BudgetError
 from service.cli.console import out, print_json
 from service.cli.parameters import AsJson, Cache
 from service.errors import RequestError
@@ -31,7 +32,7 @@ def cache(
     older_than: Annotated[
         str | None,
         Parameter(
-            help="Remove what was not used for this long: 90m, 12h, 30d or 4w.",
+            help="Remove what was not used for this long: 90m, 12h, 30d or 4w; 0m for all.",
             allow_leading_hyphen=True,
         ),
     ] = None,
@@ -171,11 +172,15 @@ def size_of(text: str) -> int:
     """Return the bytes of a size such as 20GB.
 
     Raises:
-        BudgetError, RequestError: it has another form.
+        RequestError: it has another form.
     """
-    size = Budget.parse(text)
+    wrong = f"size {text[:40]!r}: give bytes above 0 with their unit, such as 20GB or 1.5GiB"
+    try:
+        size = Budget.parse(text)
+    except BudgetError as error:
+        raise RequestError(wrong) from error
     if size.per_weight:
-        raise RequestError(f"size {text!r}: give it in bytes, such as 20GB")
+        raise RequestError(wrong)
     return size.weight_bytes(())
 
 

@@ -229,7 +229,9 @@ def test_a_signed_budget_is_refused(text: str) -> None:
         Budget.parse(text)
 
 
-@pytest.mark.parametrize("text", ["0B", "0.000bpw", "00GiB", "-1MB", "-2.5", "- 2,5bpw"])
+@pytest.mark.parametrize(
+    "text", ["0B", "0.000bpw", "00GiB", "0", "0.0", "-1MB", "-2.5", "- 2,5bpw"]
+)
 def test_a_budget_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="not positive"):
         Budget.parse(text)

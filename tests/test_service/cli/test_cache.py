@@ -305,9 +305,11 @@ def test_a_run_of_the_command_line_notes_its_stages_until_it_has_ended(
     [
         (("--older-than", "30"), "such as 30d"),
         (("--older-than", "-3d"), "such as 30d"),
-        (("--keep", "3bpw"), "in bytes"),
-        (("--keep", "much"), "not a size"),
-        (("--limit", "1,5GB"), "comma"),
+        *(
+            ((option, size), f"size {size!r}: give bytes above 0 with their unit, such as 20GB")
+            for option in ("--keep", "--limit")
+            for size in ("3bpw", "much", "1,5GB", "1000", "-3GB", "0", "0B", "")
+        ),
     ],
 )
 def test_ages_and_sizes_that_make_no_sense_are_bad_input(
