@@ -130,11 +130,16 @@ def apply_rules(
     removed_by = np.full(allowed.shape, _ALLOWED, dtype=np.int64)
     group_of = {at: index for index, group in enumerate(groups) for at in group}
     for index, rule in enumerate(rules):
+        matched = matching_layers(layers, rule.pattern)
         admitted = np.array([rule.admits(fidelity) for fidelity in fidelities])
         if not admitted.any():
             menu = ", ".join(fidelity.name for fidelity in fidelities)
-            raise RuleError(f"rule {str(rule)!r} leaves no fidelity of the menu: {menu}")
-        for group in sorted({group_of[at] for at in matching_layers(layers, rule.pattern)}):
+            raise RuleError(
+                f"rule {str(rule)!r} leaves no fidelity of the menu: {menu}; the menu follows the "
+                "budget that the model is profiled for: change the rule, or profile for another "
+                "budget"
+            )
+        for group in sorted({group_of[at] for at in matched}):
             both = allowed[group] & admitted
             left = both if both.any() else admitted
             if (left != allowed[group]).any():

@@ -188,12 +188,13 @@ def test_a_rule_for_one_of_several_tied_layers_holds_for_all_of_them() -> None:
     assert decision.decided_by == (rules[1], None, rules[1], None)
 
 
-def test_a_rule_that_names_no_layer_is_told_what_layers_are_called() -> None:
+@pytest.mark.parametrize("wanted", ["=int4g64", ">=5"])
+def test_a_rule_that_names_no_layer_is_told_what_layers_are_called(wanted: str) -> None:
     with pytest.raises(
         RuleError,
         match=r"'blocks\.7\.\*' matches no layer; .*'blocks\.0\.linear0' to 'blocks\.2\.linear1'",
     ):
-        left_by("blocks.7.*=int4g64")
+        left_by(f"blocks.7.*{wanted}")
 
 
 @pytest.mark.parametrize("rule", ["*=int4g128", "*>=5", "*<=1.5", "*!=*"])
@@ -202,6 +203,7 @@ def test_a_rule_that_leaves_nothing_is_told_the_menu(rule: str) -> None:
         left_by("*=int4g64", rule)
     assert repr(rule) in str(caught.value)
     assert all(name in str(caught.value) for name in NAMES)
+    assert "change the rule, or profile for another budget" in str(caught.value)
 
 
 def read_in_order(
