@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -25,6 +26,15 @@ DOCUMENTED: dict[str, Any] = {
 """How a problem is described in the OpenAPI document."""
 
 _UNPROCESSABLE = 422
+_LONGEST_SHOWN = 200
+_WANTED = {
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+"""What to give instead of a value of a query, by pydantic's type of the error."""
 
 
 def respond(document: dict[str, Any], headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -62,19 +72,38 @@ def _validation_error(_: Request, error: Exception) -> JSONResponse:
     # rejected values are repeated for options only: others may hold secrets
     errors = error.errors() if isinstance(error, RequestValidationError) else []
     places = [
-        {"at": ".".join(str(part) for part in row["loc"]), "message": row["msg"]} for row in errors
+        {"at": ".".join(str(part) for part in row["loc"]), "message": _sentence(row)}
+        for row in errors
     ]
-    document = problem_document("invalid-request", _UNPROCESSABLE, join(errors))
-    return respond(document | {"errors": places})
+    detail = "; ".join(place["message"] for place in places)
+    return respond(problem_document("invalid-request", _UNPROCESSABLE, detail) | {"errors": places})
 
 
-def _http_error(_: Request, error: Exception) -> JSONResponse:
+def _sentence(row: Mapping[str, Any]) -> str:
+    """Return what is wrong with a part of a request."""
+    place, kind = row["loc"], row["type"]
+    if kind == "json_invalid":
+        return f"the body is not JSON: {row['ctx']['error']}, at character {place[-1]}"
+    if place == ("body",) and kind == "missing":
+        return "the body is missing; send a JSON object"
+    if place == ("body",) and isinstance(row.get("input"), bytes):
+        return "the body is not declared to be JSON; send the header content-type: application/json"
+    if kind in _WANTED:
+        return f"{place[-1]}: give {_WANTED[kind].format(**row.get('ctx', {}))}"
+    return join([row])
+
+
+def _http_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     if isinstance(error.__cause__, BodyTooLarge):  # it was raised while a body was read
         return respond_to(error.__cause__)
     slug = str(error.detail).lower().replace(" ", "-")
-    return respond(problem_document(slug, error.status_code, str(error.detail)), error.headers)
+    detail = str(error.detail)
+    if error.detail == HTTPStatus(error.status_code).phrase:  # no handler has said more
+        detail = f"{request.method} {request.url.path[:_LONGEST_SHOWN]}: {slug.replace('-', ' ')}"
+        detail += "; /docs lists what there is"
+    return respond(problem_document(slug, error.status_code, detail), error.headers)
 
 
 def _bug(request: Request, error: Exception) -> JSONResponse:

@@ -207,6 +207,49 @@ def test_what_is_not_there_is_a_problem_of_404(client: TestClient) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        (b"{", "application/json", "the body is not JSON: Expecting property name"),
+        (b'{"model": }', "application/json", "the body is not JSON: Expecting value, at character"),
+        (b"", "application/json", "the body is missing; send a JSON object"),
+        (b"[]", "application/json", "give an object, not [...]"),
+        (b"null", "application/json", "give an object, not null"),
+        (
+            b'{"model": "m", "budget": "3bpw"}',
+            "application/x-www-form-urlencoded",
+            "the body is not declared to be JSON; send the header content-type: application/json",
+        ),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_told_what_to_send(
+    client: TestClient, body: bytes, kind: str, message: str
+) -> None:
+    answer = client.post("/v1/jobs", content=body, headers={"content-type": kind})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(message)
+    assert [each["message"] for each in answer.json()["errors"]] == [answer.json()["detail"]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "message"),
+    [
+        ("GET", "/v1/jobs?limit=many", "limit: give a whole number"),
+        ("GET", "/v1/jobs?limit=0", "limit: give at least 1"),
+        ("GET", "/v1/jobs?limit=101", "limit: give at most 100"),
+        ("GET", "/v1/jobs/job_1?wait=long", "wait: give a number"),
+        ("POST", "/v1/jobs?dry_run=maybe", "dry_run: give true or false"),
+        ("GET", "/v1/nothing", "GET /v1/nothing: not found; /docs lists what there is"),
+        ("DELETE", "/v1/jobs", "DELETE /v1/jobs: method not allowed; /docs lists what there is"),
+    ],
+)
+def test_a_wrong_address_is_told_what_to_ask(
+    client: TestClient, method: str, path: str, message: str
+) -> None:
+    body = {"model": "demo/model", "budget": "3bpw"} if method == "POST" else None
+    assert client.request(method, path, json=body).json()["detail"] == message
+
+
 @pytest.mark.parametrize("name", ["other.txt", "..%2Fprofile.json", "%2E%2E"])
 def test_only_the_two_files_of_a_profile_are_served(
     client: TestClient, digest: str, name: str
