@@ -1,6 +1,9 @@
 """The main path, from a model and a budget to a checkpoint with its report.
 
 calibration -> profile -> plan -> quantize -> compare -> train -> evaluate -> report
+
+Jobs call the stage that compares and trains `tune`; the windows that it compares on are called
+`guard` in options.
 """
 
 from collections import deque
