@@ -67,6 +67,9 @@ class Checked(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        rows = _booleans_for_numbers(data, cls.model_fields)
+        if rows:
+            raise ValidationError.from_exception_data(cls.__name__, rows)
         try:
             return handler(data)
         except ValidationError as error:
@@ -159,12 +162,30 @@ def _texts(kind: Any, limits: dict[Any, Any]) -> str:
     what = "a list" if many else "text"
     if kind is not str and not many:
         what = "an object"
-    unit = "entries" if many else "characters"
+    unit = "characters" if kind is str else "entries"
     if long is not None:
         start = short.min_length if short is not None else 0
         size = f"{start} to {long.max_length}" if start else f"at most {long.max_length}"
         return f"{what} of {size} {unit}"
     return what
+
+
+def _booleans_for_numbers(data: Any, fields: dict[str, FieldInfo]) -> list[InitErrorDetails]:
+    """Return an error for each number given as a boolean, which pydantic takes as 1 or 0."""
+    given = data if isinstance(data, dict) else {}
+    wrong = [
+        name
+        for name, field in fields.items()
+        if isinstance(given.get(name), bool)
+        and {int, float} & {field.annotation, *get_args(field.annotation)}
+    ]
+    texts = {
+        name: f"{words(name)}: give {values_of(fields[name])}, not a boolean" for name in wrong
+    }
+    return [
+        InitErrorDetails(type=invalid(text), loc=(name,), input=given[name])
+        for name, text in texts.items()
+    ]
 
 
 def _explained(row: ErrorDetails, fields: dict[str, FieldInfo]) -> InitErrorDetails:
@@ -187,9 +208,13 @@ def _sentence(row: ErrorDetails, fields: dict[str, FieldInfo]) -> str:
     if len(place) == 1:
         return f"{words(name)}{shown}: give {values_of(field)}"
     if get_origin(field.annotation) is list:
-        entry = FieldInfo.from_annotation(get_args(field.annotation)[0])
-        return f"{words(name)}: entry{shown}: give {values_of(entry)}"
-    return f"{words(name)}: {row['msg']}"
+        what, kind = "entry", 0
+    elif get_origin(field.annotation) is dict:
+        what, kind = ("name", 0) if place[-1] == "[key]" else ("value", 1)
+    else:
+        return f"{words(name)}: {row['msg']}"
+    entry = FieldInfo.from_annotation(get_args(field.annotation)[kind])
+    return f"{words(name)}: {what}{shown}: give {values_of(entry)}"
 
 
 def _said(row: Any) -> str:

@@ -8,11 +8,14 @@ from service.request.constraints import BUDGET, CONSTRAINTS, BudgetOf, Constrain
 from service.request.options import WHOLE_FILE, RunOptions
 from service.validation import Checked, invalid, option
 
-LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
+LabelName = Annotated[
+    str,
+    option(
+        values="1 to 63 of letters, digits, '_', '.' and '-'", pattern=r"^[A-Za-z0-9_.-]{1,63}$"
+    ),
+]
 LabelValue = Annotated[str, Field(max_length=200, pattern=r"^[^\x00]*$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
+Digest = Annotated[str, option(values="64 hexadecimal digits", pattern=r"^[0-9a-f]{64}$")]
 JobName = Annotated[str, option("What the job is called.", max_length=200, pattern=r"^[^\x00]*$")]
 Labels = dict[LabelName, LabelValue]
 Priority = Annotated[

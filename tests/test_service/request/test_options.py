@@ -156,6 +156,37 @@ def test_a_wrong_constraint_gets_the_same_sentence_everywhere(
     assert message == of_service(client, "/v1/jobs", body)
 
 
+NUMBER = "give a whole number from 2 to 1000000, not a boolean"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tokens": True}, f"tokens: {NUMBER}"),
+        (
+            {"tokens": False, "constraints": {"max_latency_us": True}},
+            f"tokens: {NUMBER}",
+        ),
+        (
+            {"constraints": {"max_latency_us": True}},
+            "max latency us: give a number above 0, not a boolean",
+        ),
+        (
+            {"labels": {"a b": "c"}},
+            "labels: name 'a b': give 1 to 63 of letters, digits, '_', '.' and '-'",
+        ),
+        ({"labels": {"a": 1}}, "labels: value '1': give text of at most 200 characters"),
+        ({"labels": ["a"]}, "labels [...]: give an object of at most 32 entries"),
+        ({"profile": "mine"}, "profile 'mine': give 64 hexadecimal digits"),
+    ],
+)
+def test_a_value_of_another_json_type_is_told_what_to_give(
+    client: TestClient, given: dict[str, Any], message: str
+) -> None:
+    body = {"model": "m", "budget": "3bpw", **given}
+    assert of_service(client, "/v1/jobs", body) == message
+
+
 @pytest.fixture(scope="module")
 def profile(folder: Path, client: TestClient) -> tuple[Path, str]:
     """A stored profile: its folder, and where the service answers questions about it."""
