@@ -69,6 +69,7 @@ def run(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) ->
 
 def profile(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) -> None:
     """Measure a profile, deliver it and print a summary."""
+    check_output(out_folder)
     with run_store(cache, "profile", request) as store:
         with reporting() as reporter:
             measured = single_stages.profile_model(request, store, reporter)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from quantizer.durable import atomic_folder
@@ -18,10 +19,11 @@ REPORT_JSON, REPORT_PAGE, LAYER_TABLE = "report.json", "report.html", "layers.cs
 
 
 def check_output(folder: Path) -> None:
-    """Refuse an output folder that is not empty, before any work is done.
+    """Refuse an output folder that could not be made, before any work is done.
 
     Raises:
-        OutputError: it is a file, or not empty.
+        OutputError: it is a file, not empty, the current folder, or cannot be made where it is.
+        StorageError: the disk is full, or may not be written.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file; name a new folder")
@@ -29,6 +31,17 @@ def check_output(folder: Path) -> None:
         raise OutputError(
             f"output folder {str(folder)!r} is not empty; name a new one, or empty it"
         )
+    if folder.resolve() == Path.cwd():
+        raise OutputError(f"output folder {str(folder)!r} is the current one; name a new one in it")
+    above = next(parent for parent in folder.resolve().parents if parent.exists())
+    try:
+        with disk_errors(folder), TemporaryDirectory(prefix=".", dir=above):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder {str(folder)!r} cannot be made: {str(above)!r}: {error.strerror}; name "
+            "another place"
+        ) from error
 
 
 def layer_table(report: Report) -> str:
@@ -72,11 +85,10 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
         report: None for a folder without report.
 
     Raises:
-        OutputError: the folder is in use by now.
-        StorageError: the disk is full.
+        OutputError, StorageError: see `check_output`.
     """
     check_output(folder)
-    with disk_errors(folder), atomic_folder(folder) as temporary:
+    with disk_errors(folder), atomic_folder(folder.resolve()) as temporary:
         for file in sorted(checkpoint.iterdir()):
             copy_file(file, temporary / file.name)
         if report is not None:
@@ -91,10 +103,9 @@ def deliver_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Make the output folder with these files; it appears complete or not at all.
 
     Raises:
-        OutputError: the folder is in use by now.
-        StorageError: the disk is full.
+        OutputError, StorageError: see `check_output`.
     """
     check_output(folder)
-    with disk_errors(folder), atomic_folder(folder) as temporary:
+    with disk_errors(folder), atomic_folder(folder.resolve()) as temporary:
         for name, content in files.items():
             (temporary / name).write_bytes(content)

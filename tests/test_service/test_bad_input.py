@@ -195,3 +195,12 @@ def test_a_signal_that_cannot_be_measured_in_the_original_says_which_can(
 
 def test_too_little_memory_is_what_cannot_be_done_and_no_bug() -> None:
     assert exit_code_of(MemoryShort("one window does not fit")) == 3
+
+
+def test_a_profile_is_not_measured_for_a_folder_in_use(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    folders = ("--out", tmp_path / "out", "--cache", tmp_path / "cache")
+    done = bitwright("profile", tiny_llama, "--budget", "4bpw", *folders)
+    assert (done.returncode, "is not empty" in done.stderr) == (2, True)
+    assert not (tmp_path / "cache").exists()

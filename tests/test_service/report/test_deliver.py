@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import OutputError
-from service.report.deliver import deliver, deliver_files
+from service.report.deliver import check_output, deliver, deliver_files
 from service.storage.artifact_store import ArtifactStore
 from tests.support.commands import SmallRun
 
@@ -50,6 +50,46 @@ def test_permissions_follow_the_umask(
     for out in (tmp_path / "out", tmp_path / "files"):
         assert stat.S_IMODE(out.stat().st_mode) == folder
         assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {file}
+
+
+def parent_is_a_file(root: Path) -> Path:
+    (root / "file").write_text("")
+    return root / "file" / "out"
+
+
+def parent_takes_no_folders(_: Path) -> Path:
+    return Path("/proc/out")
+
+
+@pytest.mark.parametrize("place", [parent_is_a_file, parent_takes_no_folders])
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(
+    place: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    out = place(tmp_path)
+    with pytest.raises(OutputError, match=f"{str(out)!r} cannot be made: .*name another place"):
+        check_output(out)
+
+
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (".", "", str(tmp_path)):
+        with pytest.raises(OutputError, match="is the current one"):
+            check_output(Path(name))
+
+
+def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_to_an_empty_folder_is_filled(stage: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    deliver(tmp_path / "out", stage, None)
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {
+        path.name for path in stage.iterdir()
+    }
+    assert (tmp_path / "out").is_symlink()
 
 
 def test_an_edit_of_a_delivered_file_changes_nothing_in_the_cache(
