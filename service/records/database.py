@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from service.errors import RequestError
+from service.storage.disk import make_folder
 
 BUSY_MS = 30_000
 """How long a writer waits for another one in SQLite."""
@@ -22,6 +23,7 @@ def connect(url: str) -> sa.Engine:
     Raises:
         RequestError: the URL names another kind of database. The message does not repeat it, as it
             may hold a password.
+        StorageError: the folder of the database cannot be made.
     """
     try:
         parsed = sa.make_url(url)
@@ -39,7 +41,7 @@ def connect(url: str) -> sa.Engine:
             f"database of kind {parsed.drivername!r}: use sqlite:///FILE or "
             "postgresql://USER@HOST/NAME"
         )
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    make_folder(Path(parsed.database).parent)
     engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_MS / 1000})
     sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine

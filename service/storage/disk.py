@@ -41,6 +41,21 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that a user named, with those above it; it may be there already.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"folder {str(folder)!r} cannot be made: {error.strerror}; choose another place"
+        ) from error
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source` where the file system can, else a flushed copy.
 

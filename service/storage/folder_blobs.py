@@ -8,7 +8,7 @@ from pathlib import Path
 from quantizer.durable import atomic_file, sync_path
 from service.errors import StorageError
 from service.storage.blobs import PIECE_BYTES
-from service.storage.disk import disk_errors, link_or_copy
+from service.storage.disk import disk_errors, link_or_copy, make_folder
 
 
 class FolderBlobs:
@@ -16,8 +16,7 @@ class FolderBlobs:
 
     def __init__(self, root: Path) -> None:
         """Use `root`, which is created if it is missing."""
-        with _storage_errors(root):
-            root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self._root = root
 
     def write(self, key: str, content: Path | bytes) -> None:

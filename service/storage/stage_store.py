@@ -26,7 +26,7 @@ from quantizer.durable import PartStore, atomic_folder, file_sha256
 from service.storage.cache_entry import MANIFEST, WORK_SUFFIX
 from service.storage.cache_limit import keep_limit
 from service.storage.cache_removal import LOCK_SUFFIX
-from service.storage.disk import disk_errors
+from service.storage.disk import disk_errors, make_folder
 from service.storage.unfinished_runs import UnfinishedRun, place_of
 
 log = logging.getLogger("bitwright")
@@ -74,8 +74,7 @@ class StageStore:
 
     def __post_init__(self) -> None:
         """Create the root."""
-        with disk_errors(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
 
     def for_model(self, name: str, folder: Path) -> "StageStore":
         """Return this store for the stages of one model.

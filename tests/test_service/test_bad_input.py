@@ -98,6 +98,30 @@ def test_budget_that_is_no_size(tiny_llama: Path, tmp_path: Path, budget: str) -
     assert (code, "bpw" in message) == (2, True)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "MODEL", "--budget", "4bpw", "--out", "OUT", "--cache", "FILE"),
+        ("serve", "--data", "FILE"),
+        ("serve", "--data", "FILE/data"),
+        ("worker", "--data", "FILE"),
+    ],
+    ids=" ".join,
+)
+def test_a_folder_that_is_a_file(
+    tiny_llama: Path, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("")
+    names = {"MODEL": str(tiny_llama), "OUT": str(tmp_path / "out")}
+    file = str(tmp_path / "file")
+    done = bitwright(*(names.get(part, part.replace("FILE", file)) for part in command))
+    assert done.returncode == 3
+    said = done.stderr.replace("\n", " ")
+    assert f"error StorageError: folder '{file}" in said
+    assert "cannot be made" in said
+    assert "choose another place" in said
+
+
 @pytest.mark.parametrize(("content", "word"), [("", "empty"), ("too short", "needed")])
 def test_text_that_is_too_short(tiny_llama: Path, tmp_path: Path, content: str, word: str) -> None:
     text = tmp_path / "text.txt"
