@@ -30,8 +30,9 @@ from quantizer.rounding.methods import (
     Rounding,
     quantize_candidates,
 )
-from quantizer.running.moments import Calibration, input_groups, input_moments
+from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
+from quantizer.running.waves import GroupMoments, measure_wave, waves
 
 METHOD = "gptq-6"
 """Identifies what this module and the rooms below it compute.
@@ -146,32 +147,43 @@ class _BlockInputs:
     def quantize(self, members: Sequence[LayerSpec], spec: QuantizationSpec) -> QuantizedBlock:
         """Quantize the layers of the block, and leave them with their first choices."""
         block = QuantizedBlock({}, {})
-        groups = input_groups(self.runner, members, self.batches[0], self.hidden[0], self.index)
-        for group in groups:
-            self._quantize_group(group, spec, block)
-            _set_first_choices(self.runner, group, spec, block)
+        first, states = self.batches[0], self.hidden[0]
+        for wave in waves(self.runner, members, first, states, self.index):
+            measured = measure_wave(self.runner, wave, self.batches, self.hidden, self.index)
+            self._quantize_wave(measured, spec, block)
+            for group in wave:
+                _set_first_choices(self.runner, group, spec, block)
         return block
 
-    def _quantize_group(
-        self, group: Sequence[LayerSpec], spec: QuantizationSpec, block: QuantizedBlock
+    def _quantize_wave(
+        self, wave: Sequence[GroupMoments], spec: QuantizationSpec, block: QuantizedBlock
     ) -> None:
-        """Add the candidates of layers that share their input to the block."""
-        moments = input_moments(self.runner, group[0], self.batches, self.hidden, self.index)
-        inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
+        """Add the candidates of layers that were measured together to the block."""
         jobs = []
-        for layer in group:
-            weight = get_linear(self.runner.model, layer.name).weight.data.float()
-            scores = spec.scores.get(layer.name, NO_SCORES)
-            pieces = _pieces(spec.candidates(layer), layer.weights, moments.device)
-            jobs += [_Job(layer.name, weight, fidelities, scores) for fidelities in pieces]
+        for measured in wave:
+            moments = measured.matrix
+            inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
+            for layer in measured.group:
+                weight = get_linear(self.runner.model, layer.name).weight.data.float()
+                scores = spec.scores.get(layer.name, NO_SCORES)
+                pieces = _pieces(spec.candidates(layer), layer.weights, moments.device)
+                jobs += [
+                    _Job(layer.name, weight, fidelities, scores, measured, inverse)
+                    for fidelities in pieces
+                ]
 
         def work(job: _Job) -> list[tuple[QuantizedWeight, Distortion]]:
+            moments = job.measured.matrix
             weights = quantize_candidates(
-                job.weight, moments, job.fidelities, spec.rounding, job.scores, inverse
+                job.weight, moments, job.fidelities, spec.rounding, job.scores, job.inverse
             )
-            return [(weight, distortion(weight, job.weight, moments)) for weight in weights]
+            return [
+                (weight, distortion(weight, job.weight, moments, job.measured.share))
+                for weight in weights
+            ]
 
-        for job, candidates in zip(jobs, map_on_cores(work, jobs, moments.device), strict=True):
+        device = wave[0].matrix.device
+        for job, candidates in zip(jobs, map_on_cores(work, jobs, device), strict=True):
             for fidelity, (candidate, error) in zip(job.fidelities, candidates, strict=True):
                 block.errors.setdefault(job.name, {})[fidelity.name] = error
                 if fidelity in spec.choices[job.name]:
@@ -187,12 +199,16 @@ class _Job:
         weight: its weight, float32 [out, in].
         fidelities: how to store it.
         scores: scores that the caller passed.
+        measured: moments of its inputs.
+        inverse: damped inverse of the moments; None if they are zero.
     """
 
     name: str
     weight: Tensor
     fidelities: Sequence[Fidelity]
     scores: LayerScores
+    measured: GroupMoments
+    inverse: Tensor | None
 
 
 def _pieces(

@@ -1,18 +1,21 @@
 """Write and read quantized checkpoints: folders that transformers loads."""
 
-import errno
 import json
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from quantizer.conversion.carried_over import Contents
+from quantizer.conversion.shards import write_tensors
+from quantizer.conversion.transformers_format import BitwrightConfig
 from quantizer.durable import sync_tree
 from quantizer.errors import CheckpointError
+from quantizer.models.config import CONFIG, QUANTIZATION, read_config, sanitized
+from quantizer.models.files import CONFIG_BYTES, read_object
 from quantizer.models.folder import ModelFolder
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
@@ -32,8 +35,8 @@ _TOKENIZER_FILES = (
 def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
     """Write a packed model, its plan and the source's tokenizer into a new folder.
 
-    Parameters that are not quantized are stored in the source's dtype. Every file is flushed to the
-    disk.
+    What is not quantized is copied from the source's files, under the names that it has there, also
+    what the model does not use. Every file is flushed to the disk.
 
     Args:
         model: the packed model, see `quantizer.conversion.pack.pack_model`.
@@ -46,22 +49,14 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
         FileExistsError: the folder exists.
         OSError: the disk is full or fails.
     """
-    dtype = getattr(torch, source.dtype)
     folder.mkdir(parents=True)
-    for parameter in model.parameters():  # packed tensors are buffers, and stay as they are
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-    # with packed embeddings, the original format would store some heads under older names
-    keeps_format = not plan.embeddings
-    try:
-        model.save_pretrained(folder, save_original_format=keeps_format)
-    except SafetensorError as err:
-        code = errno.ENOSPC if "os error 28" in str(err) else errno.EIO
-        raise OSError(code, str(err), str(folder)) from err
+    contents = Contents.of(model, source, plan)
+    write_tensors(folder, contents.tensors())
+    _write_json(folder / CONFIG, _config(model, source, plan, contents))
     for name in _TOKENIZER_FILES:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, folder / name)
-    (folder / "plan.json").write_text(json.dumps(plan.to_json(), indent=1) + "\n", encoding="utf-8")
+    _write_json(folder / "plan.json", plan.to_json())
     sync_tree(folder)
     found = quantized_bytes(folder, plan)
     if found != plan.weight_bytes:
@@ -70,15 +65,31 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
         )
 
 
+def _config(model: Any, source: ModelFolder, plan: Plan, contents: Contents) -> dict[str, Any]:
+    """Return the checkpoint's configuration: the source's, and how its layers are quantized."""
+    packed: BitwrightConfig = model.config.quantization_config
+    fidelities = {contents.stored[name]: each.name for name, each in plan.by_name.items()}
+    tied = {head: contents.stored[table] for head, table in packed.tied.items()}
+    config = sanitized(read_config(source.path))
+    if tied:  # nothing is left that transformers could tie
+        config["tie_word_embeddings"] = False
+    return config | {QUANTIZATION: BitwrightConfig(fidelities, tied=tied).to_dict()}
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
 def read_weights(folder: Path, plan: Plan) -> dict[str, QuantizedWeight]:
     """Return the quantized layers of a checkpoint by name.
 
     Raises:
         CheckpointError: a layer is missing, or has another fidelity than the plan says.
     """
+    names = _layers_by_stored_name(folder, plan)
     tensors: dict[str, dict[str, Tensor]] = {layer.name: {} for layer in plan.layers}
-    for layer_name, tensor_name, tensor in _layer_tensors(folder, tensors.keys()):
-        tensors[layer_name][tensor_name] = tensor
+    for stored_name, tensor_name, tensor in _layer_tensors(folder, names.keys()):
+        tensors[names[stored_name]][tensor_name] = tensor
     pairs = zip(plan.layers, plan.fidelities, strict=True)
     return {
         layer.name: QuantizedWeight(
@@ -92,9 +103,31 @@ def quantized_bytes(folder: Path, plan: Plan) -> int:
     """Return the bytes of the plan's quantized tensors in a checkpoint, counted from the files.
 
     Biases are not counted.
+
+    Raises:
+        CheckpointError: the checkpoint was made by another plan.
     """
-    layer_tensors = _layer_tensors(folder, plan.by_name)
+    layer_tensors = _layer_tensors(folder, _layers_by_stored_name(folder, plan).keys())
     return sum(tensor.numel() * tensor.element_size() for _, _, tensor in layer_tensors)
+
+
+def _layers_by_stored_name(folder: Path, plan: Plan) -> dict[str, str]:
+    """Return the plan's layers by their names in the checkpoint's files.
+
+    The configuration lists them in the order of the plan.
+
+    Raises:
+        CheckpointError: it lists other fidelities.
+    """
+    config = read_object(folder / CONFIG, CONFIG_BYTES)
+    stored: dict[str, str] = config[QUANTIZATION]["layers"]
+    fidelities = [fidelity.name for fidelity in plan.by_name.values()]
+    if list(stored.values()) != fidelities:
+        raise CheckpointError(
+            f"the checkpoint in {str(folder)!r} was made by another plan: its layers have other "
+            "fidelities"
+        )
+    return dict(zip(stored, plan.by_name, strict=True))
 
 
 def checkpoint_bytes(folder: Path) -> int:

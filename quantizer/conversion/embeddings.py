@@ -21,7 +21,7 @@ from quantizer.plans.plan import OUTSIDE_BLOCKS, LayerSpec
 from quantizer.rounding.methods import quantize_layer
 from quantizer.running.moments import head_moments
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_blocks
+from quantizer.structure.blocks import find_blocks
 
 EMBEDDING = "embedding"
 HEAD = "head"

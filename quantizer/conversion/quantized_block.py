@@ -21,8 +21,9 @@ class Distortion:
     """How far a quantized layer is from the original weight W, with E = quantized - W.
 
     Attributes:
-        output: tr(E M E') with M the mean of x x' over the calibration inputs x: the mean squared
-            error of the layer's output.
+        output: tr(E M E') with M the mean of x x' over the calibration inputs x, times the share
+            of the calibration tokens that reach the layer: the squared error of the layer's output,
+            mean over all calibration tokens.
         weight: |E|^2 / |W|^2, both Frobenius norms.
     """
 
@@ -30,18 +31,21 @@ class Distortion:
     weight: float
 
 
-def distortion(quantized: QuantizedWeight, weight: Tensor, moments: Tensor) -> Distortion:
+def distortion(
+    quantized: QuantizedWeight, weight: Tensor, moments: Tensor, share: float = 1.0
+) -> Distortion:
     """Return the distortion of a quantized layer.
 
     Args:
         quantized: the quantized layer.
         weight: its original weight, [out, in].
         moments: mean of x x' over the layer's inputs, [in, in].
+        share: part of the calibration tokens that reach the layer.
     """
     error = quantized.dequantize() - weight
     size = float(weight.square().sum())
     return Distortion(
-        float(((error @ moments) * error).sum()),
+        share * float(((error @ moments) * error).sum()),
         float(error.square().sum()) / size if size else 0.0,
     )
 

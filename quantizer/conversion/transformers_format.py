@@ -15,11 +15,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from quantizer.conversion.tensor_names import LoadingNames, PackedNames
 from quantizer.errors import CheckpointError
 from quantizer.modules.embedding import QuantizedEmbedding, TiedHead
 from quantizer.modules.linear import QuantizedLinear, get_linear, replace_linear
 from quantizer.packed.dequantize import check_indices
 from quantizer.plans.fidelity import Fidelity
+from quantizer.structure.linear_form import to_linear_form
 
 QUANT_METHOD = "bitwright"
 FORMAT_VERSION = 2
@@ -70,21 +72,34 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> nn.Module:
-        packed_names: list[str] = []
+        names = LoadingNames(model)
+        to_linear_form(model)
+        stored: dict[str, str] = {}
         with torch.device("meta"):
-            for name, fidelity in self.quantization_config.layers.items():
+            for prefix, fidelity in self.quantization_config.layers.items():
+                name = names.layer(prefix)
                 packed = _empty_packed(model, name, Fidelity.parse(fidelity))
+                vars(packed)["weight"] = _initialized()
                 replace_linear(model, name, packed)
-                packed_names += [f"{name}.{leaf}" for leaf in packed.state_dict()]
-            for head, name in self.quantization_config.tied.items():
+                stored |= {f"{prefix}.{leaf}": f"{name}.{leaf}" for leaf in packed.state_dict()}
+            for head, prefix in self.quantization_config.tied.items():
                 _check_is_head(model, head)
-                replace_linear(model, head, TiedHead(_quantized_embedding(model, name)))
+                table = _quantized_embedding(model, names.layer(prefix))
+                replace_linear(model, head, TiedHead(table))
         if checkpoint_files:
-            _check_tensors(checkpoint_files, packed_names)
+            _check_tensors(checkpoint_files, list(stored))
+        self._packed_names = PackedNames({names.renamed(key): new for key, new in stored.items()})
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
+        """Return the renamings and conversions of the class, and those of packed tensors."""
+        conversions: list[Any] = super().update_weight_conversions(weight_conversions, model)
+        return [*conversions, self._packed_names]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
         for name, module in model.named_modules():
+            if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+                vars(module).pop("weight", None)
             if isinstance(module, QuantizedLinear):
                 check_indices(
                     name, dict(module.named_buffers()), module.out_features, module.in_features
@@ -106,6 +121,16 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
     def is_trainable(self) -> bool:
         """True: adapters can be trained beside packed layers, whose own weights get no gradient."""
         return True
+
+
+def _initialized() -> torch.Tensor:
+    """Return what a packed module has as weight while transformers loads the model.
+
+    transformers initialises the weights of all modules, but leaves out those with this mark.
+    """
+    weight = torch.empty(0)
+    weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001
+    return weight
 
 
 def _empty_packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:

@@ -18,8 +18,9 @@ from quantizer.packed.layout import COLUMNS, named_parts
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import knee, sparsity_impact
-from quantizer.running.moments import Calibration, input_groups, input_moments
+from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
+from quantizer.running.waves import measure_wave, waves
 
 RULES = ("all", "knee", "top40", "random40")
 """Rules by which the salient groups of a layer are chosen.
@@ -89,11 +90,12 @@ def column_scores(
     hidden = [runner.initial_states(batch) for batch in batches]
     scores = {}
     for index in range(len(runner.blocks)):
-        for group in input_groups(runner, members.get(index, ()), batches[0], hidden[0], index):
-            moments = input_moments(runner, group[0], batches, hidden, index)
-            for layer in group:
-                weight = get_linear(runner.model, layer.name).weight.data.float()
-                scores[layer.name] = sparsity_impact(weight, moments)
+        own = members.get(index, ())
+        for wave in waves(runner, own, batches[0], hidden[0], index):
+            for measured in measure_wave(runner, wave, batches, hidden, index):
+                for layer in measured.group:
+                    weight = get_linear(runner.model, layer.name).weight.data.float()
+                    scores[layer.name] = sparsity_impact(weight, measured.matrix)
         hidden = runner.advance(batches, hidden, index)
     return scores
 

@@ -32,8 +32,9 @@ _IMPLEMENTATIONS = frozenset(
 _BUILT_IN = re.compile(r"eager|sdpa|flash_attention_\d|flex_attention|batched_mm|grouped_mm")
 _REDIRECTIONS = frozenset(["configuration_files", "transformers_weights", "fast_tokenizer_files"])
 """Fields that name files to load instead of the usual ones."""
-_QUANTIZATION = "quantization_config"
-_QUANTIZED = frozenset([_QUANTIZATION, "compression_config"])
+QUANTIZATION = "quantization_config"
+"""Field that says how a model is quantized."""
+_QUANTIZED = frozenset([QUANTIZATION, "compression_config"])
 _DROPPED = frozenset(
     [
         "auto_map",
@@ -74,7 +75,7 @@ def read_config(folder: Path, quant_method: str | None = None) -> dict[str, Any]
     allowed = quant_method is not None and _quant_method(config) == quant_method
     check_fields(
         folder / CONFIG,
-        {key: value for key, value in config.items() if key != _QUANTIZATION or not allowed},
+        {key: value for key, value in config.items() if key != QUANTIZATION or not allowed},
     )
     return config
 
@@ -156,5 +157,5 @@ def _built_in(implementation: object) -> bool:
 
 
 def _quant_method(config: Mapping[str, Any]) -> object:
-    described = config.get(_QUANTIZATION)
+    described = config.get(QUANTIZATION)
     return described.get("quant_method") if isinstance(described, dict) else None

@@ -13,12 +13,17 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 from quantizer.errors import ModelError
 from quantizer.models.config import CONFIG, read_config, sanitized
 from quantizer.models.folder import ModelFolder
 from quantizer.models.weight_files import find_weight_files
 from quantizer.running.memory import to_device
+from quantizer.structure.linear_form import to_linear_form
 
 LOCAL_ONLY: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Arguments of every `from_pretrained`: run no code of a model, and download nothing."""
@@ -48,7 +53,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
     with library_errors_as_model_error(f"model {folder.name!r} cannot be loaded"):
         files = find_weight_files(folder.path)
         check_weight_count(folder.name, config, sum(file.stat().st_size for file in files))
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = model_class(config).from_pretrained(
             folder.path,
             config=config,
             dtype=dtype,
@@ -58,18 +63,65 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
         )
     check_complete(folder.name, info)
     model.requires_grad_(requires_grad=False)
+    to_linear_form(model, check=True)
     return to_device(model, device).eval()
 
 
 def meta_model(folder: ModelFolder) -> Any:
     """Return the model of a checked folder on the meta device: its structure without weights.
 
+    It is in linear form, as `load_model` gives it.
+
+    Raises:
+        ModelError: transformers does not accept the configuration.
+    """
+    model = bare_model(folder)
+    to_linear_form(model)
+    return model
+
+
+def bare_model(folder: ModelFolder) -> Any:
+    """Return the model of a checked folder on the meta device, as transformers builds it.
+
     Raises:
         ModelError: transformers does not accept the configuration.
     """
     config = load_config(folder)
+    with library_errors_as_model_error(f"model {folder.name!r} cannot be built"):
+        return _build(config)
+
+
+def model_class(config: Any) -> Any:
+    """Return the class of transformers that a configuration describes.
+
+    It is the one that the configuration names, if that is a class of its type for generating text;
+    so a multi-modal model keeps all its parts. Else it is the usual one of the type.
+
+    Raises:
+        ModelError: the type has none.
+    """
+    classes = [
+        each
+        for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+        if type(config) in mapping
+        for each in [mapping[type(config)]]
+    ]
+    named = getattr(config, "architectures", None) or []
+    for each in classes:
+        if each.__name__ in named:
+            return each
+    if not classes:
+        raise ModelError(
+            f"model type {config.model_type!r} has no class for generating text in transformers"
+        )
+    return classes[0]
+
+
+def _build(config: Any) -> Any:
+    """Return a model without storage for its weights."""
+    config = copy.deepcopy(config)
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        return model_class(config)(config).eval()
 
 
 def load_config(folder: ModelFolder) -> Any:
@@ -113,10 +165,7 @@ def check_weight_count(name: str, config: Any, limit: int) -> None:
     Raises:
         ModelError: the configuration has more.
     """
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=False
-        )
+    model = _build(config)
     weights = sum(parameter.numel() for parameter in model.parameters())
     if weights > limit:
         raise ModelError(

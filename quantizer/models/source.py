@@ -107,7 +107,9 @@ def _check_model_type(folder: Path, config: dict[str, Any]) -> None:
             f"model in {str(folder)!r} has model_type {abbreviated(kind)}, unknown to the "
             "installed transformers"
         )
-    if kind not in transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    auto = transformers.models.auto.modeling_auto
+    known = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if kind not in known:
         raise ModelError(
             f"model in {str(folder)!r} has model_type {kind!r}, which is no decoder-only language "
             "model"

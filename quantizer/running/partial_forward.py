@@ -7,6 +7,7 @@ this module knows nothing of them.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ class PartialForward:
         """Take the model and the list of its decoder blocks."""
         self._model = model
         self._blocks = blocks
-        self._returns_tuples: bool | None = None
-        """Whether blocks return tuples instead of bare hidden states; None until one has run."""
+        self._forms: dict[int, OutputForm] = {}
+        """Form of each block's output, by index; of those that have run."""
 
     def run(
         self,
@@ -57,8 +58,7 @@ class PartialForward:
         Raises:
             ModelError: the model does not call its blocks in order.
         """
-        if first > 0:
-            self._learn_output_type(input_ids)
+        self._learn_forms(input_ids, first)
         try:
             with self._replaced_blocks(first, hidden, stop_before, stop_after):
                 self._model(input_ids=input_ids, use_cache=False)
@@ -71,15 +71,18 @@ class PartialForward:
 
     def output_without_blocks(self, input_ids: Tensor) -> Any:
         """Return the output of the model when no block runs."""
-        self._learn_output_type(input_ids)
+        self._learn_forms(input_ids, len(self._blocks))
         with self._replaced_blocks(len(self._blocks), None, None, None):
             return self._model(input_ids=input_ids, use_cache=False)
 
-    def _learn_output_type(self, input_ids: Tensor) -> None:
-        """Run the first block on one token, once, to see whether blocks return tuples."""
-        if self._returns_tuples is None:
+    def _learn_forms(self, input_ids: Tensor, end: int) -> None:
+        """Run the blocks before `end` on one token, once, to see how each returns its output.
+
+        Later blocks do not run, so hooks on their layers are not called.
+        """
+        if end > 0 and end - 1 not in self._forms:
             with torch.no_grad():
-                self.run(input_ids[:1, :1], stop_after=0)
+                self.run(input_ids[:1, :1], stop_after=end - 1)
 
     @contextmanager
     def _replaced_blocks(
@@ -93,11 +96,11 @@ class PartialForward:
                     block.forward = _stop_before
                 elif index < first:
                     is_last = index == len(self._blocks) - 1
-                    block.forward = self._pass_through(hidden if is_last else None)
+                    block.forward = self._pass_through(index, hidden if is_last else None)
                 else:
                     given = hidden if index == first else None
                     stops = index == stop_after
-                    block.forward = self._wrap(block.forward, given, stops=stops)
+                    block.forward = self._wrap(index, block.forward, given, stops=stops)
             yield
         finally:
             for block, override in zip(self._blocks, overrides, strict=True):
@@ -106,33 +109,56 @@ class PartialForward:
                 else:
                     block.forward = override
 
-    def _pass_through(self, given: Tensor | None) -> Callable[..., Any]:
+    def _pass_through(self, index: int, given: Tensor | None) -> Callable[..., Any]:
         """Return a forward method that returns its input, or the given states instead."""
 
         def skip(*args: Any, **kwargs: Any) -> Any:
             states = _states(args, kwargs) if given is None else given
-            return (states,) if self._returns_tuples else states
+            return self._forms[index].of(states)
 
         return skip
 
     def _wrap(
-        self, forward: Callable[..., Any], given: Tensor | None, *, stops: bool
+        self, index: int, forward: Callable[..., Any], given: Tensor | None, *, stops: bool
     ) -> Callable[..., Any]:
         """Return a forward method that runs the block, on the given states if there are any."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if given is not None:
-                if args:
-                    args = (given, *args[1:])
-                else:
-                    kwargs = {**kwargs, "hidden_states": given}
+                args, kwargs = _with_states(args, kwargs, given)
             output = forward(*args, **kwargs)
-            self._returns_tuples = isinstance(output, tuple)
+            self._forms[index] = OutputForm.find(output)
             if stops:
-                raise StopForward(output[0] if isinstance(output, tuple) else output)
+                raise StopForward(output[0] if isinstance(output, tuple | list) else output)
             return output
 
         return run
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """In which form a block returns its hidden states.
+
+    Attributes:
+        container: the class of the sequence whose first member they are; None for bare states.
+        length: length of the sequence.
+    """
+
+    container: type[Any] | None
+    length: int = 1
+
+    @classmethod
+    def find(cls, output: Any) -> "OutputForm":
+        """Return the form of an output."""
+        if isinstance(output, tuple | list):
+            return cls(list if isinstance(output, list) else tuple, len(output))
+        return cls(None)
+
+    def of(self, states: Tensor) -> Any:
+        """Return hidden states in this form; other members are None."""
+        if self.container is None:
+            return states
+        return self.container([states, *[None] * (self.length - 1)])
 
 
 @contextmanager
@@ -157,5 +183,29 @@ def _stop_before(*args: Any, **kwargs: Any) -> Any:
 
 
 def _states(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    states: Tensor = args[0] if args else kwargs["hidden_states"]
+    """Return the hidden states among the arguments of a block."""
+    if args:
+        states: Tensor = args[0]
+    else:
+        states = kwargs[_states_name(kwargs)]
     return states
+
+
+def _with_states(
+    args: tuple[Any, ...], kwargs: dict[str, Any], given: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a block with other hidden states."""
+    if args:
+        return (given, *args[1:]), kwargs
+    return args, {**kwargs, _states_name(kwargs): given}
+
+
+def _states_name(kwargs: dict[str, Any]) -> str:
+    """Return the name under which a block gets its hidden states."""
+    if "hidden_states" in kwargs:
+        return "hidden_states"
+    return next(
+        name
+        for name, each in kwargs.items()
+        if isinstance(each, Tensor) and each.is_floating_point()
+    )

@@ -15,7 +15,7 @@ from quantizer.running.partial_forward import (
     before_each_call,
     stop_with_input,
 )
-from quantizer.running.structure import find_blocks
+from quantizer.structure.blocks import find_blocks
 
 
 class BlockRunner:

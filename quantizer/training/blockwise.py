@@ -23,7 +23,7 @@ from quantizer.modules.linear import set_dequantized_weight
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import by_block
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.training.block_training import BlockTraining
 from quantizer.training.penalty import Penalty
 from quantizer.training.spec import TrainingSpec

@@ -25,7 +25,7 @@ from quantizer.running.memoized import memoized
 from quantizer.running.memory import MicroBatches
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.training.latent import LatentLinear
 from quantizer.training.spec import TrainingSpec
 from quantizer.training.trainer import LatentTrainer

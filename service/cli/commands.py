@@ -47,7 +47,11 @@ COMMANDS = {
     ),
     "This machine": (
         Command("cache", "cache", "List and remove what is kept of finished stages."),
-        Command("doctor", "doctor", "Show versions, processor, memory, GPU and cache."),
+        Command(
+            "doctor",
+            "doctor",
+            "Show what this machine or a model offers.",
+        ),
     ),
 }
 """The commands by groups, in the order of the help page."""

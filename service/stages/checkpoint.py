@@ -23,7 +23,7 @@ from quantizer.models.loading import meta_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from service.stages.context import RunContext
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey

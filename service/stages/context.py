@@ -8,6 +8,7 @@ from torch import Tensor
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import load_model
 from quantizer.models.source import find_model
+from quantizer.running.block_chain import check_block_chain
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from service.request.request import RunRequest
@@ -63,8 +64,16 @@ class RunContext:
         return cls(store_for(store, model), model, machine, reporter, request.amounts.batch)
 
     def load(self) -> BlockRunner:
-        """Load the original model onto the machine and return a runner of its blocks."""
-        return self.machine.runner(load_model(self.model, self.machine.dtype, self.machine.device))
+        """Load the original model onto the machine and return a runner of its blocks.
+
+        Raises:
+            ModelError: it cannot be loaded, or not be run block by block.
+            MemoryShort: it does not fit on the device.
+        """
+        model = load_model(self.model, self.machine.dtype, self.machine.device)
+        runner = self.machine.runner(model)
+        check_block_chain(runner)
+        return runner
 
     def on_device(self, windows: Windows) -> Tensor:
         """Return token windows as an int64 tensor [windows, tokens] on the machine's device."""

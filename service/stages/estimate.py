@@ -19,6 +19,7 @@ def dry_run(context: RunContext, request: RunRequest, prepared: PreparedRun) -> 
     return {
         "model": context.model.name,
         "layers": len(prepared.layers),
+        **prepared.coverage.to_json(),
         "layer_weights": sizes.layer_weights,
         "original_bytes": sizes.file_bytes,
         "original_layer_bytes": sizes.layer_bytes,

@@ -11,7 +11,7 @@ from allocator.demands.menu import Menu
 from allocator.profiling.candidates import Candidates, quantize_candidates
 from quantizer.conversion import blocks
 from quantizer.durable import PartStore
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from service.stages.context import RunContext
 from service.stages.windows import Windows
 from service.storage.disk import link_or_copy

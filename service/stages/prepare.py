@@ -12,7 +12,8 @@ from allocator.signals import find_signal
 from quantizer.conversion.embeddings import find_embeddings
 from quantizer.models.loading import meta_model
 from quantizer.plans.plan import LayerSpec
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
+from quantizer.structure.coverage import Coverage, measure_coverage
 from service.request.request import AUTO, KEEP, RunRequest
 from service.stages.context import RunContext
 from service.stages.embedding_options import likely_bytes
@@ -28,6 +29,7 @@ class _Structure:
     layers: tuple[LayerSpec, ...]
     tables: tuple[LayerSpec, ...]
     sizes: ModelSizes
+    coverage: Coverage
 
 
 def prepare(context: RunContext, request: RunRequest, given: Profile | None = None) -> PreparedRun:
@@ -51,7 +53,7 @@ def prepare(context: RunContext, request: RunRequest, given: Profile | None = No
         _check_profile(given, context, layers)
     may_quantize_tables = request.budget_of == CHECKPOINT and request.embeddings != KEEP
     tables = find_embeddings(skeleton) if may_quantize_tables else ()
-    structure = _Structure(layers, tables, sizes)
+    structure = _Structure(layers, tables, sizes, measure_coverage(skeleton))
     *earlier, last = _table_attempts(request, tables)
     for joining, table_bytes in earlier:
         with suppress(BudgetInfeasible):
@@ -110,4 +112,4 @@ def _prepare_with(
     menu = choose_menu(layers, budget_bytes, request.group_size, reach)
     fidelities = menu.fidelities if given is None else given.fidelities
     check_feasible(layers, fidelities, budget_bytes, request.constraints)
-    return PreparedRun(layers, sizes, budget_bytes, menu, tables, shared_bytes)
+    return PreparedRun(layers, sizes, structure.coverage, budget_bytes, menu, tables, shared_bytes)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from allocator.demands.menu import Menu
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
+from quantizer.structure.coverage import Coverage
 from service.stages.model_sizes import ModelSizes
 
 
@@ -16,6 +17,7 @@ class PreparedRun:
     Attributes:
         layers: the layers to quantize.
         sizes: bytes of the original model by parts.
+        coverage: which weights of the blocks are quantized.
         budget_bytes: the budget of the quantized layers.
         menu: fidelities that fit the budget.
         tables: embedding and head, where they are quantized too.
@@ -27,6 +29,7 @@ class PreparedRun:
 
     layers: tuple[LayerSpec, ...]
     sizes: ModelSizes
+    coverage: Coverage
     budget_bytes: int
     menu: Menu
     tables: tuple[LayerSpec, ...] = ()

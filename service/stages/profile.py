@@ -11,7 +11,7 @@ from allocator.profiling.profiler import ProfileProgress, ProfilingInputs
 from allocator.signals import find_signal
 from allocator.unquantized import Unquantized
 from quantizer.durable import PartStore
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.layer_candidates import CandidatesTask, quantize_layers

@@ -31,7 +31,7 @@ from quantizer.models.loading import load_model
 from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.running.evaluate import evaluate_models
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.texts.text import TextSpec
 from service.cli.progress import Lines
 from service.process import keep_freed_memory

@@ -32,7 +32,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import by_block
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import LayerSpec, find_layers
+from quantizer.structure.blocks import LayerSpec, find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.spec import TrainingSpec
 from service.request.effort import DEFAULT, EFFORTS, FAST

@@ -21,7 +21,7 @@ from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.tiny_models import VOCABULARY, save_tiny
 
 Loader = Callable[[], Any]

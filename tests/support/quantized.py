@@ -24,7 +24,7 @@ from quantizer.plans.fidelity import (
     Fidelity,
 )
 from quantizer.plans.plan import Plan
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.tiny_models import VOCABULARY
 
 

@@ -12,7 +12,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.quantized import token_windows
 
 WINDOWS = token_windows(8, 32, seed=3)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from allocator.profiling.gradient_products import inner_products
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.profiled_models import make_loader, weight_gradients, windows
 
 WINDOWS = 3

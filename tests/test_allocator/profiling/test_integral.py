@@ -16,7 +16,7 @@ from allocator.signals import INTEGRAL_NODES
 from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.profiled_models import (
     CALIBRATION,
     MENU,

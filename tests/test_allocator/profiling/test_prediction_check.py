@@ -17,7 +17,7 @@ from allocator.profiling.prediction_check import (
 from allocator.profiling.random_plans import random_plans
 from quantizer.durable import PartStore, Progress
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.profiled_models import (
     CALIBRATION,
     MENU,

@@ -16,7 +16,7 @@ from allocator.profiling.candidates import Candidates, quantize_candidates
 from allocator.signals import SIGNALS
 from quantizer.durable import PartStore, Progress
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.profiled_models import (
     CALIBRATION,
     MENU,

@@ -27,7 +27,7 @@ from quantizer.rounding.columns import column_impact
 from quantizer.rounding.gptq import gptq_layer
 from quantizer.running.moments import Calibration, input_groups
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.moments import moments_by_hook
 from tests.support.quantized import (
     TinyModel,

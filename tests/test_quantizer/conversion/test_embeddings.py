@@ -32,7 +32,7 @@ from quantizer.plans.plan import OUTSIDE_BLOCKS, Plan
 from quantizer.rounding.methods import quantize_layer
 from quantizer.running.moments import head_moments
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.quantized import TinyFolder, TinyModel, correlated_inputs, logits_of, normal
 from tests.support.tiny_models import CONFIGS, VOCABULARY
 from tests.support.trained import WINDOWS

@@ -5,7 +5,7 @@ import torch
 
 from quantizer.importance.fisher import column_information, squared_gradients
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.quantized import TinyModel
 from tests.support.trained import WINDOWS
 

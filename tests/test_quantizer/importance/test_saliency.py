@@ -15,7 +15,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import sparsity_impact
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.training.distill import distill
 from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel, random_weight

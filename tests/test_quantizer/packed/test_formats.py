@@ -22,7 +22,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
 from quantizer.rounding.columns import column_impact
 from quantizer.rounding.gptq import gptq_layer
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.edited_models import tensors
 from tests.support.quantized import (
     OPTION_NAMES,

@@ -18,7 +18,7 @@ from quantizer.models.source import find_model
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import Plan
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.benchmarks.kernels import random_layer
 from tests.support.paths import ROOT
 from tests.support.quantized import PackedModel

@@ -20,7 +20,7 @@ from quantizer.running.evaluate import evaluate_models
 from quantizer.running.memory import MicroBatches, to_device
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.spec import TrainingSpec
 from tests.support.quantized import TinyModel

@@ -5,7 +5,7 @@ import torch
 
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.moments import moments_by_hook
 from tests.support.quantized import TinyModel, token_windows
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from quantizer.errors import ModelError
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from tests.support.quantized import TinyModel, normal, token_windows
 from tests.support.tiny_models import CONFIGS, VOCABULARY
 

@@ -15,7 +15,7 @@ from quantizer.importance.fisher import squared_gradients
 from quantizer.modules.linear import set_dequantized_weight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.training.blockwise import train_blocks
 from quantizer.training.latent import LatentLinear
 from quantizer.training.penalty import Penalty

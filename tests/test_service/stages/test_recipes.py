@@ -17,7 +17,7 @@ from quantizer.models.source import find_model
 from quantizer.modules.linear import get_linear
 from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
-from quantizer.running.structure import find_layers
+from quantizer.structure.blocks import find_layers
 from quantizer.texts.text import TextSpec
 from quantizer.training.spec import TrainingSpec
 from service.request.effort import find_effort

@@ -1,4 +1,4 @@
-"""Promises of quantizer.running.structure: blocks and layers are found in every architecture."""
+"""Promises of quantizer.structure.blocks: blocks and layers are found in every architecture."""
 
 import pytest
 from torch import nn
@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from quantizer.errors import ModelError
 from quantizer.running.runner import BlockRunner
-from quantizer.running.structure import find_blocks, find_layers
+from quantizer.structure.blocks import find_blocks, find_layers
 from tests.support.quantized import TinyModel
 from tests.support.tiny_models import CONFIGS
 
