@@ -7,11 +7,14 @@ is flushed, so that the rename itself survives a power cut.
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from quantizer.known_error import KnownError
 
 log = logging.getLogger("bitwright")
 
@@ -19,6 +22,8 @@ Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all) as work goes on."""
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust, such as safetensors and tokenizers, quote the operating system."""
 
 
 @contextmanager
@@ -45,6 +50,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` as `atomic_file` does."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Raise an `OSError` where a library reports an error of the operating system as its own.
+
+    safetensors and tokenizers do so, for instance on a full disk.
+
+    Args:
+        path: what is written, for the message.
+
+    Raises:
+        OSError: with the number that the operating system gave.
+    """
+    try:
+        yield
+    except (OSError, KnownError):
+        raise
+    except Exception as err:
+        quoted = _SYSTEM_ERROR.search(str(err))
+        if quoted is None:
+            raise
+        raise OSError(int(quoted[1]), str(err), str(path)) from err
 
 
 @contextmanager

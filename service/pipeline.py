@@ -9,7 +9,6 @@ Jobs call the stage that compares and trains `tune`; the windows that it compare
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from allocator.profile import Profile
 from service.report.document import Report
@@ -85,7 +84,7 @@ def walk(
     chosen, options = selection.delivered, TrainingRequest.for_run(request, windows.selection)
     training = training_task(context, plans.by_name[chosen], checkpoints[chosen], options)
     trained = train_and_compare(context, training, selection.delivered_quality, clock)
-    delivery = Delivery(selection, checkpoints, trained)
+    delivery = Delivery(context.model.path, selection, checkpoints, trained)
     yield (state := replace(state, stage="tune", delivery=delivery))
 
     with clock.time("evaluate"):
@@ -99,9 +98,9 @@ def walk(
 
 def run(
     request: RunRequest, store: StageStore, reporter: Reporter, given: Profile | None = None
-) -> tuple[Report, Path]:
-    """Run all stages; return the report and the folder of the checkpoint. See `walk`."""
+) -> tuple[Report, Delivery]:
+    """Run all stages; return the report and what is delivered. See `walk`."""
     (state,) = deque(walk(request, store, reporter, given), maxlen=1)
     if state.report is None or state.delivery is None:
         raise RuntimeError("the last stage made no report")
-    return state.report, state.delivery.checkpoint
+    return state.report, state.delivery

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from allocator.profile import Profile
-from quantizer.models.source import find_model
 from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
 from service.request.request import BATCH, RunRequest
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.checkpoint import check_plan
 from service.stages.clock import Clock
-from service.stages.context import RunContext, store_for
+from service.stages.context import RunContext, model_in, store_for
 from service.stages.embeddings import measure_unquantized
 from service.stages.estimate import dry_run
 from service.stages.evaluation import evaluate
@@ -23,9 +22,9 @@ from service.stages.profile import ProfileTask, measure_profile
 from service.stages.progress import Reporter, Silent
 from service.stages.requantize import quantize_by_recipe
 from service.stages.single_stage_requests import EvaluateRequest, QuantizeRequest
+from service.stages.text_fit import check_texts
 from service.stages.training import train_and_compare
 from service.stages.training_task import TrainingRequest, training_task
-from service.storage.cache_entry import MODELS
 from service.storage.stage_store import StageStore
 
 
@@ -34,10 +33,12 @@ def estimate_run(
 ) -> dict[str, Any]:
     """Return what a run would do and take, as JSON values, without reading any weight.
 
-    Raises as `service.stages.prepare.prepare` does.
+    Raises as `service.stages.prepare.prepare` and `service.stages.text_fit.check_texts` do.
     """
     context = RunContext.for_request(request, store, Silent(), read_weights=False)
-    return dry_run(context, request, prepare(context, request, given))
+    prepared = prepare(context, request, given)
+    check_texts(context.model, request)
+    return dry_run(context, request, prepared)
 
 
 def profile_model(request: RunRequest, store: StageStore, reporter: Reporter) -> Profile:
@@ -62,12 +63,14 @@ class QuantizedModel:
     """A quantized checkpoint.
 
     Attributes:
-        checkpoint: its folder.
+        checkpoint: its folder, in the cache.
+        source: folder of the original model, whose side files belong to the checkpoint.
         plan: its plan, which differs from the one asked for if the recipe moves outliers.
         trained: whether its layers were trained.
     """
 
     checkpoint: Path
+    source: Path
     plan: Plan
     trained: bool
 
@@ -96,11 +99,12 @@ def quantize_model(
     wanted = TrainingRequest(request.recipe, request.effort, request.text, held_out, request.seed)
     training = training_task(context, plan, checkpoint, wanted)
     if not training.phases:
-        return QuantizedModel(checkpoint, plan, trained=False)
+        return QuantizedModel(checkpoint, context.model.path, plan, trained=False)
     untrained = evaluate(context, {"untrained": checkpoint}, held_out, "compare", fast=True)
     result = train_and_compare(context, training, untrained["untrained"], Clock())
     trained = result is not None and result.is_nearer
-    return QuantizedModel(result.nearer if result else checkpoint, plan, trained)
+    nearer = result.nearer if result else checkpoint
+    return QuantizedModel(nearer, context.model.path, plan, trained)
 
 
 def evaluate_checkpoints(
@@ -117,5 +121,5 @@ def evaluate_checkpoints(
 
 
 def _context(model: str, device: str, store: StageStore, reporter: Reporter) -> RunContext:
-    folder = find_model(model, store.root / MODELS)
+    folder = model_in(store, model)
     return RunContext(store_for(store, folder), folder, Machine.choose(device), reporter, BATCH)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from service.process import quiet_libraries
+from tests.support.fake_hub import FakeHub, fill_hub, point_to, serving_hub
 from tests.support.tiny_models import save_tiny
 
 os.environ["TRITON_INTERPRET"] = (
@@ -32,6 +33,21 @@ def pytest_collection_finish() -> None:
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny Llama model."""
     return save_tiny(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def hub_folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models of a hub, see `tests.support.fake_hub.fill_hub`."""
+    return fill_hub(tmp_path_factory.mktemp("hub"), tiny_llama)
+
+
+@pytest.fixture
+def hub(hub_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub on this machine that is reached, and an empty cache of it."""
+    with serving_hub(hub_folder) as hub:
+        point_to(hub.url, monkeypatch)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield hub
 
 
 @pytest.fixture(autouse=True)

@@ -88,7 +88,7 @@ def quantize_blocks(
     calibration: Calibration,
     parts: PartStore,
     on_progress: Progress,
-) -> None:
+) -> dict[str, int]:
     """Quantize every layer at each of its fidelities, block by block.
 
     Inside a block, layers are quantized in the order in which they are called, and see the inputs
@@ -103,7 +103,12 @@ def quantize_blocks(
         calibration: windows on which the model runs.
         parts: where finished blocks are stored.
         on_progress: called after each block.
+
+    Returns:
+        Calibration tokens that reached a layer, by the names of layers of experts that fewer tokens
+        reached than they have columns.
     """
+    starved: dict[str, int] = {}
     batches = calibration.batches()
     hidden = [runner.initial_states(batch) for batch in batches]
     members = by_block(layers)
@@ -115,8 +120,10 @@ def quantize_blocks(
             write_block(parts, index, block)
         else:
             _set_first_choices(runner, own, spec, block)
+        starved |= block.starved
         hidden = runner.advance(batches, hidden, index)
         on_progress(index + 1, len(runner.blocks))
+    return starved
 
 
 def _set_first_choices(
@@ -162,6 +169,9 @@ class _BlockInputs:
         jobs = []
         for measured in wave:
             moments = measured.matrix
+            if measured.is_starved:
+                names = [layer.name for layer in measured.group]
+                block.starved.update(dict.fromkeys(names, measured.tokens))
             inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
             for layer in measured.group:
                 weight = get_linear(self.runner.model, layer.name).weight.data.float()

@@ -1,7 +1,6 @@
 """Write and read quantized checkpoints: folders that transformers loads."""
 
 import json
-import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,13 @@ from quantizer.errors import CheckpointError
 from quantizer.models.config import CONFIG, QUANTIZATION, read_config, sanitized
 from quantizer.models.files import CONFIG_BYTES, read_object
 from quantizer.models.folder import ModelFolder
+from quantizer.models.side_files import copy_side_files
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
-
 
 def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
-    """Write a packed model, its plan and the source's tokenizer into a new folder.
+    """Write a packed model, its plan and the source's side files into a new folder.
 
     What is not quantized is copied from the source's files, under the names that it has there, also
     what the model does not use. Every file is flushed to the disk.
@@ -53,9 +42,7 @@ def save_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -
     contents = Contents.of(model, source, plan)
     write_tensors(folder, contents.tensors())
     _write_json(folder / CONFIG, _config(model, source, plan, contents))
-    for name in _TOKENIZER_FILES:
-        if (source.path / name).is_file():
-            shutil.copyfile(source.path / name, folder / name)
+    copy_side_files(source.path, folder)
     _write_json(folder / "plan.json", plan.to_json())
     sync_tree(folder)
     found = quantized_bytes(folder, plan)

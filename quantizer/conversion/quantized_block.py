@@ -1,7 +1,7 @@
 """The result of quantizing one decoder block, and where it is stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load, save
@@ -14,6 +14,7 @@ from quantizer.plans.fidelity import Fidelity
 from quantizer.plans.plan import LayerSpec, by_block
 
 _ERRORS = "errors"
+_STARVED = "starved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,13 @@ class QuantizedBlock:
     Attributes:
         weights: the stored candidates, by layer name and fidelity name.
         errors: distortion of each candidate, stored or not, by layer name and fidelity name.
+        starved: calibration tokens that reached a layer, by the names of layers of experts that
+            fewer tokens reached than they have columns.
     """
 
     weights: dict[str, dict[str, QuantizedWeight]]
     errors: dict[str, dict[str, Distortion]]
+    starved: dict[str, int] = field(default_factory=dict)
 
 
 def write_block(parts: PartStore, index: int, block: QuantizedBlock) -> None:
@@ -77,6 +81,8 @@ def write_block(parts: PartStore, index: int, block: QuantizedBlock) -> None:
             tensors |= {
                 f"{layer}|{fidelity}|{name}": tensor for name, tensor in weight.tensors.items()
             }
+    for layer, tokens in block.starved.items():
+        tensors[f"{_STARVED}|{layer}|"] = torch.tensor(tokens)
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     parts.write(_part_name(index), data)
 
@@ -111,11 +117,14 @@ def find_block(
             weight = QuantizedWeight(fidelity, layer.out_features, layer.in_features, own)
             weights.setdefault(layer.name, {})[fidelity.name] = weight
     errors: dict[str, dict[str, Distortion]] = {layer.name: {} for layer in layers}
+    starved: dict[str, int] = {}
     for key, tensor in tensors.items():
         kind, name, fidelity_name = key.split("|")
         if kind == _ERRORS and name in errors:
             errors[name][fidelity_name] = Distortion(*tensor.tolist())
-    return QuantizedBlock(weights, errors)
+        elif kind == _STARVED:
+            starved[name] = int(tensor)
+    return QuantizedBlock(weights, errors, starved)
 
 
 def read_block(

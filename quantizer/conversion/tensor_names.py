@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -48,6 +48,16 @@ class LoadingNames:
             fused = fused_experts(module)
             if fused is not None:
                 self._experts[name] = fused
+
+    def fused_experts(self, model: nn.Module) -> list[tuple[str, str, Tensor]]:
+        """Return module, name and tensor of each parameter of the model that holds experts."""
+        return [
+            (path, name, model.get_parameter(f"{path}.{name}"))
+            for path, fused in self._experts.items()
+            for each in fused.projections
+            for name in (each.parameter, each.bias)
+            if name and "." not in name
+        ]
 
     def renamed(self, tensor: str) -> str:
         """Return a tensor's name after all renamings alone, as a loader sees it on the way."""

@@ -69,17 +69,26 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
     requires_calibration = True
     quantization_config: BitwrightConfig
 
+    def __init__(self, quantization_config: BitwrightConfig, **options: Any) -> None:
+        """Take the configuration."""
+        super().__init__(quantization_config, **options)
+        self._stand_ins: list[tuple[nn.Module, str]] = []
+        self._packed_names = PackedNames({})
+
     def _process_model_before_weight_loading(
         self, model: nn.Module, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> nn.Module:
         names = LoadingNames(model)
+        fused = names.fused_experts(model)
         to_linear_form(model)
+        for path, leaf, tensor in fused:
+            self._stand_in(model.get_submodule(path), leaf, tensor)
         stored: dict[str, str] = {}
         with torch.device("meta"):
             for prefix, fidelity in self.quantization_config.layers.items():
                 name = names.layer(prefix)
                 packed = _empty_packed(model, name, Fidelity.parse(fidelity))
-                vars(packed)["weight"] = _initialized()
+                self._stand_in(packed, "weight", model.get_submodule(name).weight)
                 replace_linear(model, name, packed)
                 stored |= {f"{prefix}.{leaf}": f"{name}.{leaf}" for leaf in packed.state_dict()}
             for head, prefix in self.quantization_config.tied.items():
@@ -91,15 +100,26 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
         self._packed_names = PackedNames({names.renamed(key): new for key, new in stored.items()})
         return model
 
+    def _stand_in(self, owner: nn.Module, attribute: str, replaced: Any) -> None:
+        """Give a module an attribute that packing took away, while transformers loads the model.
+
+        transformers initialises the weights of all modules, but leaves out those with this mark.
+        """
+        tensor = torch.empty_like(replaced, device="meta")
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001
+        vars(owner)[attribute] = tensor
+        self._stand_ins.append((owner, attribute))
+
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any) -> list[Any]:
         """Return the renamings and conversions of the class, and those of packed tensors."""
         conversions: list[Any] = super().update_weight_conversions(weight_conversions, model)
         return [*conversions, self._packed_names]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> nn.Module:
+        for owner, attribute in self._stand_ins:
+            vars(owner).pop(attribute, None)
+        self._stand_ins.clear()
         for name, module in model.named_modules():
-            if isinstance(module, QuantizedLinear | QuantizedEmbedding):
-                vars(module).pop("weight", None)
             if isinstance(module, QuantizedLinear):
                 check_indices(
                     name, dict(module.named_buffers()), module.out_features, module.in_features
@@ -121,16 +141,6 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
     def is_trainable(self) -> bool:
         """True: adapters can be trained beside packed layers, whose own weights get no gradient."""
         return True
-
-
-def _initialized() -> torch.Tensor:
-    """Return what a packed module has as weight while transformers loads the model.
-
-    transformers initialises the weights of all modules, but leaves out those with this mark.
-    """
-    weight = torch.empty(0)
-    weight._is_hf_initialized = True  # type: ignore[attr-defined]  # noqa: SLF001
-    return weight
 
 
 def _empty_packed(model: nn.Module, name: str, fidelity: Fidelity) -> nn.Module:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,21 @@ from quantizer.models.files import (
     read_bounded,
     read_object,
 )
+from quantizer.models.side_files import (
+    GENERATION_CONFIG,
+    SIDE_FILE_BYTES,
+    SIDE_FILES,
+    TOKENIZER_CONFIG,
+)
+from quantizer.models.stored_weights import StoredWeights
 
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _CONFIGS = (
     CONFIG,
-    "generation_config.json",
-    _TOKENIZER_CONFIG,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_VOCABULARIES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-    "additional_chat_templates/*.jinja",
-)
-_VOCABULARY_BYTES = 64_000_000
 _VOCABULARY_BRACKETS = 2_000_000
 """A vocabulary has one list for each merge."""
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
@@ -50,15 +47,24 @@ class ModelFolder:
     Attributes:
         path: the folder.
         name: what the user called the model.
-        sha256: digest of every file that decides what the model computes; empty if only headers
-            were read.
-        dtype: the dtype in which the weights are stored, such as `bfloat16`.
+        sha256: digest of every file that decides what the model computes from tokens; empty if
+            only headers were read.
+        dtype: the dtype in which most weights are stored, such as `bfloat16`.
+        stored: what the weight files hold; None for a GGUF file of which only the header was read.
+        tokenizer_sha256: digest of what decides which tokens a text has; empty as `sha256` is.
+        earlier_sha256: the digest that the first versions recorded in profiles; it covered some
+            files of the tokenizer, too.
+        download_bytes: size of the weights that a run has to download first.
     """
 
     path: Path
     name: str
     sha256: str
     dtype: str
+    stored: StoredWeights | None = field(default=None, repr=False, compare=False)
+    tokenizer_sha256: str = ""
+    earlier_sha256: str = ""
+    download_bytes: int = 0
 
 
 def check_folder(folder: Path) -> None:
@@ -90,16 +96,16 @@ def _check_folder(folder: Path) -> None:
     for name in _CONFIGS:
         if (folder / name).exists():
             values = read_object(file_inside(folder, name), CONFIG_BYTES)
-            if name == _TOKENIZER_CONFIG:
+            if name == TOKENIZER_CONFIG:
                 check_fields(folder / name, values)
                 _check_vocabulary_paths(folder, values)
-    for path in {path for pattern in _VOCABULARIES for path in folder.glob(pattern)}:
+    for path in {path for pattern in SIDE_FILES for path in folder.glob(pattern)}:
         if path.name not in _CONFIGS and (not path.is_dir() or path.is_symlink()):
             _check_vocabulary(folder, path)
 
 
 def _check_vocabulary(folder: Path, path: Path) -> None:
-    data = read_bounded(file_inside(folder, str(path.relative_to(folder))), _VOCABULARY_BYTES)
+    data = read_bounded(file_inside(folder, str(path.relative_to(folder))), SIDE_FILE_BYTES)
     if path.suffix == ".json":
         check_bracket_count(path, data, _VOCABULARY_BRACKETS)
 
@@ -115,6 +121,6 @@ def _check_vocabulary_paths(folder: Path, values: Mapping[str, Any]) -> None:
                 path = Path(value).resolve()
                 if path.exists() and not path.is_relative_to(folder.resolve()):
                     raise ModelError(
-                        f"{_TOKENIZER_CONFIG} in {str(folder)!r} names {abbreviated(value)}, "
+                        f"{TOKENIZER_CONFIG} in {str(folder)!r} names {abbreviated(value)}, "
                         f"outside of it; drop {key}"
                     )

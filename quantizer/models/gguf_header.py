@@ -3,6 +3,8 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian.
 """
 
+import hashlib
+import re
 import struct
 from math import prod
 from pathlib import Path
@@ -45,6 +47,8 @@ _ALIGNMENT = "general.alignment"
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
 _LAYERS = ".block_count"
+_PARTS = "split.count"
+_PART_NAME = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def check_gguf(file: Path) -> int:
@@ -53,13 +57,42 @@ def check_gguf(file: Path) -> int:
     Only the header is read, and never more of it than `MAX_HEADER_BYTES`.
 
     Raises:
-        ModelError: saying what is wrong.
+        ModelError: saying what is wrong; also that the file is one part of several.
     """
+    return _checked(file)[0]
+
+
+def header_sha256(file: Path) -> str:
+    """Return the SHA-256 of the header of a GGUF file, after checking it as `check_gguf` does."""
+    return _checked(file)[1]
+
+
+def _checked(file: Path) -> tuple[int, str]:
+    """Return the number of tensors, and the digest of the header."""
+    if _PART_NAME.search(file.name):
+        raise ModelError(_split(file))
     try:
         with file.open("rb") as stream:
-            return _Header(stream, file.stat().st_size).check()
+            tensors = _Header(stream, file.stat().st_size).check()
+            header_bytes = stream.tell()
+            stream.seek(0)
+            return tensors, hashlib.sha256(stream.read(header_bytes)).hexdigest()
+    except _SplitError as err:
+        raise ModelError(_split(file)) from err
     except (ValueError, OSError) as err:
         raise ModelError(f"GGUF file {str(file)!r} cannot be read: {err}") from err
+
+
+def _split(file: Path) -> str:
+    first = _PART_NAME.sub(lambda name: f"-00001{name[0][6:]}", file.name)
+    return (
+        f"GGUF file {str(file)!r} is split; merge it first: "
+        f"`llama-gguf-split --merge {first} merged.gguf`, and give the merged file"
+    )
+
+
+class _SplitError(Exception):
+    """The file is one part of several."""
 
 
 class _Header:
@@ -80,12 +113,16 @@ class _Header:
         tensors, pairs = self._integer("<Q"), self._integer("<Q")
         if version not in _VERSIONS:
             raise ValueError(f"it has version {version}; versions 2 and 3 are read")
-        if not 0 < tensors <= MAX_TENSORS or pairs > _MAX_PAIRS:
+        if tensors > MAX_TENSORS or pairs > _MAX_PAIRS:
             raise ValueError(
                 f"it should hold {tensors} tensors and {pairs} values, at most {MAX_TENSORS} and "
                 f"{_MAX_PAIRS} are read"
             )
         numbers = self._read_values(pairs)
+        if numbers.get(_PARTS, 0) > 1:
+            raise _SplitError
+        if not tensors:
+            raise ValueError("it holds 0 tensors")
         for name, value in numbers.items():
             if name.endswith(_LAYERS) and value > tensors:
                 raise ValueError(f"{name} is {value}, more than its {tensors} tensors")

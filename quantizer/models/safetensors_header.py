@@ -11,10 +11,11 @@ This module parses one entry at a time.
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from quantizer.errors import ModelError
 from quantizer.models.files import abbreviated
@@ -48,8 +49,39 @@ _METADATA = re.compile(
 )
 
 
+class StoredTensor(NamedTuple):
+    """A tensor as the header of a file describes it.
+
+    Attributes:
+        start: offset of its data, behind the header.
+        stop: end of its data.
+        name: its name.
+        dtype: as the format calls it, such as `BF16`.
+        weights: number of its elements.
+    """
+
+    start: int
+    stop: int
+    name: str
+    dtype: str
+    weights: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its data."""
+        return self.stop - self.start
+
+
 def check_safetensors(file: Path) -> int:
-    """Return the number of tensors that the header of a safetensors file names, after checking it.
+    """Return the number of tensors in a safetensors file, after checking its header.
+
+    See `read_tensors`.
+    """
+    return len(read_tensors(file))
+
+
+def read_tensors(file: Path) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file by their offsets, after checking its header.
 
     Only the header is read. The tensors must cover the rest of the file exactly, without gaps and
     overlaps.
@@ -59,14 +91,33 @@ def check_safetensors(file: Path) -> int:
     """
     try:
         with file.open("rb") as stream:
-            header, data_bytes = _read_header(stream, file.stat().st_size)
-        return _check_ranges(sorted(_ranges(header)), data_bytes)
+            return parse_tensors(str(file), stream, file.stat().st_size)
+    except OSError as err:
+        raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
+
+
+def parse_tensors(name: str, stream: BinaryIO, file_bytes: int) -> list[StoredTensor]:
+    """Return the tensors of a safetensors file of which only the beginning may be at hand.
+
+    Args:
+        name: of the file, for messages.
+        stream: its content from the first byte to the end of the header at least.
+        file_bytes: the size of the whole file.
+
+    Raises:
+        ModelError: as `read_tensors` does.
+    """
+    try:
+        header, data_bytes = _read_header(stream, file_bytes)
+        tensors = sorted(_tensors(header))
+        _check_ranges(tensors, data_bytes)
     except RecursionError as err:
         raise ModelError(
-            f"weights {str(file)!r} are damaged or truncated: the header is nested too deeply"
+            f"weights {name!r} are damaged or truncated: the header is nested too deeply"
         ) from err
-    except (ValueError, OSError) as err:
-        raise ModelError(f"weights {str(file)!r} are damaged or truncated: {err}") from err
+    except ValueError as err:
+        raise ModelError(f"weights {name!r} are damaged or truncated: {err}") from err
+    return tensors
 
 
 def _read_header(stream: BinaryIO, file_bytes: int) -> tuple[bytes, int]:
@@ -78,6 +129,8 @@ def _read_header(stream: BinaryIO, file_bytes: int) -> tuple[bytes, int]:
             f"{MAX_HEADER_BYTES} are read"
         )
     header = stream.read(length)
+    if len(header) != length:
+        raise ValueError(f"the header should take {length} bytes, of which {len(header)} are there")
     if not header.startswith(b"{"):
         raise ValueError("the header is no JSON object")
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -87,23 +140,22 @@ def _read_header(stream: BinaryIO, file_bytes: int) -> tuple[bytes, int]:
     return header, file_bytes - 8 - length
 
 
-def _check_ranges(ranges: list[tuple[int, int, str]], data_bytes: int) -> int:
-    """Return the number of tensors, whose sorted byte ranges must cover the data exactly."""
+def _check_ranges(tensors: list[StoredTensor], data_bytes: int) -> None:
+    """Refuse tensors whose sorted byte ranges do not cover the data exactly."""
     end = 0
-    for start, stop, name in ranges:
-        if start != end:
+    for tensor in tensors:
+        if tensor.start != end:
             raise ValueError(
-                f"the data of tensor {abbreviated(name)} begin at byte {start}, those before it "
-                f"end at byte {end}"
+                f"the data of tensor {abbreviated(tensor.name)} begin at byte {tensor.start}, "
+                f"those before it end at byte {end}"
             )
-        end = stop
+        end = tensor.stop
     if end != data_bytes:
         raise ValueError(f"the tensors take {end} bytes, the file holds {data_bytes}")
-    return len(ranges)
 
 
-def _ranges(header: bytes) -> Iterator[tuple[int, int, str]]:
-    """Yield the byte range and the name of each tensor.
+def _tensors(header: bytes) -> Iterator[StoredTensor]:
+    """Yield each tensor.
 
     Nothing larger than one entry is parsed at once.
     """
@@ -124,7 +176,7 @@ def _ranges(header: bytes) -> Iterator[tuple[int, int, str]]:
         key = json.loads(name[1].decode())
         _add_name(names, key)
         if not metadata:
-            yield *_range(key, _STRICT_JSON.decode(entry[1].decode())), key
+            yield _tensor(key, _STRICT_JSON.decode(entry[1].decode()))
         position = entry.end()
         more = entry[2] == b","
     if header[position:].strip():
@@ -139,8 +191,8 @@ def _add_name(names: set[str], name: str) -> None:
     names.add(name)
 
 
-def _range(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the byte range of a tensor, whose length must follow from its dtype and shape."""
+def _tensor(name: str, entry: Mapping[str, Any]) -> StoredTensor:
+    """Return a tensor; the length of its range must follow from its dtype and shape."""
     if set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(
             f"tensor {abbreviated(name)} has not exactly a dtype, a shape and data_offsets"
@@ -170,7 +222,7 @@ def _range(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
             f"tensor {abbreviated(name)} has {size} bytes, which are not {dtype} "
             f"{abbreviated(shape)}"
         )
-    return start, stop
+    return StoredTensor(start, stop, name, sys.intern(dtype), prod(shape))
 
 
 def _whole_numbers(values: object) -> bool:

@@ -26,7 +26,10 @@ def check_block_chain(runner: BlockRunner) -> None:
     last = len(runner.blocks) - 1
     try:
         hidden = runner.initial_states(input_ids)
+        _check_streams(kind, input_ids, hidden)
         whole = runner.head_input(input_ids, hidden, 0).float()
+        with torch.no_grad():
+            runner.logits(input_ids, whole.to(hidden.dtype))
     except ModelError:
         raise
     except Exception as err:
@@ -34,11 +37,6 @@ def check_block_chain(runner: BlockRunner) -> None:
             f"{kind} does not run on token ids alone: {' '.join(str(err).split())[:200]}; it is "
             "not supported"
         ) from err
-    if hidden.dim() != 3:  # noqa: PLR2004  batch, tokens, hidden
-        raise ModelError(
-            f"the blocks of {kind} take several streams, hidden states of shape "
-            f"{tuple(hidden.shape)}; such models are not supported"
-        )
     _check_rerun(runner, input_ids, hidden, whole)
     done = 0
     for first in sorted({1, last // 2 + 1, last} - {0}):
@@ -52,6 +50,15 @@ def check_block_chain(runner: BlockRunner) -> None:
             raise _shares(kind, first) from err
         if not _close(part, whole):
             raise _shares(kind, first)
+
+
+def _check_streams(kind: str, input_ids: torch.Tensor, hidden: torch.Tensor) -> None:
+    """Refuse hidden states that are not [batch, tokens, ...]."""
+    if hidden.shape[:2] != input_ids.shape:
+        raise ModelError(
+            f"the blocks of {kind} take hidden states of shape {tuple(hidden.shape)} for token ids "
+            f"of shape {tuple(input_ids.shape)}, several streams; such models are not supported"
+        )
 
 
 def _check_rerun(

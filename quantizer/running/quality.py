@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
+_LARGEST_EXPONENT = 709
+_INFINITY = "infinity"
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:
     """Quality of one model on one text.
 
     Attributes:
-        perplexity: exp of the mean negative log-likelihood.
+        perplexity: exp of the mean negative log-likelihood; infinite where that is more than 709.
         perplexity_stderr: its standard error.
         nll_nats_per_token: mean negative log-likelihood of the next token; every window is scored
             by itself.
@@ -46,10 +49,10 @@ class Quality:
         values = torch.tensor(scores, dtype=torch.float64)  # [windows, 2]
         nll, kl = values.mean(0).tolist()
         nll_stderr, kl_stderr = _standard_errors(values).tolist()
-        perplexity = math.exp(nll)
+        perplexity = math.inf if nll > _LARGEST_EXPONENT else math.exp(nll)
         return cls(
             perplexity=perplexity,
-            perplexity_stderr=perplexity * nll_stderr,
+            perplexity_stderr=math.nan if math.isinf(perplexity) else perplexity * nll_stderr,
             nll_nats_per_token=nll,
             nll_stderr=nll_stderr,
             kl_nats_per_token=kl,
@@ -58,20 +61,27 @@ class Quality:
             tokens=tokens,
         )
 
-    def to_json(self) -> dict[str, float | int | None]:
-        """Return the quality as JSON values; an unknown standard error is null."""
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(self).items()
-        }
+    def to_json(self) -> dict[str, float | int | str | None]:
+        """Return the quality as JSON values.
+
+        An unknown standard error is null, an infinite number the string `infinity`.
+        """
+        return {key: _json_value(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Quality":
         """Return the quality that `to_json` wrote."""
         known: dict[str, Any] = {
-            key: math.nan if value is None else value for key, value in values.items()
+            key: math.nan if value is None else float(value) if value == _INFINITY else value
+            for key, value in values.items()
         }
         return cls(**known)
+
+
+def _json_value(value: float) -> float | str | None:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else _INFINITY
 
 
 def _standard_errors(values: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantizer.errors import ModelError
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.moments import input_groups, input_moments
@@ -42,6 +43,14 @@ class GroupMoments:
     matrix: Tensor
     tokens: int
     share: float
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether fewer tokens reached the layers than they have columns, though more might have.
+
+        Layers that see every token never are.
+        """
+        return self.share < 1 and self.tokens < len(self.matrix)
 
 
 def waves(
@@ -81,7 +90,27 @@ def measure_wave(
         batches: token ids of each batch, int64 [windows, tokens].
         hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
         index: index of the block.
+
+    Raises:
+        ModelError: moments are not finite; names the layer and the block.
     """
+    measured = _measure(runner, wave, batches, hidden, index)
+    for each in measured:
+        if not bool(torch.isfinite(each.matrix).all()):
+            raise ModelError(
+                f"the inputs of layer {each.group[0].name!r} (block {index}) are not finite on the "
+                "calibration text: the model overflows there; run it in float32 or use other text"
+            )
+    return measured
+
+
+def _measure(
+    runner: BlockRunner,
+    wave: Sequence[Group],
+    batches: Sequence[Tensor],
+    hidden: Sequence[Tensor],
+    index: int,
+) -> list[GroupMoments]:
     positions = sum(batch.numel() for batch in batches)
     if _experts_around(runner.model, wave[0][0].name) is None:
         matrix = input_moments(runner, wave[0][0], batches, hidden, index)

@@ -25,7 +25,8 @@ class Projection:
 
     Attributes:
         name: its name in an expert; empty if the expert is this one layer.
-        parameter: name of the fused parameter, [experts, ...].
+        parameter: name of the fused parameter, [experts, rows, columns] or [experts * rows,
+            columns].
         bias: name of the fused bias, [experts, out]; None if there is none.
         part: which of the output features are its own.
         transposed: whether a slice of the parameter is [in, out] instead of [out, in].
@@ -46,11 +47,13 @@ class FusedExperts:
         count: number of experts that have weights.
         projections: of each expert.
         separate: the class that computes the same with separate experts.
+        activation: the activation function, where it is not the module's `act_fn`.
     """
 
     count: int
     projections: tuple[Projection, ...]
     separate: "type[SeparateExperts]"
+    activation: Any = None
 
 
 class SeparateExperts(nn.Module):
@@ -61,9 +64,12 @@ class SeparateExperts(nn.Module):
         super().__init__()
         own = vars(self).keys()
         vars(self).update({key: each for key, each in vars(original).items() if key not in own})
-        for name, child in original.named_children():
-            self.add_module(name, child)
         taken = {name for each in fused.projections for name in (each.parameter, each.bias)}
+        for name, child in original.named_children():
+            if not any(each and each.startswith(f"{name}.") for each in taken):
+                self.add_module(name, child)
+        if not hasattr(self, "act_fn"):
+            self.act_fn = fused.activation
         for name, parameter in original.named_parameters(recurse=False):
             if name not in taken:
                 self.register_parameter(name, parameter)
@@ -72,7 +78,7 @@ class SeparateExperts(nn.Module):
         self.expert_count = fused.count
         self.gate = getattr(type(original), "_apply_gate", _silent_gate)
         for index in range(fused.count):
-            self.add_module(str(index), _expert(original, fused.projections, index))
+            self.add_module(str(index), _expert(original, fused, index))
         self.training = original.training
 
     def expert(self, index: int) -> nn.Module:
@@ -172,6 +178,8 @@ def fused_experts(module: nn.Module) -> FusedExperts | None:
     if set(matrices) == {"weight"} and arguments == ["inputs", "expert_size"]:
         whole = Projection("", "weight", None, slice(None), transposed=False)
         return FusedExperts(len(matrices["weight"]), (whole,), ParallelExperts)
+    if _is_stacked(module):
+        return _stacked_experts(module)
     first = _GATED if _GATED in matrices else _UP
     if set(matrices) != {first, _DOWN} or len(arguments) not in {1, 3}:
         return None
@@ -200,9 +208,26 @@ def fused_experts(module: nn.Module) -> FusedExperts | None:
     return FusedExperts(len(matrices[_DOWN]), (*inner, down), separate)
 
 
-def _expert(original: nn.Module, projections: Sequence[Projection], index: int) -> nn.Module:
+def _is_stacked(module: nn.Module) -> bool:
+    """Return whether a child holds the rows of all experts below each other (DBRX)."""
+    held = {name for name, _ in getattr(module, "mlp", nn.Module()).named_parameters(recurse=False)}
+    return held == {"w1", "v1", "w2"} and isinstance(getattr(module, "num_experts", None), int)
+
+
+def _stacked_experts(module: Any) -> FusedExperts:
+    """Return the experts of a module whose child holds their rows below each other."""
+    whole = slice(None)
+    projections = (
+        Projection("gate_proj", "mlp.w1", None, whole, transposed=False),
+        Projection(_UP, "mlp.v1", None, whole, transposed=False),
+        Projection(_DOWN, "mlp.w2", None, whole, transposed=True),
+    )
+    return FusedExperts(module.num_experts, projections, RoutedExperts, module.mlp.activation_fn)
+
+
+def _expert(original: nn.Module, fused: FusedExperts, index: int) -> nn.Module:
     """Return an expert: a module with its projections, or its only layer."""
-    layers = {each.name: _linear(original, each, index) for each in projections}
+    layers = {each.name: _linear(original, each, fused.count, index) for each in fused.projections}
     if "" in layers:
         return layers[""]
     expert = nn.Module()
@@ -211,9 +236,12 @@ def _expert(original: nn.Module, projections: Sequence[Projection], index: int) 
     return expert
 
 
-def _linear(original: nn.Module, projection: Projection, index: int) -> nn.Linear:
+def _linear(original: nn.Module, projection: Projection, count: int, index: int) -> nn.Linear:
     """Return a projection of an expert; its weight and bias are views of the fused ones."""
-    weight = original.get_parameter(projection.parameter)[index].detach()
+    parameter = original.get_parameter(projection.parameter).detach()
+    if parameter.dim() == 2:  # noqa: PLR2004  rows of all experts, columns
+        parameter = parameter.view(count, -1, parameter.shape[-1])
+    weight = parameter[index]
     weight = (weight.t() if projection.transposed else weight)[projection.part]
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)

@@ -4,12 +4,14 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
 
 READ_ELSEWHERE = "other code of the model reads its weight"
+OTHER_PRODUCT = "it computes something else than a linear layer does"
 SHARED = "its weight is shared with another layer"
 ROUTER = "it chooses experts"
 SMALL = "it would be stored larger than it is"
@@ -34,24 +36,30 @@ def kept_layers(model: nn.Module, path: str, blocks: nn.ModuleList) -> dict[str,
     owners: dict[int, int] = {}
     for linear in _linears(model):
         owners[id(linear.weight)] = owners.get(id(linear.weight), 0) + 1
+    read = {id(each) for module in model.modules() for each in _read_by_code(module, blocks)}
     kept: dict[str, str] = {}
     for index, block in enumerate(blocks):
-        read = {id(linear) for module in block.modules() for linear in _read_by_code(module)}
         for kind, linear in block.named_modules(remove_duplicate=False):
             if not isinstance(linear, nn.Linear):
                 continue
-            reason = None
             if id(linear) in read:
-                reason = READ_ELSEWHERE
+                kept[f"{path}.{index}.{kind}"] = READ_ELSEWHERE
             elif owners.get(id(linear.weight), 1) > 1:
-                reason = SHARED
-            elif min(linear.in_features, linear.out_features) < _LEAST_FEATURES:
-                reason = SMALL
+                kept[f"{path}.{index}.{kind}"] = SHARED
             elif _chooses_experts(block, kind):
-                reason = ROUTER
-            if reason is not None:
+                kept[f"{path}.{index}.{kind}"] = ROUTER
+            elif (reason := _own_reason(linear)) is not None:
                 kept[f"{path}.{index}.{kind}"] = reason
     return kept
+
+
+def _own_reason(linear: nn.Linear) -> str | None:
+    """Return why a layer stays wherever it is; None if it need not."""
+    if linear.weight is not None and type(linear).forward is not nn.Linear.forward:
+        return OTHER_PRODUCT
+    if min(linear.in_features, linear.out_features) < _LEAST_FEATURES:
+        return SMALL
+    return None
 
 
 def _linears(model: nn.Module) -> Iterator[nn.Linear]:
@@ -78,29 +86,46 @@ def _alike(experts: list[nn.Module]) -> bool:
     return len(experts) > 1 and len({type(each) for each in experts}) == 1
 
 
-def _read_by_code(module: nn.Module) -> Iterator[nn.Linear]:
-    """Yield the linear layers whose weight the class of a module reads."""
+def _read_by_code(module: nn.Module, blocks: nn.ModuleList) -> Iterator[nn.Linear]:
+    """Yield the linear layers whose weight the class of a module reads.
+
+    What it reads of a variable, as in `block.attention.output.weight`, counts for every block.
+    """
     if type(module).__module__.startswith("torch."):
         return
     cls: Any = type(module)  # mypy takes a class of modules for one that has no hash
-    for test_chain, names in _weight_reads(cls):
-        if any(_is_false(test, module) for test in test_chain):
+    for read in _weight_reads(cls):
+        if any(_is_false(test, module) for test in read.tests):
             continue
-        found: Any = module
-        for name in names:
-            found = getattr(found, name, None)
-        if isinstance(found, nn.Linear):
-            yield found
+        for start in [module] if read.of_self else blocks:
+            found: Any = start
+            for name in read.names:
+                found = getattr(found, name, None)
+            if isinstance(found, nn.Linear):
+                yield found
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A place in code that reads `self.a.b.weight`, or `block.a.b.weight` of a variable.
+
+    Attributes:
+        tests: the conditions around it.
+        of_self: whether it starts at `self`.
+        names: ("a", "b").
+    """
+
+    tests: tuple[str, ...]
+    of_self: bool
+    names: tuple[str, ...]
 
 
 @cache
-def _weight_reads(
-    cls: type[nn.Module],
-) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """Return each `self.a.b.weight` in a class as the conditions around it and ("a", "b")."""
-    reads: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+def _weight_reads(cls: type[nn.Module]) -> tuple[_Read, ...]:
+    """Return each place in a class that reads the weight of a part of it."""
+    reads: list[_Read] = []
     for base in cls.__mro__:
-        if not base.__module__.startswith("transformers.models"):
+        if base.__module__.partition(".")[0] in {"torch", "builtins"}:
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
@@ -112,9 +137,7 @@ def _weight_reads(
     return tuple(dict.fromkeys(reads))
 
 
-def _reads(
-    nodes: list[Any], tests: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+def _reads(nodes: list[Any], tests: tuple[str, ...]) -> Iterator[_Read]:
     for node in nodes:
         if isinstance(node, ast.If | ast.IfExp):
             yield from _reads([node.test], tests)
@@ -124,27 +147,26 @@ def _reads(
             yield from _reads(orelse, (*tests, f"not ({ast.unparse(node.test)})"))
             continue
         if isinstance(node, ast.Attribute) and node.attr == "weight":
-            names = _path_from_self(node.value)
-            if names:
-                yield tests, names
+            root, names = _path(node.value)
+            if names and root is not None:
+                yield _Read(tests, root == "self", names)
         yield from _reads(list(ast.iter_child_nodes(node)), tests)
 
 
-def _path_from_self(node: ast.expr) -> tuple[str, ...]:
-    """Return ("a", "b") for `self.a.b`; nothing for other expressions."""
+def _path(node: ast.expr) -> tuple[str | None, tuple[str, ...]]:
+    """Return ("x", ("a", "b")) for `x.a.b`; None and nothing for other expressions."""
     names: list[str] = []
     while isinstance(node, ast.Attribute):
         names.append(node.attr)
         node = node.value
-    if isinstance(node, ast.Name) and node.id == "self":
-        return tuple(reversed(names))
-    return ()
+    return (node.id, tuple(reversed(names))) if isinstance(node, ast.Name) else (None, ())
 
 
 def _is_false(test: str, module: nn.Module) -> bool:
-    """Return whether a condition is about plain attributes alone, and does not hold for a module.
+    """Return whether a condition is about plain attributes, and does not hold for a module.
 
-    `self.training` and whatever depends on tensors or the machine may hold elsewhere.
+    Whatever depends on tensors or the machine may hold elsewhere. Packed models are not in training
+    mode, so what runs only there counts as ruled out.
     """
     tree = ast.parse(test, mode="eval")
     return _value(tree.body, module) is False
@@ -159,13 +181,29 @@ def _value(node: ast.expr, module: nn.Module) -> object:
         return None if operand is None else not operand
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         return _comparison(node, module)
-    names = _path_from_self(node)
-    if not names or "training" in names:
-        return None
-    found: Any = module
+    if isinstance(node, ast.BoolOp):
+        return _junction(node, module)
+    root, names = _path(node)
+    return _attribute(names, module) if root == "self" else None
+
+
+def _attribute(names: tuple[str, ...], module: nn.Module) -> object:
+    """Return the value of `self.a.b` if it is plain; None if not, or if there is no such path."""
+    if names == ("training",):
+        return False
+    found: Any = module if names else None
     for name in names:
         found = getattr(found, name, None)
     return found if isinstance(found, bool | int | float | str) else None
+
+
+def _junction(node: ast.BoolOp, module: nn.Module) -> bool | None:
+    """Return the value of `and` or `or`; None if it cannot be known."""
+    values = [_value(each, module) for each in node.values]
+    decides = isinstance(node.op, ast.Or)  # a true operand decides `or`, a false one `and`
+    if any(value is not None and bool(value) is decides for value in values):
+        return decides
+    return None if None in values else not decides
 
 
 def _comparison(node: ast.Compare, module: nn.Module) -> bool | None:

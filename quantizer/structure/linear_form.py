@@ -63,7 +63,7 @@ def _check_same(original: nn.Module, separate: SeparateExperts, fused: FusedExpe
     parameter = original.get_parameter(fused.projections[0].parameter)
     if parameter.device.type == "meta":
         return
-    width = parameter.shape[1 if fused.projections[0].transposed else 2]
+    width = parameter.shape[-2 if fused.projections[0].transposed else -1]
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(_TOKENS * fused.count, width, generator=generator).to(parameter)
     arguments: tuple[Any, ...] = (rows,)
@@ -71,11 +71,12 @@ def _check_same(original: nn.Module, separate: SeparateExperts, fused: FusedExpe
         arguments = (rows, [_TOKENS] * fused.count)
     elif isinstance(separate, RoutedExperts):
         chosen = torch.randint(fused.count, (len(rows), 1), generator=generator)
-        weights = torch.rand(len(rows), 1, generator=generator)
+        chosen = torch.cat([chosen, (chosen + 1) % fused.count], dim=1)  # two different ones
+        weights = torch.rand(chosen.shape, generator=generator)
         arguments = (rows, chosen.to(rows.device), weights.to(parameter))
     with torch.no_grad():
-        wanted = original(*arguments).float()
         found = separate(*arguments).float()
+        wanted = original(*arguments).float().reshape(found.shape)
     if not torch.allclose(found, wanted, rtol=0, atol=_TOLERANCE * float(wanted.abs().max())):
         raise ModelError(
             f"the experts of class {type(original).__name__} compute something else when they are "

@@ -65,6 +65,11 @@ def read_text(source: str) -> str:
     return text
 
 
+def is_at_hand(source: str) -> bool:
+    """Return whether a text is built in or on this machine, and not a dataset of the hub."""
+    return source in (BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION) or _exists(source)
+
+
 def _exists(source: str) -> bool:
     try:
         return Path(source).exists()

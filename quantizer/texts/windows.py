@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
 
 
 def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
-    """Return windows of tokens of a text.
+    """Return windows of tokens of a text: `tokenize`, then `cut_windows`.
 
     The whole text is tokenised at once, without special tokens, and cut into consecutive windows;
     the rest is dropped.
@@ -34,7 +34,21 @@ def make_windows(text: str, spec: TextSpec, tokenizer: Tokenizer) -> Tensor:
     Raises:
         TextError: the text is too short for the windows.
     """
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)
+    return cut_windows(tokenize(text, tokenizer), spec)
+
+
+def tokenize(text: str, tokenizer: Tokenizer) -> Tensor:
+    """Return the tokens of a text, int64 [tokens], without special tokens."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def cut_windows(ids: Tensor, spec: TextSpec) -> Tensor:
+    """Return windows of the tokens of a text, see `make_windows`.
+
+    Raises:
+        TextError: there are too few tokens for the windows.
+    """
     available = len(ids) // spec.tokens
     wanted = spec.windows or available - spec.skip
     if wanted < 1 or available < spec.skip + wanted:

@@ -57,8 +57,8 @@ def run(request: RunRequest, out_folder: Path, cache: Path, *, as_json: bool) ->
     check_output(out_folder)
     with run_store(cache, request) as store:
         with reporting() as reporter:
-            report, checkpoint = pipeline.run(request, store, reporter)
-        deliver(out_folder, checkpoint, report)
+            report, delivery = pipeline.run(request, store, reporter)
+        deliver(out_folder, delivery.checkpoint, delivery.source, report)
     if as_json:
         print_json(report.to_json())
         return
@@ -116,7 +116,7 @@ def quantize(
     with run_store(cache, request) as store:
         with reporting() as reporter:
             quantized = single_stages.quantize_model(request, store, reporter)
-        deliver(out_folder, quantized.checkpoint, None)
+        deliver(out_folder, quantized.checkpoint, quantized.source, None)
     summary = {
         "checkpoint": str(out_folder.resolve()),
         "trained": quantized.trained,

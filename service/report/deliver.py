@@ -8,7 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from quantizer.durable import atomic_folder
+from quantizer.durable import atomic_folder, file_sha256
+from quantizer.models.side_files import copy_side_files
 from service.errors import OutputError
 from service.report.document import Report
 from service.report.layers import LayerInfo
@@ -73,8 +74,10 @@ def _layer_row(report: Report, name: str, layer: LayerInfo) -> dict[str, Any]:
     }
 
 
-def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
-    """Make the output folder: the checkpoint's files, and the report beside them.
+def deliver(folder: Path, checkpoint: Path, source: Path, report: Report | None) -> None:
+    """Make the output folder: the checkpoint, the original's side files, and the report.
+
+    Side files are those of the model folder now, see `quantizer.models.side_files`.
 
     The folder appears complete or not at all. Its files are copies with the permissions of new
     files, so an edit of them changes nothing in the cache.
@@ -82,21 +85,39 @@ def deliver(folder: Path, checkpoint: Path, report: Report | None) -> None:
     Args:
         folder: new or empty.
         checkpoint: folder whose files are delivered.
+        source: folder of the original model.
         report: None for a folder without report.
 
     Raises:
-        OutputError, StorageError: see `check_output`.
+        OutputError: see `check_output`; or a side file is another than the report says.
+        StorageError: the disk is full.
     """
     check_output(folder)
     with disk_errors(folder), atomic_folder(folder.resolve()) as temporary:
+        side_files = copy_side_files(source, temporary)
         for file in sorted(checkpoint.iterdir()):
-            copy_file(file, temporary / file.name)
+            if file.name not in side_files:
+                copy_file(file, temporary / file.name)
         if report is not None:
+            digests = {name: file_sha256(temporary / name) for name in side_files}
+            _check_side_files(source, digests, report)
             (temporary / REPORT_JSON).write_text(
                 json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8"
             )
             (temporary / REPORT_PAGE).write_text(render_page(report), encoding="utf-8")
             (temporary / LAYER_TABLE).write_text(layer_table(report), encoding="utf-8")
+
+
+def _check_side_files(source: Path, now: Mapping[str, str], report: Report) -> None:
+    """Refuse side files that were edited since the report was made."""
+    if report.side_files is None:
+        return
+    for name in sorted(now.keys() | report.side_files.keys()):
+        if now.get(name) != report.side_files.get(name):
+            raise OutputError(
+                f"file {str(source / name)!r} was edited while the run ended; run the same "
+                "command again"
+            )
 
 
 def deliver_files(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -53,6 +53,8 @@ class Report:
         uniform: fidelity of each layer under the best uniform plan, by name of the layer.
         damage_nats_per_token: change of the loss when a layer alone takes a fidelity [nats/token],
             by name of the layer and of the fidelity.
+        side_files: SHA-256 of each file of the original that is delivered as it is, such as those
+            of the tokenizer, by name; missing in older reports.
         notes: what the user should know, in sentences.
         seconds: wall time by stage.
         provenance: versions and circumstances.
@@ -82,6 +84,7 @@ class Report:
     plan: PlanInfo
     uniform: Mapping[str, str]
     damage_nats_per_token: Mapping[str, Mapping[str, float]]
+    side_files: Mapping[str, str] | None = field(default=None, metadata=json_values.OMIT_IF_NONE)
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
     provenance: Provenance

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from math import inf
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -10,12 +11,18 @@ from service.errors import RequestError
 
 T = TypeVar("T")
 
+INFINITY = "infinity"
+"""What stands for an infinite number."""
+
 OMIT_IF_NONE = {"omit_if_none": True}
 """Metadata of a field that is missing from the JSON object, instead of null, if it is None."""
 
 
 def to_json(value: Any) -> Any:
-    """Return a dataclass as JSON values: an object whose keys are the names of its fields."""
+    """Return a dataclass as JSON values: an object whose keys are the names of its fields.
+
+    JSON has no infinite numbers; they become the string `infinity`, which `from_json` reads.
+    """
     if is_dataclass(value):
         found = {each: getattr(value, each.name) for each in fields(value)}
         return {
@@ -25,6 +32,8 @@ def to_json(value: Any) -> Any:
         }
     if isinstance(value, Mapping):
         return {key: to_json(content) for key, content in value.items()}
+    if isinstance(value, float) and value == inf:
+        return INFINITY
     return [to_json(content) for content in value] if isinstance(value, tuple | list) else value
 
 

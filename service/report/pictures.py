@@ -96,16 +96,26 @@ def _blocks(layers: Mapping[str, LayerInfo]) -> list[int]:
     return sorted({layer.block for layer in layers.values()})
 
 
+def _kind(layer: LayerInfo) -> str:
+    """Return the path of a layer in its block, with a star for the number of an expert."""
+    return ".".join("*" if part.isdigit() else part for part in layer.kind.split("."))
+
+
 def _heat_map(
     layers: Mapping[str, LayerInfo], by_name: Mapping[str, float], label: str, colors: str
 ) -> str:
-    """Return one number of each layer by block and kind."""
-    kinds = list(dict.fromkeys(layer.kind for layer in layers.values()))
+    """Return one number of each layer by block and kind, of experts their mean."""
+    kinds = list(dict.fromkeys(_kind(layer) for layer in layers.values()))
     blocks = _blocks(layers)
-    values: Any = np.full((len(kinds), len(blocks)), np.nan)
+    totals: Any = np.zeros((len(kinds), len(blocks)))
+    counts: Any = np.zeros((len(kinds), len(blocks)))
     for name, layer in layers.items():
-        values[kinds.index(layer.kind), blocks.index(layer.block)] = by_name[name]
-    figure, axes = new_figure(1.8 + 0.24 * len(blocks), 0.8 + 0.3 * len(kinds))
+        place = kinds.index(_kind(layer)), blocks.index(layer.block)
+        totals[place] += by_name[name]
+        counts[place] += 1
+    values = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+    label_inches = 0.07 * max(map(len, kinds))
+    figure, axes = new_figure(1.2 + label_inches + 0.24 * len(blocks), 0.8 + 0.3 * len(kinds))
     image = axes.imshow(values, aspect="auto", cmap=colors)
     axes.set_yticks(range(len(kinds)), kinds)
     step = max(1, len(blocks) // 15)

@@ -8,10 +8,10 @@ from service.report.json_values import OMIT_IF_NONE
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Quality of one model on one text. A number that is not finite is null.
+    """Quality of one model on one text. An unknown number is null.
 
     Attributes:
-        perplexity: exp of the mean negative log-likelihood.
+        perplexity: exp of the mean negative log-likelihood; `infinity` where that is beyond 709.
         perplexity_stderr: its standard error.
         nll_nats_per_token: mean negative log-likelihood of the next token [nats/token].
         nll_stderr: its standard error over windows.

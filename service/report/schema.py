@@ -13,9 +13,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from service.report.document import SCHEMA, Report
+from service.report.json_values import INFINITY
 
 FILE = "report.schema.json"
 
+_NUMBER_OR_NULL = [{"type": "number"}, {"type": "null"}]
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): ((?:.|\n(?= {8}))*)", re.MULTILINE)
 
 
@@ -28,6 +30,8 @@ def report_schema() -> dict[str, Any]:
         part["description"] = " ".join(summary.split())
         for name, content in part["properties"].items():
             content.pop("title", None)
+            if content.get("anyOf") == _NUMBER_OR_NULL:
+                content["anyOf"] = [*_NUMBER_OR_NULL, {"const": INFINITY}]
             content["description"] = described[name]
     schema["properties"]["schema"]["const"] = SCHEMA
     return schema | {

@@ -1,6 +1,6 @@
 """The figures of a report that people look at first."""
 
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 from service.report.document import Report
@@ -58,13 +58,15 @@ def headline(report: Report) -> dict[str, Any]:
 
 
 def figure(value: float | None, digits: int) -> str:
-    """Return a number as text; one that is null in the report is not finite."""
+    """Return a number as text; one that is null in the report is not known."""
+    if value == inf:
+        return "infinite"
     return "not finite" if value is None or not isfinite(value) else f"{value:.{digits}f}"
 
 
 def with_error(value: float | None, error: float | None, digits: int) -> str:
     """Return a number with its standard error, where there is one, as text."""
-    if error is None or not isfinite(error):
+    if value is None or error is None or not isfinite(value + error):
         return figure(value, digits)
     return f"{figure(value, digits)} ± {error:.{digits}f}"
 

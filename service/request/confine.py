@@ -9,7 +9,8 @@ from quantizer.texts.text import BUILT_IN_CALIBRATION, BUILT_IN_EVALUATION
 from service.errors import PathRefused
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}"
-_HUB_MODEL = re.compile(rf"{_PART}/{_PART}")
+_REVISION = rf"{_PART}(?:/{_PART}){{0,7}}"
+_HUB_MODEL = re.compile(rf"{_PART}/{_PART}(?:@{_REVISION})?")
 _HUB_TEXT = re.compile(rf"{_PART}/{_PART}(:[\w.-]{{0,96}}){{0,2}}")
 _LONGEST = 1000
 

@@ -59,8 +59,9 @@ class ModelOption(Checked):
     model: Annotated[
         Named,
         option(
-            "A folder, a GGUF file, or the id of a model on the Hugging Face hub.",
-            values="a folder, a GGUF file, or a Hugging Face id",
+            "A folder, a GGUF file, or the id of a model on the Hugging Face hub, with @ and a "
+            "branch, tag or commit for a certain revision.",
+            values="a folder, a GGUF file, or a Hugging Face id as ORG/NAME[@REVISION]",
             example="demo/model/SmolLM2-135M-Instruct.Q4_1.gguf",
             min_length=1,
         ),
@@ -275,7 +276,7 @@ class RunSettings(
         """Return the request of a run.
 
         Args:
-            model: a folder, a GGUF file, or a Hugging Face id.
+            model: a folder, a GGUF file, or a Hugging Face id, perhaps with a revision.
             constraints: what the plan must respect beside the budget.
             text: returns what is read for the name of a text.
 

@@ -61,7 +61,7 @@ def store_results(
     report = Report.from_json(as_called(state.report.to_json(), names))
     with tempfile.TemporaryDirectory(dir=cache, prefix="deliver-") as folder:
         out = Path(folder) / "out"
-        deliver(out, state.delivery.checkpoint, report)
+        deliver(out, state.delivery.checkpoint, state.delivery.source, report)
         paths = (path for path in sorted(out.rglob("*")) if path.is_file())
         stored = artifacts.put(
             result_place(job), {str(path.relative_to(out)): path for path in paths}

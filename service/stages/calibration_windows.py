@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from quantizer.durable import PartStore
-from quantizer.models.loading import load_tokenizer
 from quantizer.texts.text import TextSpec, read_text, text_sha256
-from quantizer.texts.windows import make_windows
 from service.request.effort import Effort
 from service.request.request import RunRequest
 from service.stages.context import RunContext
+from service.stages.text_fit import fitting_windows
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
 
@@ -65,18 +64,19 @@ def cut_windows(context: RunContext, request: RunRequest) -> RunWindows:
 
 
 def text_windows(context: RunContext, spec: TextSpec) -> Windows:
-    """Cut a text into token windows.
+    """Cut a text into token windows that fit the model.
 
     Raises:
         TextError: the text cannot be used.
+        ModelError: the tokenizer cannot be used, or is that of another model.
     """
     text = read_text(spec.source)
     inputs = {name: value for name, value in asdict(spec).items() if name != "source"}
-    inputs |= {"model": context.model.sha256, "text": text_sha256(text)}
+    inputs |= {"tokenizer": context.model.tokenizer_sha256, "text": text_sha256(text)}
 
     def make(folder: Path, _: PartStore) -> None:
-        windows = make_windows(text, spec, load_tokenizer(context.model))
-        save_file({"windows": windows}, folder / _FILE)
+        windows = fitting_windows(context.model, text, {"windows": spec})
+        save_file(windows, folder / _FILE)
 
     folder = context.store.get(StageKey("calibration", inputs), make)
     return Windows.of(load_file(folder / _FILE)["windows"].contiguous(), spec.source)

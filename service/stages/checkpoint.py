@@ -1,6 +1,7 @@
 """The stage that quantizes a model as a plan says, into a checkpoint that transformers loads."""
 
 import hashlib
+import json
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -18,8 +19,10 @@ from quantizer.conversion.pack import pack_model
 from quantizer.conversion.quantized_block import read_blocks
 from quantizer.durable import PartStore, file_sha256
 from quantizer.errors import PlanError
+from quantizer.models.config import CONFIG
 from quantizer.models.folder import ModelFolder
 from quantizer.models.loading import meta_model
+from quantizer.models.side_files import remove_side_files
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import DEFAULT_ROUNDING, Rounding
@@ -27,6 +30,8 @@ from quantizer.structure.blocks import find_layers
 from service.stages.context import RunContext
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
+
+_STARVED = "starved.json"
 
 
 def check_plan(model: ModelFolder, plan: Plan) -> None:
@@ -82,7 +87,7 @@ def make_checkpoint(
         table_fidelities = {table.name: fidelity for table, fidelity in plan.embeddings.items()}
         tables = quantize_embeddings(runner, table_fidelities, calibration.batches())
         set_embedding_weights(runner.model, tables)
-        quantize_blocks(
+        starved = quantize_blocks(
             runner,
             plan.without_embeddings.layers,
             QuantizationSpec.for_plan(plan, rounding),
@@ -91,9 +96,35 @@ def make_checkpoint(
             context.reporter.step(label),
         )
         pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
-        save_checkpoint(runner.model, context.model, plan, folder / "model")
+        store_checkpoint(runner.model, context.model, plan, folder / "model")
+        (folder / _STARVED).write_text(json.dumps(starved), encoding="utf-8")
 
     return context.store.get(StageKey("checkpoint", inputs), make) / "model"
+
+
+def read_starved(checkpoint: Path) -> dict[str, int]:
+    """Return the layers of experts that few calibration tokens reached, and how many did.
+
+    Args:
+        checkpoint: a folder that `make_checkpoint` returned.
+    """
+    file = checkpoint.parent / _STARVED
+    if not file.exists():  # made before this was stored
+        return {}
+    starved: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+    return starved
+
+
+def store_checkpoint(model: Any, source: ModelFolder, plan: Plan, folder: Path) -> None:
+    """Write a packed model into the folder of a stage, without side files of the source.
+
+    Side files are in no stage's key: they are copied from the source when the checkpoint is
+    delivered.
+
+    Args and errors are those of `quantizer.conversion.checkpoint.save_checkpoint`.
+    """
+    save_checkpoint(model, source, plan, folder)
+    remove_side_files(folder)
 
 
 def stored_weights(plan: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
@@ -112,7 +143,7 @@ def stored_weights(plan: Plan, parts: PartStore) -> dict[str, QuantizedWeight]:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's weights and configuration."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+    """Return the SHA-256 of a checkpoint's weights and configuration, which decide its outputs."""
+    files = sorted([folder / CONFIG, *folder.glob("*.safetensors")])
     lines = "\n".join(f"{file.name}:{file_sha256(file)}" for file in files)
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -16,6 +16,7 @@ from service.stages.machine import Machine
 from service.stages.progress import Reporter
 from service.stages.windows import Windows
 from service.storage.cache_entry import MODELS
+from service.storage.disk import disk_errors
 from service.storage.stage_store import StageStore
 
 
@@ -58,8 +59,9 @@ class RunContext:
         Raises:
             ModelError: the model cannot be used.
             RequestError: the device is missing.
+            StorageError: the disk is full while the model is converted.
         """
-        model = find_model(request.model, store.root / MODELS, read_weights=read_weights)
+        model = model_in(store, request.model, read_weights=read_weights)
         machine = Machine.choose(request.device)
         return cls(store_for(store, model), model, machine, reporter, request.amounts.batch)
 
@@ -82,6 +84,20 @@ class RunContext:
     def calibration(self, windows: Windows) -> Calibration:
         """Return windows that layers are quantized on, on the machine's device."""
         return Calibration(self.on_device(windows), self.batch)
+
+
+def model_in(store: StageStore, reference: str, *, read_weights: bool = True) -> ModelFolder:
+    """Return the folder of a model, converted into the store if it is a GGUF file.
+
+    See `quantizer.models.source.find_model`.
+
+    Raises:
+        ModelError: the model cannot be used.
+        StorageError: the disk is full while the model is converted.
+    """
+    models = store.root / MODELS
+    with disk_errors(models):
+        return find_model(reference, models, read_weights=read_weights)
 
 
 def store_for(store: StageStore, model: ModelFolder) -> StageStore:

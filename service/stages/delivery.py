@@ -13,11 +13,13 @@ class Delivery:
     """The selected candidate, before and after training.
 
     Attributes:
+        source: folder of the original model, whose side files are delivered, too.
         selection: which candidate plan is delivered.
         checkpoints: folders of all candidates, by name of their plan.
         training: the trained checkpoint; None if nothing was trained.
     """
 
+    source: Path
     selection: Selection
     checkpoints: Mapping[str, Path]
     training: TrainingResult | None

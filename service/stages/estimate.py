@@ -11,7 +11,11 @@ from service.stages.time_estimate import run_seconds
 
 
 def dry_run(context: RunContext, request: RunRequest, prepared: PreparedRun) -> dict[str, Any]:
-    """Return what a run would do and take, as JSON values: sizes [bytes], memory, disk, seconds."""
+    """Return what a run would do and take, as JSON values: sizes [bytes], memory, disk, seconds.
+
+    `download_bytes` is the space that weights take which a run downloads first, `cache_bytes` what
+    its stages take.
+    """
     sizes = prepared.sizes
     plans = uniform_plans(prepared.layers, prepared.menu.fidelities, prepared.budget_bytes)
     uniform = max(plans, key=lambda plan: plan.weight_bytes)
@@ -31,6 +35,7 @@ def dry_run(context: RunContext, request: RunRequest, prepared: PreparedRun) -> 
         "menu": [fidelity.name for fidelity in prepared.menu.fidelities],
         "context": prepared.menu.fidelities[prepared.menu.context].name,
         "peak_memory_bytes": peak_memory_bytes(request, prepared, context.machine),
+        "download_bytes": context.model.download_bytes,
         "cache_bytes": 4 * prepared.budget_bytes + 2 * checkpoint_bytes,
         "seconds": round(run_seconds(request, prepared, context.machine)),
     }

@@ -63,7 +63,8 @@ def prepare(context: RunContext, request: RunRequest, given: Profile | None = No
 
 def _check_profile(given: Profile, context: RunContext, layers: tuple[LayerSpec, ...]) -> None:
     model = context.model
-    other_weights = bool(model.sha256) and given.model_sha256 != model.sha256
+    known = (model.sha256, model.earlier_sha256)
+    other_weights = bool(model.sha256) and given.model_sha256 not in known
     if given.layers != layers or other_weights:
         raise ProfileError(
             f"the given profile was measured on another model than {model.name!r}; measure this one"

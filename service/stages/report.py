@@ -8,6 +8,7 @@ from importlib.metadata import version
 from allocator.demands.menu import uniform_bytes
 from allocator.profile import Profile
 from quantizer.conversion.checkpoint import checkpoint_bytes
+from quantizer.models.side_files import side_file_digests
 from service.report.document import SCHEMA, Report
 from service.report.json_values import from_json
 from service.report.layers import PlanInfo, TableInfo
@@ -70,6 +71,7 @@ def build_report(
         plan=from_json(PlanInfo, allocation.to_json(), "the plan"),
         uniform={name: fidelity.name for name, fidelity in results.uniform.by_name.items()},
         damage_nats_per_token=_damage(results.profile),
+        side_files=side_file_digests(model.path),
         notes=tuple(notes_of(results)),
         seconds={stage: round(spent, 2) for stage, spent in seconds.items()},
         provenance=_provenance(request.seed),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from service.stages.checkpoint import read_starved
 from service.stages.plan import PLAN
 from service.stages.results import RunResults
 
@@ -9,6 +10,7 @@ from service.stages.results import RunResults
 def notes_of(results: RunResults) -> Iterator[str]:
     """Yield the notes of a run, those of the solver first."""
     yield from results.allocation.notes
+    yield from _coverage_notes(results)
     for table, fidelity in results.prepared.embedding_fidelities.items():
         yield (
             f"{table.kind} ({table.name}) is stored at {fidelity.name}, with the plan and the "
@@ -17,6 +19,20 @@ def notes_of(results: RunResults) -> Iterator[str]:
     yield from _selection_notes(results)
     yield from _training_notes(results)
     yield from _evaluation_notes(results)
+
+
+def _coverage_notes(results: RunResults) -> Iterator[str]:
+    warning = results.prepared.coverage.warning
+    if warning is not None:
+        yield warning
+    starved = read_starved(results.delivery.checkpoints[results.delivery.selection.delivered])
+    if starved:
+        worst = min(starved, key=lambda name: starved[name])
+        yield (
+            f"{len(starved)} layers of experts saw fewer calibration tokens than they have columns "
+            f"and borrowed from the other experts, {worst} with {starved[worst]} tokens first; "
+            "more calibration text helps them"
+        )
 
 
 def _selection_notes(results: RunResults) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quantizer.conversion import blocks
 from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
-from quantizer.conversion.checkpoint import read_weights, save_checkpoint
+from quantizer.conversion.checkpoint import read_weights
 from quantizer.conversion.embeddings import set_embedding_weights
 from quantizer.conversion.pack import pack_model
 from quantizer.durable import PartStore
@@ -19,7 +19,12 @@ from quantizer.importance.selection import SelectedWeights, select_weights
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import Plan
 from quantizer.rounding.methods import LayerScores
-from service.stages.checkpoint import checkpoint_digest, make_checkpoint, stored_weights
+from service.stages.checkpoint import (
+    checkpoint_digest,
+    make_checkpoint,
+    store_checkpoint,
+    stored_weights,
+)
 from service.stages.context import RunContext
 from service.stages.recipe import Recipe
 from service.stages.windows import Windows
@@ -136,7 +141,7 @@ def requantize(context: RunContext, task: RequantTask) -> Path:
             context.reporter.step("requantize"),
         )
         pack_model(runner.model, plan, stored_weights(plan, parts) | tables)
-        save_checkpoint(runner.model, context.model, plan, folder / "model")
+        store_checkpoint(runner.model, context.model, plan, folder / "model")
 
     return context.store.get(task.key(context), make) / "model"
 

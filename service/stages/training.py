@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantizer.conversion.checkpoint import read_weights, save_checkpoint
+from quantizer.conversion.checkpoint import read_weights
 from quantizer.conversion.pack import pack_model
 from quantizer.durable import PartStore
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.running.quality import Quality
 from quantizer.training import blockwise, distill
+from service.stages.checkpoint import store_checkpoint
 from service.stages.clock import Clock
 from service.stages.context import RunContext
 from service.stages.evaluation import evaluate
@@ -83,7 +84,7 @@ def train(context: RunContext, task: TrainingTask) -> Path:
             weights = _train_phase(context, task.windows, phase, weights, parts)
         model = context.load().model
         pack_model(model, task.plan, stored | weights)
-        save_checkpoint(model, context.model, task.plan, folder / "model")
+        store_checkpoint(model, context.model, task.plan, folder / "model")
 
     return context.store.get(task.key(context), make) / "model"
 

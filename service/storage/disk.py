@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from quantizer.durable import system_errors
 from service.errors import StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,16 +24,19 @@ _COPY_BYTES = 8 << 20
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn errors of a full or read-only disk into one sentence with the path and the next step.
 
+    Errors count that a library reports as its own, see `quantizer.durable.system_errors`.
+
     Raises:
         StorageError: instead of such an OSError.
     """
     try:
-        yield
+        with system_errors(path):
+            yield
     except OSError as error:
         if error.errno in _FULL:
             raise StorageError(
-                f"no space left for {str(path)!r}; finished work is kept: make room and run the "
-                "same command again"
+                f"no space left for {_place(error, path)!r}; finished work is kept: make room and "
+                "run the same command again"
             ) from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise StorageError(
@@ -54,6 +58,17 @@ def make_folder(folder: Path) -> None:
         raise StorageError(
             f"folder {str(folder)!r} cannot be made: {error.strerror}; choose another place"
         ) from error
+
+
+def _place(error: OSError, path: Path) -> str:
+    """Return where the disk is full: at the path that is written, or elsewhere.
+
+    Downloads go into the cache of the hub, which may be on another disk.
+    """
+    named = error.filename
+    if isinstance(named, str) and not Path(named).is_relative_to(path.parent):
+        return named
+    return str(path)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

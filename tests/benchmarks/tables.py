@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import quality_tables, speed_tables
+from tests.benchmarks import family_table, quality_tables, speed_tables
 from tests.benchmarks.stored import rows
 from tests.support.paths import ROOT
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md")
+DOCUMENTS = (
+    ROOT / "README.md",
+    ROOT / "quantizer" / "README.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
+)
 """The documents that contain tables of results."""
 
 TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
@@ -26,6 +30,7 @@ TABLES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], str]]] = {
     "service": ("service", speed_tables.service_table),
     "inference": ("inference", speed_tables.inference_table),
     "kernels": ("kernels", speed_tables.kernels_table),
+    "families": ("families", family_table.families_table),
     "compiled": ("compiled_kernels", speed_tables.compiled_table),
 }
 """Each table by the name of its block: the file of stored rows, and what makes Markdown of them."""

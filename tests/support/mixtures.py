@@ -48,6 +48,19 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 64,
         "pad_token_id": None,
     },
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 256,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {
+            "ffn_hidden_size": 96,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "hidden_size": 64,
+        },
+    },
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 32},
 }

@@ -46,13 +46,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer trained on Python's own texts."""
+def make_tokenizer(vocabulary: int = VOCABULARY) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer of so many tokens, trained on Python's own texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         special_tokens=["<eos>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -1,5 +1,6 @@
 """Promises of quantizer.durable: files are whole or absent, and damage is found."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from quantizer import durable
 from quantizer.durable import (
@@ -16,8 +19,10 @@ from quantizer.durable import (
     atomic_file,
     atomic_folder,
     file_sha256,
+    system_errors,
     write_atomically,
 )
+from quantizer.errors import ModelError
 from tests.support.paths import ROOT
 
 
@@ -211,3 +216,20 @@ def test_parts_do_not_mix(tmp_path: Path) -> None:
     store.write("b", b"2")
     assert (store.read("a"), store.read("b")) == (b"1", b"2")
     assert PartStore(tmp_path / "other").read("a") is None
+
+
+def test_an_error_of_the_system_that_a_library_quotes_is_one(tmp_path: Path) -> None:
+    """The folder that safetensors is told to write to is missing."""
+    file = tmp_path / "missing" / "file"
+    with pytest.raises(OSError, match="os error 2") as caught, system_errors(file):
+        save_file({"a": torch.zeros(1)}, file)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(file))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no such number"), ModelError("damaged (os error 5)"), OSError(28, "full")]
+)
+def test_other_errors_stay_what_they_are(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, system_errors(tmp_path):
+        raise error
+    assert caught.value is error

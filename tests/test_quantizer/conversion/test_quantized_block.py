@@ -1,6 +1,7 @@
 """Promises of quantizer.conversion.quantized_block: exact distortions, and blocks found again."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,12 @@ def test_an_exact_layer_and_a_layer_of_zeros_have_no_distortion() -> None:
 
 
 def test_a_stored_block_is_read_back(tmp_path: Path) -> None:
-    block = _block(LAYERS[:2])
+    block = replace(_block(LAYERS[:2]), starved={"b": 3})
     write_block(PartStore(tmp_path), 0, block)
     found = find_block(PartStore(tmp_path), LAYERS[:2], CHOICES, 0)
     assert found is not None
     assert found.errors == block.errors
+    assert found.starved == {"b": 3}
     for name, candidates in block.weights.items():
         for fidelity, weight in candidates.items():
             tensors = found.weights[name][fidelity].tensors

@@ -4,11 +4,10 @@ What is converted is the same model, and what is not read.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
@@ -16,61 +15,11 @@ from quantizer.errors import ModelError
 from quantizer.models.loading import load_model, load_tokenizer
 from quantizer.models.source import find_model
 from tests.support.edited_models import FILE, find, tensors, without
+from tests.support.gguf_files import write_gguf
+from tests.support.paths import ROOT
 from tests.support.quantized import PACKED_TOKENS, Edited, TinyFolder, TinyModel, logits_of
 
 TEXT = "The assert statement, in Python"
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-
-
-def _write_gguf(path: Path, model: Any, tokenizer_file: Path) -> None:
-    """Write a llama with tied embeddings in float32; names and order of tensors are llama.cpp's."""
-    config, writer = model.config, gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    tokenizer = json.loads(tokenizer_file.read_text(encoding="utf-8"))["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(tokenizer["vocab"], key=tokenizer["vocab"].get))
-    writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
-    writer.add_eos_token_id(0)
-    for name, parameter in model.named_parameters():
-        module = name.removesuffix(".weight")
-        block, values = "", parameter.detach()
-        if module not in NAMES:
-            _, _, index, module = module.split(".", 3)
-            block = f"blk.{index}."
-        if module.endswith(
-            ("q_proj", "k_proj")
-        ):  # llama.cpp interleaves the two halves of each head
-            values = (
-                values.view(-1, 2, config.head_dim // 2, config.hidden_size)
-                .transpose(1, 2)
-                .reshape(values.shape)
-            )
-        writer.add_tensor(f"{block}{NAMES[module]}.weight", np.ascontiguousarray(values.numpy()))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +28,7 @@ def gguf_file(
 ) -> Path:
     """Return the tiny llama as a GGUF file."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    _write_gguf(path, tiny_model("llama"), tiny_folder("llama").path / "tokenizer.json")
+    write_gguf(path, tiny_model("llama"), tiny_folder("llama").path / "tokenizer.json")
     return path
 
 
@@ -105,6 +54,40 @@ def test_a_gguf_file_is_converted_once(gguf_file: Path, tmp_path: Path) -> None:
     assert {file.name: file.stat().st_mtime_ns for file in second.path.iterdir()} == times
 
 
+CONVERT = """
+import sys, time
+from pathlib import Path
+from quantizer.models.source import find_model
+file, cache, mine = map(Path, sys.argv[1:])
+mine.touch()
+while len(list(mine.parent.glob("ready.*"))) < 3:
+    time.sleep(0.01)
+print(find_model(str(file), cache).sha256)
+"""
+
+
+def test_processes_that_ask_for_one_gguf_file_at_once_all_get_it(
+    gguf_file: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", CONVERT, str(gguf_file), str(cache)]
+    processes = [
+        subprocess.Popen(
+            [*command, str(tmp_path / f"ready.{number}")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(3)
+    ]
+    ended = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, ended
+    found = find_model(str(gguf_file), cache)
+    assert {out.split()[-1] for out, _ in ended} == {found.sha256}
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == [found.path]
+
+
 def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(
     gguf_file: Path, tmp_path: Path
 ) -> None:
@@ -115,13 +98,30 @@ def test_a_truncated_gguf_file_is_refused_and_leaves_nothing(
     assert not list(tmp_path.glob("cache/*"))
 
 
-def test_a_dry_run_on_a_gguf_file_finds_the_configuration_alone(
-    gguf_file: Path, tmp_path: Path
+def test_a_dry_run_on_a_gguf_file_finds_configuration_and_tokenizer_alone(
+    gguf_file: Path, tiny_folder: TinyFolder, tmp_path: Path
 ) -> None:
     found = find_model(str(gguf_file), tmp_path, read_weights=False)
     assert found.sha256 == ""
     assert json.loads((found.path / "config.json").read_text())["num_hidden_layers"] == 3
     assert not list(found.path.glob("*.safetensors"))
+    expected_ids = load_tokenizer(tiny_folder("llama"))(TEXT)["input_ids"]
+    assert load_tokenizer(found)(TEXT, add_special_tokens=False)["input_ids"] == expected_ids
+
+
+def test_a_dry_run_sees_the_file_of_today(
+    gguf_file: Path, tiny_model: TinyModel, tiny_folder: TinyFolder, tmp_path: Path
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gguf_file.read_bytes())
+    first = find_model(str(file), tmp_path / "cache", read_weights=False)
+    assert find_model(str(file), tmp_path / "cache", read_weights=False).path == first.path
+    model = tiny_model("llama")
+    model.config.max_position_embeddings = 128
+    write_gguf(file, model, tiny_folder("llama").path / "tokenizer.json")
+    second = find_model(str(file), tmp_path / "cache", read_weights=False)
+    assert json.loads((second.path / "config.json").read_text())["max_position_embeddings"] == 128
+    assert first.path.is_dir()
 
 
 def test_a_dry_run_does_not_stand_in_the_way_of_the_real_one(

@@ -181,7 +181,7 @@ def test_a_gguf_file_that_lacks_weights_is_not_converted(
     )
     with pytest.raises(ModelError, match=reason):
         find_model(str(tmp_path / "model.gguf"), tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_what_lies_beside_a_gguf_file_is_not_read(
@@ -201,3 +201,30 @@ def test_what_lies_beside_a_gguf_file_is_not_read(
     with pytest.raises(ModelError, match="seen"):
         find_model(str(tmp_path / "model.gguf"), tmp_path / "cache", read_weights=False)
     assert seen == [["model.gguf"]]
+
+
+@pytest.mark.parametrize("name", ["llama-00002-of-00003.gguf", "renamed.gguf"])
+def test_a_part_of_a_split_file_is_refused_with_what_to_do(name: str, tmp_path: Path) -> None:
+    part, empty = tmp_path / name, tmp_path / "empty.gguf"
+    count = {"split.count": (2, struct.pack("<H", 3))}
+    part.write_bytes(gguf_bytes(count))
+    empty.write_bytes(gguf_bytes(count, tensors=()))
+    for file in (part, empty):
+        with pytest.raises(ModelError, match=r"is split; merge it first: `llama-gguf-split") as err:
+            find_model(str(file), tmp_path / "cache", read_weights=False)
+        assert str(file) in str(err.value)
+    with pytest.raises(ModelError, match=r"--merge \S*\.gguf merged\.gguf"):
+        check_gguf(part)
+
+
+def test_the_command_for_a_split_file_names_its_first_part(tmp_path: Path) -> None:
+    part = tmp_path / "llama-00002-of-00003.gguf"
+    part.write_bytes(gguf_bytes())
+    with pytest.raises(ModelError, match=r"--merge llama-00001-of-00003\.gguf merged\.gguf"):
+        check_gguf(part)
+
+
+def test_a_file_that_is_split_into_one_part_is_whole(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.gguf"
+    whole.write_bytes(gguf_bytes({"split.count": (2, struct.pack("<H", 1))}))
+    assert check_gguf(whole) == 2

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from quantizer.errors import ModelError
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
 from quantizer.running.moments import Calibration
@@ -93,3 +94,11 @@ def test_an_expert_that_saw_few_tokens_borrows_from_the_others() -> None:
     for each in starved:
         assert torch.allclose(each.matrix, mean, rtol=1e-3, atol=1e-5)
         assert 0 < each.share <= 1 / CALIBRATION.windows.numel()
+
+
+def test_inputs_that_are_not_finite_name_the_layer_and_the_block() -> None:
+    def spoil(model: Any) -> None:
+        model.model.layers[1].self_attn.v_proj.weight.fill_(1e38)
+
+    with pytest.raises(ModelError, match=r"'model.layers.1.self_attn.o_proj' \(block 1\) are not"):
+        Measured("mixtral", spoil)

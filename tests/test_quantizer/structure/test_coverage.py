@@ -13,7 +13,7 @@ from tests.support.mixtures import MIXTURES, TRANSPOSED, build_mixture
 @pytest.mark.parametrize("family", [*MIXTURES, *TRANSPOSED])
 def test_all_weights_of_the_blocks_are_counted_once(family: str) -> None:
     model = build_mixture(family)
-    path = "transformer.h" if family == "gpt2" else "model.layers"
+    path = {"gpt2": "transformer.h", "dbrx": "transformer.blocks"}.get(family, "model.layers")
     whole = sum(each.numel() for each in model.get_submodule(path).parameters())
     to_linear_form(model)
     assert find_blocks(model)[0] == path

@@ -45,7 +45,7 @@ def test_permissions_follow_the_umask(
     stage: Path, tmp_path: Path, mask: int, file: int, folder: int
 ) -> None:
     with umask(mask):
-        deliver(tmp_path / "out", stage, None)
+        deliver(tmp_path / "out", stage, stage, None)
         deliver_files(tmp_path / "files", {"profile.json": b"{}"})
     for out in (tmp_path / "out", tmp_path / "files"):
         assert stat.S_IMODE(out.stat().st_mode) == folder
@@ -85,7 +85,7 @@ def test_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_link_to_an_empty_folder_is_filled(stage: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
-    deliver(tmp_path / "out", stage, None)
+    deliver(tmp_path / "out", stage, stage, None)
     assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == {
         path.name for path in stage.iterdir()
     }
@@ -96,7 +96,7 @@ def test_an_edit_of_a_delivered_file_changes_nothing_in_the_cache(
     stage: Path, tmp_path: Path
 ) -> None:
     before = {path.name: path.read_bytes() for path in stage.iterdir()}
-    deliver(tmp_path / "out", stage, None)
+    deliver(tmp_path / "out", stage, stage, None)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     for path in (tmp_path / "out").iterdir():
         with path.open("r+b") as file:
@@ -108,7 +108,7 @@ def test_nothing_is_delivered_into_a_folder_in_use(stage: Path, tmp_path: Path) 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep me")
     with pytest.raises(OutputError, match="not empty"):
-        deliver(tmp_path / "out", stage, None)
+        deliver(tmp_path / "out", stage, stage, None)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -121,7 +121,7 @@ def test_what_a_run_delivers_shares_no_file_with_its_cache(small_run: SmallRun) 
 
 
 def test_the_artifacts_of_a_job_share_no_file_with_the_cache(stage: Path, tmp_path: Path) -> None:
-    deliver(tmp_path / "out", stage, None)
+    deliver(tmp_path / "out", stage, stage, None)
     weights = tmp_path / "out" / "model.safetensors"
     ArtifactStore(str(tmp_path / "artifacts")).put("jobs/job_1", {weights.name: weights})
     assert (stage / "model.safetensors").stat().st_nlink == 1

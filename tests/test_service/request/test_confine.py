@@ -73,6 +73,9 @@ def test_hub_ids_are_taken_where_the_hub_is_open(roots: list[Path]) -> None:
     assert (
         confine_model("HuggingFaceTB/SmolLM2-135M", roots, hub=True) == "HuggingFaceTB/SmolLM2-135M"
     )
+    for revision in ("main", "v1.0", "refs/pr/3", "0" * 40):
+        named = f"org/name@{revision}"
+        assert confine_model(named, roots, hub=True) == named
     assert confine_text("org/data:config:train", roots, hub=True) == "org/data:config:train"
     assert confine_text("builtin:calibration", roots, hub=False) == "builtin:calibration"
     for named in (
@@ -82,7 +85,11 @@ def test_hub_ids_are_taken_where_the_hub_is_open(roots: list[Path]) -> None:
         "org/name/more",
         "org",
         "org/name?x=1",
-        "org/name@main",
+        "org/name@",
+        "org/name@a@b",
+        "org/name@../main",
+        "org/name@/main",
+        "org/name@main/",
         "a b/c",
     ):
         with pytest.raises(PathRefused):

@@ -133,12 +133,12 @@ def test_a_trained_plan_is_delivered_only_where_it_is_nearer_to_the_original(
     result = TrainingResult(
         Path("plan"), Path("trained"), selection.delivered_quality, quality(tuned)
     )
-    delivery = Delivery(selection, checkpoints, result)
+    delivery = Delivery(Path("model"), selection, checkpoints, result)
     assert is_nearer(quality(tuned), selection.delivered_quality) == kept
     assert delivery.is_trained == kept
     assert delivery.checkpoint == (Path("trained") if kept else Path("plan"))
     evaluated = {"plan": delivery.checkpoint, "uniform": Path("uniform")}
     assert delivery.evaluated == evaluated | ({"untuned": Path("plan")} if kept else {})
-    untrained = Delivery(selection, checkpoints, None)
+    untrained = Delivery(Path("model"), selection, checkpoints, None)
     assert not untrained.is_trained
     assert untrained.checkpoint == Path("plan")

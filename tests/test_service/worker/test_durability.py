@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.support.commands import (
     PROGRAM,
@@ -19,6 +21,7 @@ from tests.support.commands import (
     run_options,
     stop_when,
 )
+from tests.support.gguf_files import write_gguf
 
 WEIGHTS = "model.safetensors"
 
@@ -122,20 +125,28 @@ def test_output_folder_in_use_is_refused_before_any_work(tiny_llama: Path, tmp_p
     assert not (tmp_path / "cache" / "profile").exists()
 
 
-def test_full_disk_is_reported_and_leaves_nothing_half_written(
-    tiny_llama: Path, tmp_path: Path, small_run: SmallRun
-) -> None:
-    """A limit on the size of files makes real writes fail in the way a full disk does."""
-    cache, out = tmp_path / "cache", tmp_path / "out"
-    program = [*PROGRAM, *run_options(tiny_llama, cache, out)]
+def run_on_small_disk(program: list[str], file_bytes: int) -> subprocess.CompletedProcess[str]:
+    """Run a program under a limit on the size of files.
+
+    It makes real writes fail in the way a full disk does.
+    """
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
 
-    full = subprocess.run(
+    return subprocess.run(
         program, capture_output=True, text=True, check=False, preexec_fn=limit, env=environment()
     )
+
+
+def test_full_disk_is_reported_and_leaves_nothing_half_written(
+    tiny_llama: Path, tmp_path: Path, small_run: SmallRun
+) -> None:
+    cache, out = tmp_path / "cache", tmp_path / "out"
+    program = [*PROGRAM, *run_options(tiny_llama, cache, out)]
+
+    full = run_on_small_disk(program, 30_000)
 
     assert full.returncode == 3, full.stderr
     assert "make room" in full.stderr
@@ -144,3 +155,19 @@ def test_full_disk_is_reported_and_leaves_nothing_half_written(
     assert not list(cache.rglob("*.new"))
     bitwright_json(*run_options(tiny_llama, cache, out))
     assert (out / WEIGHTS).read_bytes() == (small_run.out / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("file_bytes", [100, 100_000], ids=["configuration", "weights"])
+def test_full_disk_while_a_model_is_converted_is_reported_and_leaves_nothing(
+    file_bytes: int, tiny_llama: Path, tmp_path: Path
+) -> None:
+    file, cache = tmp_path / "tiny.gguf", tmp_path / "cache"
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    write_gguf(file, model, tiny_llama / "tokenizer.json")
+
+    program = [*PROGRAM, *run_options(file, cache, tmp_path / "out")]
+    full = run_on_small_disk(program, file_bytes)
+
+    assert full.returncode == 3, full.stderr
+    assert "make room" in full.stderr
+    assert [path.suffix for path in (cache / "models").iterdir()] == [".lock"]
