@@ -1,13 +1,13 @@
 """Write tensors into safetensors files of limited size, as transformers reads them."""
 
-import errno
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
+
+from quantizer.durable import system_errors
 
 SHARD_BYTES = 5 * 10**9
 """Largest weight file; one is in memory at a time."""
@@ -59,8 +59,5 @@ def _shards(tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> Iterator
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    try:
+    with system_errors(file):
         safetensors.torch.save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as err:
-        code = errno.ENOSPC if "os error 28" in str(err) else errno.EIO
-        raise OSError(code, str(err), str(file)) from err

@@ -105,7 +105,7 @@ class PartialForward:
         finally:
             for block, override in zip(self._blocks, overrides, strict=True):
                 if override is None:
-                    del block.forward  # uncovers the method of the class
+                    vars(block).pop("forward", None)  # uncovers the method of the class
                 else:
                     block.forward = override
 

@@ -15,11 +15,14 @@ from quantizer.texts.text import TextSpec, read_text, text_sha256
 from service.request.effort import Effort
 from service.request.request import RunRequest
 from service.stages.context import RunContext
+from service.stages.machine import versions_of
 from service.stages.text_fit import fitting_windows
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
 
 _FILE = "windows.safetensors"
+_TOKENIZING = ("torch", "transformers", "tokenizers", "sentencepiece")
+"""Packages whose versions decide which windows a text has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,11 @@ def text_windows(context: RunContext, spec: TextSpec) -> Windows:
     """
     text = read_text(spec.source)
     inputs = {name: value for name, value in asdict(spec).items() if name != "source"}
-    inputs |= {"tokenizer": context.model.tokenizer_sha256, "text": text_sha256(text)}
+    inputs |= {
+        "tokenizer": context.model.tokenizer_sha256,
+        "text": text_sha256(text),
+        "versions": versions_of(_TOKENIZING),
+    }
 
     def make(folder: Path, _: PartStore) -> None:
         windows = fitting_windows(context.model, text, {"windows": spec})

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,6 @@ def make_checkpoint(
         "batch": context.batch,
         "method": blocks.METHOD,
         "machine": context.machine.inputs(),
-        "transformers": version("transformers"),
     }
     if rounding != DEFAULT_ROUNDING:
         inputs["rounding"] = rounding.name

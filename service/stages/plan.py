@@ -14,6 +14,7 @@ from quantizer.plans.fidelity import SCALE_BITS, Fidelity
 from quantizer.plans.plan import LayerSpec, Plan
 from service.request.request import RunRequest
 from service.stages.context import RunContext
+from service.stages.machine import versions_of
 from service.stages.prepared_run import PreparedRun
 from service.storage.stage_store import StageKey
 
@@ -23,6 +24,8 @@ ADDITIVE = "additive"
 """Name of the solver's plan without coupling."""
 UNIFORM = "uniform"
 """How names of uniform plans begin."""
+_SOLVING = ("numpy", "scipy", "osqp")
+"""Packages whose versions decide which plan is found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ def solve_plan(
         "budget_bytes": budget_bytes,
         "constraints": asdict(constraints),
         "method": solver.METHOD,
+        "versions": versions_of(_SOLVING),
     }
 
     def make(folder: Path, _: PartStore) -> None:
