@@ -76,6 +76,21 @@ class GroupedLinear(nn.Linear):
         return states.view(2, -1) @ self.weight.view(32, -1)
 
 
+class SpelledLinear(nn.Linear):
+    """Computes what a linear layer does, by code of its own."""
+
+    def forward(self, states: Any) -> Any:
+        return states @ self.weight.T + self.bias
+
+
+def test_a_layer_that_spells_out_its_product_is_a_linear_layer() -> None:
+    assert not [
+        why
+        for why in kept(nn.ModuleDict({"own": SpelledLinear(32, 32)})).values()
+        if why == OTHER_PRODUCT
+    ]
+
+
 def test_a_layer_with_a_product_of_its_own_stays() -> None:
     assert kept(nn.ModuleDict({"grouped": GroupedLinear(32, 32)})) == {"grouped": OTHER_PRODUCT}
 
