@@ -160,11 +160,3 @@ class PackedNames(WeightRenaming):  # type: ignore[misc]  # transformers is unty
     def __deepcopy__(self, memo: Any) -> "PackedNames":
         """Return another that renames the same."""
         return PackedNames(self.names)
-
-
-def is_layer(model: nn.Module, name: str) -> bool:
-    """Return whether the model, in linear form, has a linear layer of this name."""
-    try:
-        return isinstance(model.get_submodule(name), nn.Linear)
-    except AttributeError:
-        return False

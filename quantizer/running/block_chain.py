@@ -3,6 +3,7 @@
 import torch
 
 from quantizer.errors import ModelError
+from quantizer.known_error import KnownError
 from quantizer.running.runner import BlockRunner
 
 _TOKENS = 8
@@ -30,7 +31,7 @@ def check_block_chain(runner: BlockRunner) -> None:
         whole = runner.head_input(input_ids, hidden, 0).float()
         with torch.no_grad():
             runner.logits(input_ids, whole.to(hidden.dtype))
-    except ModelError:
+    except KnownError:
         raise
     except Exception as err:
         raise ModelError(
@@ -46,6 +47,8 @@ def check_block_chain(runner: BlockRunner) -> None:
         done = first
         try:
             part = runner.head_input(input_ids, hidden, first).float()
+        except KnownError:
+            raise
         except Exception as err:
             raise _shares(kind, first) from err
         if not _close(part, whole):

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+LEAST_FEATURES = 8
+"""Rows or columns; with fewer, scales and zero points take more than quantizing saves."""
+
 _GATED = "gate_up_proj"
 _UP = "up_proj"
 _DOWN = "down_proj"
@@ -168,7 +171,26 @@ class ParallelExperts(SeparateExperts):
 
 
 def fused_experts(module: nn.Module) -> FusedExperts | None:
-    """Return how a module stores its experts; None if it stores none that are known here."""
+    """Return how a module stores its experts; None if it stores none that are known here.
+
+    None also if a projection is too small to be quantized: experts are taken apart whole or not at
+    all, so that no part of a fused parameter stays behind.
+    """
+    fused = _known_experts(module)
+    if fused is None:
+        return None
+    sizes = [_sizes(module, each) for each in fused.projections]
+    return fused if min(map(min, sizes)) >= LEAST_FEATURES else None
+
+
+def _sizes(module: nn.Module, projection: Projection) -> tuple[int, int]:
+    """Return output and input features of a projection; of stacked rows, those of all experts."""
+    *_, rows, columns = module.get_parameter(projection.parameter).shape
+    out_features, in_features = (columns, rows) if projection.transposed else (rows, columns)
+    return len(range(out_features)[projection.part]), in_features
+
+
+def _known_experts(module: nn.Module) -> FusedExperts | None:
     matrices = {
         name: parameter
         for name, parameter in module.named_parameters(recurse=False)

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantizer.structure.experts import LEAST_FEATURES, SeparateExperts
+
 READ_ELSEWHERE = "other code of the model reads its weight"
 OTHER_PRODUCT = "it computes something else than a linear layer does"
 SHARED = "its weight is shared with another layer"
 ROUTER = "it chooses experts"
 SMALL = "it would be stored larger than it is"
 
-_LEAST_FEATURES = 8
-"""Rows or columns; with fewer, scales and zero points take more than quantizing saves."""
 _OWN_METHODS = frozenset(["__init__", "_init_weights", "reset_parameters"])
 
 
@@ -59,7 +59,7 @@ def _own_reason(linear: nn.Linear) -> str | None:
     cls: Any = type(linear)
     if linear.weight is not None and not _is_linear(cls):
         return OTHER_PRODUCT
-    if min(linear.in_features, linear.out_features) < _LEAST_FEATURES:
+    if min(linear.in_features, linear.out_features) < LEAST_FEATURES:
         return SMALL
     return None
 
@@ -89,20 +89,24 @@ def _linears(model: nn.Module) -> Iterator[nn.Linear]:
 
 def _chooses_experts(block: nn.Module, kind: str) -> bool:
     """Return whether a layer stands beside experts and has one output for each of them."""
-    parent, _, _ = kind.rpartition(".")
     linear = block.get_submodule(kind)
+    parent, _, _ = kind.rpartition(".")
     while parent:
-        around = block.get_submodule(parent)
-        for child in around.children():
-            experts = [each for each in child.children() if isinstance(each, nn.Module)]
-            if len(experts) == linear.out_features and _alike(experts):
+        for child in block.get_submodule(parent).children():
+            around = any(each is linear for each in child.modules())
+            if not around and linear.out_features in _expert_counts(child):
                 return True
         parent, _, _ = parent.rpartition(".")
     return False
 
 
-def _alike(experts: list[nn.Module]) -> bool:
-    return len(experts) > 1 and len({type(each) for each in experts}) == 1
+def _expert_counts(module: nn.Module) -> set[int]:
+    """Return the number of experts in a module, without and with those that have no weights."""
+    if isinstance(module, SeparateExperts):
+        return {module.expert_count, getattr(module, "total_experts", module.expert_count)}
+    experts = list(module.children()) if isinstance(module, nn.ModuleList) else []
+    alike = len({type(each) for each in experts}) == 1
+    return {len(experts)} if alike and len(experts) > 1 else set()
 
 
 def _read_by_code(module: nn.Module, blocks: nn.ModuleList) -> Iterator[nn.Linear]:

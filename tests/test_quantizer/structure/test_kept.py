@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -16,6 +17,7 @@ from quantizer.structure.kept import (
     SMALL,
     kept_layers,
 )
+from quantizer.structure.linear_form import to_linear_form
 from tests.support.mixtures import build_mixture
 
 
@@ -67,6 +69,22 @@ def test_small_shared_and_choosing_layers_stay() -> None:
         "second": SHARED,
         "mixture.router": ROUTER,
     }
+
+
+def test_an_expert_with_as_many_outputs_as_there_are_experts_is_no_router() -> None:
+    experts = nn.ModuleList(nn.Linear(32, 16) for _ in range(16))
+    block = nn.ModuleDict({"mixture": nn.ModuleDict({"experts": experts})})
+    assert not kept(block)
+
+
+def test_the_router_of_fused_experts_stays() -> None:
+    fused = build_mixture("mixtral").model.layers[0].mlp.experts
+    fused.num_experts = 8
+    fused.gate_up_proj = nn.Parameter(torch.zeros(8, 192, 64))
+    fused.down_proj = nn.Parameter(torch.zeros(8, 64, 96))
+    block = nn.ModuleDict({"mixture": nn.ModuleDict({"gate": nn.Linear(64, 8), "experts": fused})})
+    to_linear_form(block)
+    assert kept(block) == {"mixture.gate": ROUTER}
 
 
 class GroupedLinear(nn.Linear):

@@ -88,6 +88,15 @@ def test_an_index_beyond_the_experts_adds_nothing() -> None:
     assert torch.equal(none, torch.zeros(2, 64))
 
 
+def test_experts_too_small_to_be_quantized_stay_whole() -> None:
+    model = build_mixture("mixtral")
+    experts = model.model.layers[0].mlp.experts
+    experts.gate_up_proj = nn.Parameter(torch.zeros(4, 14, 64))
+    experts.down_proj = nn.Parameter(torch.zeros(4, 64, 7))
+    to_linear_form(model)
+    assert model.model.layers[0].mlp.experts is experts
+
+
 class OtherExperts(nn.Module):
     """Looks like experts that are known, and computes something else."""
 
