@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from allocator.profile import Profile
+from quantizer.models.loading import meta_model
 from quantizer.plans.plan import Plan
 from quantizer.running.quality import Quality
+from quantizer.structure.blocks import find_layers
+from quantizer.structure.coverage import measure_coverage
 from service.request.request import BATCH, RunRequest
 from service.stages.calibration_windows import quantizing_windows, text_windows
 from service.stages.checkpoint import check_plan
@@ -16,6 +19,7 @@ from service.stages.embeddings import measure_unquantized
 from service.stages.estimate import dry_run
 from service.stages.evaluation import evaluate
 from service.stages.machine import Machine
+from service.stages.model_sizes import measure_sizes
 from service.stages.prepare import prepare
 from service.stages.prepared_run import PreparedRun
 from service.stages.profile import ProfileTask, measure_profile
@@ -26,6 +30,28 @@ from service.stages.text_fit import check_texts
 from service.stages.training import train_and_compare
 from service.stages.training_task import TrainingRequest, training_task
 from service.storage.stage_store import StageStore
+
+
+def describe_model(reference: str, store: StageStore) -> dict[str, Any]:
+    """Return what can be quantized in a model, and what stays and why, as JSON values.
+
+    No weight is read.
+
+    Raises:
+        ModelError: the model cannot be used.
+        StorageError: the disk is full.
+    """
+    model = model_in(store, reference, read_weights=False)
+    skeleton = meta_model(model)
+    layers = find_layers(skeleton)
+    sizes = measure_sizes(model, skeleton, layers)
+    return {
+        "model": model.name,
+        "original_bytes": sizes.file_bytes,
+        "original_layer_bytes": sizes.layer_bytes,
+        "layers": len(layers),
+        **measure_coverage(skeleton).to_json(),
+    }
 
 
 def estimate_run(

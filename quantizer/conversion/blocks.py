@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quantizer.conversion.parallel import core_count, map_on_cores
 from quantizer.conversion.quantized_block import (
@@ -30,6 +30,7 @@ from quantizer.rounding.methods import (
     Rounding,
     quantize_candidates,
 )
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from quantizer.running.waves import GroupMoments, measure_wave, waves
@@ -116,7 +117,7 @@ def quantize_blocks(
         own = members.get(index, ())
         block = find_block(parts, own, spec.choices, index)
         if block is None:
-            block = _BlockInputs(runner, index, batches, hidden).quantize(own, spec)
+            block = _quantize_block(BlockInputs(runner, index, batches, hidden), own, spec)
             write_block(parts, index, block)
         else:
             _set_first_choices(runner, own, spec, block)
@@ -135,69 +136,57 @@ def _set_first_choices(
         set_dequantized_weight(runner.model, layer.name, block.weights[layer.name][first.name])
 
 
-@dataclass(frozen=True, slots=True)
-class _BlockInputs:
-    """A block with its inputs on the calibration windows.
+def _quantize_block(
+    inputs: BlockInputs, members: Sequence[LayerSpec], spec: QuantizationSpec
+) -> QuantizedBlock:
+    """Quantize the layers of a block, and leave them with their first choices."""
+    block = QuantizedBlock({}, {})
+    for wave in waves(inputs, members):
+        _quantize_wave(inputs.runner.model, measure_wave(inputs, wave), spec, block)
+        for group in wave:
+            _set_first_choices(inputs.runner, group, spec, block)
+    return block
 
-    Attributes:
-        runner: the model.
-        index: index of the block.
-        batches: token ids of each batch, int64 [windows, tokens].
-        hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
-    """
 
-    runner: BlockRunner
-    index: int
-    batches: Sequence[Tensor]
-    hidden: Sequence[Tensor]
-
-    def quantize(self, members: Sequence[LayerSpec], spec: QuantizationSpec) -> QuantizedBlock:
-        """Quantize the layers of the block, and leave them with their first choices."""
-        block = QuantizedBlock({}, {})
-        first, states = self.batches[0], self.hidden[0]
-        for wave in waves(self.runner, members, first, states, self.index):
-            measured = measure_wave(self.runner, wave, self.batches, self.hidden, self.index)
-            self._quantize_wave(measured, spec, block)
-            for group in wave:
-                _set_first_choices(self.runner, group, spec, block)
-        return block
-
-    def _quantize_wave(
-        self, wave: Sequence[GroupMoments], spec: QuantizationSpec, block: QuantizedBlock
-    ) -> None:
-        """Add the candidates of layers that were measured together to the block."""
-        jobs = []
-        for measured in wave:
-            moments = measured.matrix
-            if measured.is_starved:
-                names = [layer.name for layer in measured.group]
-                block.starved.update(dict.fromkeys(names, measured.tokens))
-            inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
-            for layer in measured.group:
-                weight = get_linear(self.runner.model, layer.name).weight.data.float()
-                scores = spec.scores.get(layer.name, NO_SCORES)
-                pieces = _pieces(spec.candidates(layer), layer.weights, moments.device)
-                jobs += [
-                    _Job(layer.name, weight, fidelities, scores, measured, inverse)
-                    for fidelities in pieces
-                ]
-
-        def work(job: _Job) -> list[tuple[QuantizedWeight, Distortion]]:
-            moments = job.measured.matrix
-            weights = quantize_candidates(
-                job.weight, moments, job.fidelities, spec.rounding, job.scores, job.inverse
-            )
-            return [
-                (weight, distortion(weight, job.weight, moments, job.measured.share))
-                for weight in weights
+def _quantize_wave(
+    model: nn.Module,
+    wave: Sequence[GroupMoments],
+    spec: QuantizationSpec,
+    block: QuantizedBlock,
+) -> None:
+    """Add the candidates of layers that were measured together to the block."""
+    jobs = []
+    for measured in wave:
+        moments = measured.matrix
+        if measured.is_starved:
+            names = [layer.name for layer in measured.group]
+            block.starved.update(dict.fromkeys(names, measured.tokens))
+        inverse = damped_inverse(moments) if bool(moments.diagonal().any()) else None
+        for layer in measured.group:
+            weight = get_linear(model, layer.name).weight.data.float()
+            scores = spec.scores.get(layer.name, NO_SCORES)
+            pieces = _pieces(spec.candidates(layer), layer.weights, moments.device)
+            jobs += [
+                _Job(layer.name, weight, fidelities, scores, measured, inverse)
+                for fidelities in pieces
             ]
 
-        device = wave[0].matrix.device
-        for job, candidates in zip(jobs, map_on_cores(work, jobs, device), strict=True):
-            for fidelity, (candidate, error) in zip(job.fidelities, candidates, strict=True):
-                block.errors.setdefault(job.name, {})[fidelity.name] = error
-                if fidelity in spec.choices[job.name]:
-                    block.weights.setdefault(job.name, {})[fidelity.name] = candidate
+    def work(job: _Job) -> list[tuple[QuantizedWeight, Distortion]]:
+        moments = job.measured.matrix
+        weights = quantize_candidates(
+            job.weight, moments, job.fidelities, spec.rounding, job.scores, job.inverse
+        )
+        return [
+            (weight, distortion(weight, job.weight, moments, job.measured.share))
+            for weight in weights
+        ]
+
+    device = wave[0].matrix.device
+    for job, candidates in zip(jobs, map_on_cores(work, jobs, device), strict=True):
+        for fidelity, (candidate, error) in zip(job.fidelities, candidates, strict=True):
+            block.errors.setdefault(job.name, {})[fidelity.name] = error
+            if fidelity in spec.choices[job.name]:
+                block.weights.setdefault(job.name, {})[fidelity.name] = candidate
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from quantizer.packed.layout import COLUMNS, named_parts
 from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.plan import LayerSpec, by_block
 from quantizer.rounding.columns import knee, sparsity_impact
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from quantizer.running.waves import measure_wave, waves
@@ -90,9 +91,9 @@ def column_scores(
     hidden = [runner.initial_states(batch) for batch in batches]
     scores = {}
     for index in range(len(runner.blocks)):
-        own = members.get(index, ())
-        for wave in waves(runner, own, batches[0], hidden[0], index):
-            for measured in measure_wave(runner, wave, batches, hidden, index):
+        inputs = BlockInputs(runner, index, batches, hidden)
+        for wave in waves(inputs, members.get(index, ())):
+            for measured in measure_wave(inputs, wave):
                 for layer in measured.group:
                     weight = get_linear(runner.model, layer.name).weight.data.float()
                     scores[layer.name] = sparsity_impact(weight, measured.matrix)

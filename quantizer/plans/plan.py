@@ -41,6 +41,11 @@ class LayerSpec:
         return self.out_features * self.in_features
 
 
+def starred(path: str) -> str:
+    """Return a path of modules with `*` for each number, so that all experts have one name."""
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
 def by_block(layers: Iterable[LayerSpec]) -> dict[int, tuple[LayerSpec, ...]]:
     """Return the layers of each block by the block's index, in ascending order of the indices.
 

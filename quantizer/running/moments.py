@@ -8,6 +8,7 @@ from torch import Tensor
 
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.runner import BlockRunner
 
 
@@ -28,30 +29,27 @@ class Calibration:
         return torch.split(self.windows, self.batch)
 
 
-def input_groups(
-    runner: BlockRunner, members: Sequence[LayerSpec], batch: Tensor, hidden: Tensor, index: int
-) -> list[list[LayerSpec]]:
+def input_groups(inputs: BlockInputs, members: Sequence[LayerSpec]) -> list[list[LayerSpec]]:
     """Return the layers of a block in groups of those that share one input tensor.
 
-    Groups are in the order in which the block calls them. Layers that the block does not call on
-    this batch, such as experts that no token chose, come last, each in a group of its own.
+    Groups are in the order in which the block calls them on the first batch. Layers that it does
+    not call there, such as experts that no token chose, come last, each in a group of its own.
 
     Args:
-        runner: the model.
-        members: the layers of the block.
-        batch: token ids, int64 [windows, tokens].
-        hidden: hidden states that enter the block, [windows, tokens, hidden].
-        index: index of the block.
+        inputs: the block.
+        members: its layers.
     """
     calls: list[tuple[LayerSpec, Tensor]] = []
     handles = [
-        get_linear(runner.model, layer.name).register_forward_pre_hook(
+        get_linear(inputs.runner.model, layer.name).register_forward_pre_hook(
             lambda _, args, layer=layer: calls.append((layer, args[0]))
         )
         for layer in members
     ]
     try:
-        runner.run_blocks(batch, hidden, index, index + 1)
+        inputs.runner.run_blocks(
+            inputs.batches[0], inputs.hidden[0], inputs.index, inputs.index + 1
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -69,31 +67,18 @@ def input_groups(
     return [group for _, group in groups] + never_called
 
 
-def input_moments(
-    runner: BlockRunner,
-    layer: LayerSpec,
-    batches: Sequence[Tensor],
-    hidden: Sequence[Tensor],
-    index: int,
-) -> Tensor:
-    """Return the mean of x x' over all inputs x of a layer.
-
-    Args:
-        runner: the model.
-        layer: a layer of block `index`.
-        batches: token ids of each batch, int64 [windows, tokens].
-        hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
-        index: index of the block.
+def input_moments(inputs: BlockInputs, layer: LayerSpec) -> Tensor:
+    """Return the mean of x x' over all inputs x of a layer of a block.
 
     Returns:
         float32 [in, in]; zeros for a layer that the block does not call.
     """
-    linear = get_linear(runner.model, layer.name)
+    linear = get_linear(inputs.runner.model, layer.name)
     total = torch.zeros(layer.in_features, layer.in_features, device=linear.weight.device)
     tokens = 0
-    for batch, states in zip(batches, hidden, strict=True):
-        for inputs in runner.module_inputs(linear, batch, states, index):
-            rows = inputs.reshape(-1, layer.in_features).float()
+    for batch, states in zip(inputs.batches, inputs.hidden, strict=True):
+        for entering in inputs.runner.module_inputs(linear, batch, states, inputs.index):
+            rows = entering.reshape(-1, layer.in_features).float()
             total.addmm_(rows.t(), rows)
             tokens += len(rows)
     return total / max(tokens, 1)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from quantizer.errors import ModelError
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import input_groups, input_moments
-from quantizer.running.runner import BlockRunner
 from quantizer.structure.experts import SeparateExperts
 
 Group = Sequence[LayerSpec]
@@ -53,71 +53,51 @@ class GroupMoments:
         return self.share < 1 and self.tokens < len(self.matrix)
 
 
-def waves(
-    runner: BlockRunner, members: Sequence[LayerSpec], batch: Tensor, hidden: Tensor, index: int
-) -> list[list[Group]]:
+def waves(inputs: BlockInputs, members: Sequence[LayerSpec]) -> list[list[Group]]:
     """Return the groups of a block's layers in waves, in the order in which the block calls them.
 
     A wave is one group, or those of the same projections of several experts; a wave of many experts
     is cut to what fits into memory.
 
     Args:
-        runner: the model.
-        members: the layers of the block.
-        batch: token ids, int64 [windows, tokens].
-        hidden: hidden states that enter the block, [windows, tokens, hidden].
-        index: index of the block.
+        inputs: the block.
+        members: its layers.
     """
     found: dict[str, list[Group]] = {}
-    for group in input_groups(runner, members, batch, hidden, index):
-        experts = _experts_around(runner.model, group[0].name)
+    for group in input_groups(inputs, members):
+        experts = _experts_around(inputs.runner.model, group[0].name)
         found.setdefault(experts or group[0].name, []).append(group)
     return [piece for groups in found.values() for piece in _pieces(groups)]
 
 
-def measure_wave(
-    runner: BlockRunner,
-    wave: Sequence[Group],
-    batches: Sequence[Tensor],
-    hidden: Sequence[Tensor],
-    index: int,
-) -> list[GroupMoments]:
+def measure_wave(inputs: BlockInputs, wave: Sequence[Group]) -> list[GroupMoments]:
     """Return the moments of each group of a wave.
-
-    Args:
-        runner: the model.
-        wave: groups of layers of block `index`.
-        batches: token ids of each batch, int64 [windows, tokens].
-        hidden: hidden states of each batch that enter the block, [windows, tokens, hidden].
-        index: index of the block.
 
     Raises:
         ModelError: moments are not finite; names the layer and the block.
     """
-    measured = _measure(runner, wave, batches, hidden, index)
+    if _experts_around(inputs.runner.model, wave[0][0].name) is not None:
+        measured = _expert_moments(inputs, wave)
+    else:
+        positions = sum(batch.numel() for batch in inputs.batches)
+        matrix = input_moments(inputs, wave[0][0])
+        measured = [GroupMoments(wave[0], matrix, positions, 1.0)]
     for each in measured:
         if not bool(torch.isfinite(each.matrix).all()):
             raise ModelError(
-                f"the inputs of layer {each.group[0].name!r} (block {index}) are not finite on the "
-                "calibration text: the model overflows there; run it in float32 or use other text"
+                f"the inputs of layer {each.group[0].name!r} (block {inputs.index}) are not finite "
+                "on the calibration text: the model overflows there; run it in float32 or use "
+                "other text"
             )
     return measured
 
 
-def _measure(
-    runner: BlockRunner,
-    wave: Sequence[Group],
-    batches: Sequence[Tensor],
-    hidden: Sequence[Tensor],
-    index: int,
-) -> list[GroupMoments]:
-    positions = sum(batch.numel() for batch in batches)
-    if _experts_around(runner.model, wave[0][0].name) is None:
-        matrix = input_moments(runner, wave[0][0], batches, hidden, index)
-        return [GroupMoments(wave[0], matrix, positions, 1.0)]
-    sums = [_Sum(get_linear(runner.model, group[0].name)) for group in wave]
-    for batch, states in zip(batches, hidden, strict=True):
-        runner.run_blocks(batch, states, index, index + 1)
+def _expert_moments(inputs: BlockInputs, wave: Sequence[Group]) -> list[GroupMoments]:
+    """Return the moments of groups of experts, measured in one pass."""
+    positions = sum(batch.numel() for batch in inputs.batches)
+    sums = [_Sum(get_linear(inputs.runner.model, group[0].name)) for group in wave]
+    for batch, states in zip(inputs.batches, inputs.hidden, strict=True):
+        inputs.runner.run_blocks(batch, states, inputs.index, inputs.index + 1)
     for each in sums:
         each.handle.remove()
     total: Any = sum(each.total for each in sums)

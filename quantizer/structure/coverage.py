@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from quantizer.plans.plan import starred
 from quantizer.structure.blocks import find_blocks
 from quantizer.structure.kept import kept_layers
 
@@ -112,11 +113,11 @@ def measure_coverage(model: nn.Module) -> Coverage:
             is_layer = leaf == "weight" and isinstance(block.get_submodule(owner), nn.Linear)
             reason = kept.get(f"{path}.{index}.{owner}") if is_layer else NO_LINEAR
             if reason is None:
-                reached[_starred(owner)] += 1
+                reached[starred(owner)] += 1
                 reached_weights += parameter.numel()
             else:
-                counts[_starred(name), reason] += 1
-                weights[_starred(name), reason] += parameter.numel()
+                counts[starred(name), reason] += 1
+                weights[starred(name), reason] += parameter.numel()
     stays = tuple(
         Stay(kind, reason, counts[kind, reason], number)
         for (kind, reason), number in weights.most_common()
@@ -129,7 +130,3 @@ def measure_coverage(model: nn.Module) -> Coverage:
         reached_weights,
         stays,
     )
-
-
-def _starred(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))

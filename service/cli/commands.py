@@ -47,11 +47,7 @@ COMMANDS = {
     ),
     "This machine": (
         Command("cache", "cache", "List and remove what is kept of finished stages."),
-        Command(
-            "doctor",
-            "doctor",
-            "Show what this machine or a model offers.",
-        ),
+        Command("doctor", "doctor", "Show what this machine or a model offers."),
     ),
 }
 """The commands by groups, in the order of the help page."""

@@ -12,16 +12,13 @@ import torch
 from cyclopts import Parameter
 
 from quantizer.kernels.path import choose_kernel_path
-from quantizer.models.loading import meta_model
-from quantizer.models.source import find_model
-from quantizer.structure.blocks import find_layers
-from quantizer.structure.coverage import measure_coverage
+from service import single_stages
 from service.cli.console import print_pairs
 from service.cli.parameters import AsJson
 from service.settings import default_cache
-from service.stages.model_sizes import measure_sizes
-from service.storage.cache_entry import MODELS, read_entries
+from service.storage.cache_entry import read_entries
 from service.storage.cache_limit import default_limit, read_limit
+from service.storage.stage_store import StageStore
 
 _PACKAGES = (
     "bitwright",
@@ -46,28 +43,7 @@ def doctor(model: ModelReference = None, /, *, as_json: AsJson = False) -> None:
     if model is None:
         print_pairs(examine(cache), as_json=as_json)
     else:
-        print_pairs(examine_model(model, cache), as_json=as_json)
-
-
-def examine_model(reference: str, cache: Path) -> dict[str, Any]:
-    """Return what can be quantized in a model, and what stays and why, as JSON values.
-
-    No weight is read.
-
-    Raises:
-        ModelError: the model cannot be used.
-    """
-    folder = find_model(reference, cache / MODELS, read_weights=False)
-    model = meta_model(folder)
-    layers = find_layers(model)
-    sizes = measure_sizes(folder, model, layers)
-    return {
-        "model": folder.name,
-        "original_bytes": sizes.file_bytes,
-        "original_layer_bytes": sizes.layer_bytes,
-        "layers": len(layers),
-        **measure_coverage(model).to_json(),
-    }
+        print_pairs(single_stages.describe_model(model, StageStore(cache)), as_json=as_json)
 
 
 def examine(cache: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from quantizer.plans.plan import starred
 from service.report.document import Report
 from service.report.figure import INK, PLAN_COLOR, UNIFORM_COLOR, new_figure, svg
 from service.report.layers import LayerInfo
@@ -96,21 +97,16 @@ def _blocks(layers: Mapping[str, LayerInfo]) -> list[int]:
     return sorted({layer.block for layer in layers.values()})
 
 
-def _kind(layer: LayerInfo) -> str:
-    """Return the path of a layer in its block, with a star for the number of an expert."""
-    return ".".join("*" if part.isdigit() else part for part in layer.kind.split("."))
-
-
 def _heat_map(
     layers: Mapping[str, LayerInfo], by_name: Mapping[str, float], label: str, colors: str
 ) -> str:
     """Return one number of each layer by block and kind, of experts their mean."""
-    kinds = list(dict.fromkeys(_kind(layer) for layer in layers.values()))
+    kinds = list(dict.fromkeys(starred(layer.kind) for layer in layers.values()))
     blocks = _blocks(layers)
     totals: Any = np.zeros((len(kinds), len(blocks)))
     counts: Any = np.zeros((len(kinds), len(blocks)))
     for name, layer in layers.items():
-        place = kinds.index(_kind(layer)), blocks.index(layer.block)
+        place = kinds.index(starred(layer.kind)), blocks.index(layer.block)
         totals[place] += by_name[name]
         counts[place] += 1
     values = np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)

@@ -16,7 +16,7 @@ from service.request.effort import Effort
 from service.request.request import RunRequest
 from service.stages.context import RunContext
 from service.stages.machine import versions_of
-from service.stages.text_fit import fitting_windows
+from service.stages.text_fit import TextReader
 from service.stages.windows import Windows
 from service.storage.stage_store import StageKey
 
@@ -82,7 +82,7 @@ def text_windows(context: RunContext, spec: TextSpec) -> Windows:
     }
 
     def make(folder: Path, _: PartStore) -> None:
-        windows = fitting_windows(context.model, text, {"windows": spec})
+        windows = TextReader.of(context.model).windows(text, {"windows": spec})
         save_file(windows, folder / _FILE)
 
     folder = context.store.get(StageKey("calibration", inputs), make)

@@ -1,13 +1,13 @@
 """Windows of text that fit the model: their length, their tokens, and its tokenizer."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from quantizer.models.folder import ModelFolder
-from quantizer.models.loading import load_tokenizer, meta_model
+from quantizer.models.loading import bare_model, load_tokenizer
 from quantizer.models.positions import position_limit
 from quantizer.texts.fit import check_length, check_tokens, check_vocabulary
 from quantizer.texts.text import TextSpec, is_at_hand, read_text
@@ -17,34 +17,54 @@ from service.request.request import RunRequest
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def fitting_windows(
-    model: ModelFolder, text: str, specs: Mapping[str, TextSpec]
-) -> dict[str, Tensor]:
-    """Return windows of a text, tokenised once, after checking that they fit the model.
+@dataclass(frozen=True, slots=True)
+class TextReader:
+    """What a model takes for text: its tokenizer, tokens and positions.
 
-    Args:
-        model: that is to read them.
-        text: what `quantizer.texts.text.read_text` returned.
-        specs: which windows, by names that are given back.
-
-    Raises:
-        TextError: they are too long for the model, the text is too short for them, or it has tokens
-            that the model lacks.
-        ModelError: the tokenizer cannot be used, or is that of another model.
+    Attributes:
+        name: of the model, for messages.
+        tokenizer: that of transformers.
+        rows: rows of the embedding.
+        positions: largest length of a window; None where there is no limit.
     """
-    skeleton = meta_model(model)
-    positions = position_limit(skeleton)
-    for spec in specs.values():
-        check_length(model.name, spec.tokens, positions)
-    rows = skeleton.get_input_embeddings().num_embeddings
-    tokenizer = load_tokenizer(model)
-    check_vocabulary(model.name, tokenizer, rows, special_tokens(skeleton.config))
-    ids = tokenize(text, tokenizer)
-    found = {}
-    for name, spec in specs.items():
-        found[name] = cut_windows(ids, spec)
-        check_tokens(spec.source, found[name], tokenizer, rows)
-    return found
+
+    name: str
+    tokenizer: Any
+    rows: int
+    positions: int | None
+
+    @classmethod
+    def of(cls, model: ModelFolder) -> "TextReader":
+        """Return the reader of a model, after checking that the tokenizer is its own.
+
+        Raises:
+            ModelError: the tokenizer cannot be used, or is that of another model.
+        """
+        skeleton = bare_model(model)
+        rows = skeleton.get_input_embeddings().num_embeddings
+        tokenizer = load_tokenizer(model)
+        check_vocabulary(model.name, tokenizer, rows, special_tokens(skeleton.config))
+        return cls(model.name, tokenizer, rows, position_limit(skeleton))
+
+    def windows(self, text: str, specs: Mapping[str, TextSpec]) -> dict[str, Tensor]:
+        """Return windows of a text, tokenised once, after checking that they fit the model.
+
+        Args:
+            text: what `quantizer.texts.text.read_text` returned.
+            specs: which windows, by names that are given back.
+
+        Raises:
+            TextError: they are too long for the model, the text is too short for them, or it has
+                tokens that the model lacks.
+        """
+        for spec in specs.values():
+            check_length(self.name, spec.tokens, self.positions)
+        ids = tokenize(text, self.tokenizer)
+        found = {}
+        for name, spec in specs.items():
+            found[name] = cut_windows(ids, spec)
+            check_tokens(spec.source, found[name], self.tokenizer, self.rows)
+        return found
 
 
 def special_tokens(config: Any) -> dict[str, int]:
@@ -63,14 +83,15 @@ def special_tokens(config: Any) -> dict[str, int]:
 def check_texts(model: ModelFolder, request: RunRequest) -> None:
     """Refuse a run whose texts do not fit the model; texts that would be downloaded are left out.
 
-    Raises as `fitting_windows` does.
+    Raises as `TextReader` does.
     """
+    reader = TextReader.of(model)
     by_source: dict[str, dict[str, TextSpec]] = {}
     for name, spec in _specs(request):
         by_source.setdefault(spec.source, {})[name] = spec
     for source, specs in by_source.items():
         if is_at_hand(source):
-            fitting_windows(model, read_text(source), specs)
+            reader.windows(read_text(source), specs)
 
 
 def _specs(request: RunRequest) -> Iterator[tuple[str, TextSpec]]:

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
 
+from tests.benchmarks.record import circumstances
 from tests.benchmarks.stored import RESULTS
 from tests.support.families.decoders import decoder_types
 
@@ -46,7 +47,8 @@ def _walk(types: Sequence[str]) -> list[dict[str, Any]]:
         for each in types
         if each not in walked
     ]
-    return [row | {"transformers": version("transformers")} for row in rows]
+    made = {"transformers": version("transformers"), "commit": circumstances()["commit"]}
+    return [row | made for row in rows]
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.conversion.checkpoint import save_checkpoint
@@ -107,7 +108,6 @@ def _generates(model: Any) -> bool:
 
 
 def _reload(folder: Path) -> Any:
-    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
     return model_class(config).from_pretrained(folder, dtype=torch.float32).eval()

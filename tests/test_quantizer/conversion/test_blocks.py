@@ -25,6 +25,7 @@ from quantizer.packed.weight import QuantizedWeight
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import column_impact
 from quantizer.rounding.gptq import gptq_layer
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration, input_groups
 from quantizer.running.runner import BlockRunner
 from quantizer.structure.blocks import find_layers
@@ -280,7 +281,7 @@ def test_layers_that_are_never_called_come_last_and_are_plainly_rounded(
     originals = _weights(model)
     runner, batch = BlockRunner(model), CALIBRATION.batches()[0]
     members = [layer for layer in find_layers(model) if layer.block == 0]
-    groups = input_groups(runner, members, batch, runner.initial_states(batch), 0)
+    groups = input_groups(BlockInputs(runner, 0, [batch], [runner.initial_states(batch)]), members)
     assert [layer.kind for layer in groups[-1]] == ["idle"]
     _quantize(model, tmp_path)
     name = "model.layers.2.idle"

@@ -13,6 +13,7 @@ from quantizer.errors import TrainingError
 from quantizer.importance.saliency import column_scores, find_salient_groups, salient_groups
 from quantizer.plans.fidelity import Fidelity
 from quantizer.rounding.columns import sparsity_impact
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.structure.blocks import find_layers
@@ -59,7 +60,7 @@ def test_column_scores_are_those_of_the_original_models_inputs(tiny_model: TinyM
         runner.run_blocks(batch, runner.initial_states(batch), 0, last.block)
         for batch in calibration.batches()
     ]
-    moments = input_moments(runner, last, calibration.batches(), hidden, last.block)
+    moments = input_moments(BlockInputs(runner, last.block, calibration.batches(), hidden), last)
     expected = sparsity_impact(runner.model.get_submodule(last.name).weight.data, moments)
     assert scores[last.name].allclose(expected, rtol=1e-4)
 

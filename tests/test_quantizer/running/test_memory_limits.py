@@ -16,6 +16,7 @@ from quantizer.conversion.blocks import QuantizationSpec, quantize_blocks
 from quantizer.durable import PartStore
 from quantizer.errors import MemoryShort
 from quantizer.plans.fidelity import Fidelity
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.evaluate import evaluate_models
 from quantizer.running.memory import MicroBatches, to_device
 from quantizer.running.moments import Calibration, input_moments
@@ -148,7 +149,7 @@ def test_a_runner_gives_the_same_states_in_pieces(tiny_model: TinyModel, family:
     runner, layer = BlockRunner(model), find_layers(model)[-1]
     states = runner.initial_states(WINDOWS)
     before = runner.run_blocks(WINDOWS, states, 0, 2)
-    moments = input_moments(runner, layer, [WINDOWS], [before], 2)
+    moments = input_moments(BlockInputs(runner, 2, [WINDOWS], [before]), layer)
     whole = [
         runner.head_input(WINDOWS, states, 0),
         runner.run_blocks(WINDOWS, before, 2, 3),
@@ -156,7 +157,7 @@ def test_a_runner_gives_the_same_states_in_pieces(tiny_model: TinyModel, family:
     ]
     with small_card(model, 3) as card:
         runner = BlockRunner(model)
-        moments = input_moments(runner, layer, [WINDOWS], [before], 2)
+        moments = input_moments(BlockInputs(runner, 2, [WINDOWS], [before]), layer)
         pieces = [
             runner.head_input(WINDOWS, states, 0),
             runner.run_blocks(WINDOWS, before, 2, 3),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration, input_groups, input_moments
 from quantizer.running.runner import BlockRunner
 from quantizer.structure.blocks import find_layers
@@ -34,7 +35,7 @@ def test_layers_that_share_their_input_are_grouped_in_call_order(
     members = [layer for layer in find_layers(runner.model) if layer.block == 1]
     batch = CALIBRATION.batches()[0]
     hidden = runner.run_blocks(batch, runner.initial_states(batch), 0, 1)
-    found = input_groups(runner, members, batch, hidden, 1)
+    found = input_groups(BlockInputs(runner, 1, [batch], [hidden]), members)
     assert [sorted(layer.kind.rpartition(".")[2] for layer in group) for group in found] == [
         sorted(group) for group in groups
     ]
@@ -48,7 +49,7 @@ def test_input_moments_are_the_mean_of_the_outer_products(
     batches = CALIBRATION.batches()
     hidden = [runner.run_blocks(batch, runner.initial_states(batch), 0, 1) for batch in batches]
     for layer in (layer for layer in find_layers(runner.model) if layer.block == 1):
-        moments = input_moments(runner, layer, batches, hidden, 1)
+        moments = input_moments(BlockInputs(runner, 1, batches, hidden), layer)
         expected = moments_by_hook(runner.model, layer, CALIBRATION)
         assert torch.allclose(
             moments.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())

@@ -9,6 +9,7 @@ import torch
 from quantizer.errors import ModelError
 from quantizer.modules.linear import get_linear
 from quantizer.plans.plan import LayerSpec
+from quantizer.running.block_inputs import BlockInputs
 from quantizer.running.moments import Calibration
 from quantizer.running.runner import BlockRunner
 from quantizer.running.waves import GroupMoments, measure_wave, waves
@@ -35,11 +36,11 @@ class Measured:
             for batch in self.batches
         ]
         self.members = [layer for layer in find_layers(model) if layer.block == 1]
-        first, states = self.batches[0], self.hidden[0]
-        self.waves = waves(self.runner, self.members, first, states, 1)
+        inputs = BlockInputs(self.runner, 1, self.batches, self.hidden)
+        self.waves = waves(inputs, self.members)
         self.moments: list[GroupMoments] = []
         for wave in self.waves:
-            self.moments += measure_wave(self.runner, wave, self.batches, self.hidden, 1)
+            self.moments += measure_wave(inputs, wave)
 
     def inputs(self, layer: LayerSpec) -> torch.Tensor:
         """Return all inputs of a layer, one after the other: the slow twin."""
