@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +22,7 @@ from huggingface_hub import constants
 from transformers import AutoModelForCausalLM
 
 from tests.support.tiny_models import make_tokenizer
+from tests.support.web_server import running
 
 MAIN = "main"
 TINY, SHARDS = "org/tiny", "org/shards"
@@ -184,11 +184,5 @@ def serving_hub(root: Path) -> Iterator[FakeHub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with running(server):
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

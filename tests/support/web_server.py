@@ -54,10 +54,17 @@ def receiving(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[Rec
             server.socket, server_side=True, do_handshake_on_connect=False
         )
     receiver = Receiver(server.server_port)
+    with running(server):
+        yield receiver
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let a server answer in a thread of its own, and close it at the end."""
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield receiver
+        yield
     finally:
         server.shutdown()
         server.server_close()

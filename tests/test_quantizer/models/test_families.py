@@ -26,8 +26,9 @@ DIFFERENT = (
     "jetmoe",
     "xlstm",
     "longcat_flash",
+    "lara_mini",
 )
-"""Twelve types that differ in kind: transposed, fused, hybrid, multi-modal, recurrent."""
+"""Types that differ in kind: transposed, fused, hybrid, multi-modal, recurrent, split in files."""
 REFUSED = {"gemma3n_text": "several streams", "dory": "more from the blocks before it"}
 
 
