@@ -101,23 +101,33 @@ class LoadingNames:
         found = self.destination(f"{stored}{_WEIGHT}").layer
         return found or self.renamed(f"{stored}{_WEIGHT}").removesuffix(_WEIGHT)
 
-    def fused_parameters(self, layers: Iterable[str]) -> set[str]:
+    def parameters_of(self, layers: Iterable[str]) -> set[str]:
         """Return the parameters of the model, not in linear form, that layers are parts of.
+
+        They are the weights of layers, and the fused weights and biases of experts.
 
         Args:
             layers: names of layers in linear form.
         """
         found: set[str] = set()
         for layer in layers:
-            path = layer
-            while path and path not in self._experts:
-                path = path.rpartition(".")[0]
-            if not path:
-                found |= {f"{layer}{_WEIGHT}", f"{layer}.bias"}
+            path = self._experts_around(layer)
+            if path is None:
+                found.add(f"{layer}{_WEIGHT}")
                 continue
             for each in self._experts[path].projections:
                 found |= {f"{path}.{name}" for name in (each.parameter, each.bias) if name}
         return found
+
+    def is_apart(self, layer: str) -> bool:
+        """Return whether a layer in linear form is a part of a fused parameter."""
+        return self._experts_around(layer) is not None
+
+    def _experts_around(self, layer: str) -> str | None:
+        path = layer
+        while path and path not in self._experts:
+            path = path.rpartition(".")[0]
+        return path or None
 
 
 def stored_names(

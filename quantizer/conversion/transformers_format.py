@@ -5,7 +5,7 @@
 transformers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class BitwrightQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is 
                 table = _quantized_embedding(model, names.layer(prefix))
                 replace_linear(model, head, TiedHead(table))
         if checkpoint_files:
-            _check_tensors(checkpoint_files, list(stored))
+            _check_tensors(checkpoint_files, names, stored)
         self._packed_names = PackedNames({names.renamed(key): new for key, new in stored.items()})
         return model
 
@@ -183,8 +183,13 @@ def _quantized_embedding(model: nn.Module, name: str) -> QuantizedEmbedding:
     return module
 
 
-def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
-    """Refuse a checkpoint that lacks a packed tensor; transformers would fill it with zeros.
+def _check_tensors(files: Sequence[str], names: LoadingNames, wanted: Mapping[str, str]) -> None:
+    """Refuse a checkpoint that lacks a tensor of a packed layer; transformers would fill in zeros.
+
+    Args:
+        files: its weight files.
+        names: tells where transformers loads their tensors to.
+        wanted: names in the model by the names in the files.
 
     Raises:
         CheckpointError: names the first missing tensor.
@@ -193,7 +198,13 @@ def _check_tensors(files: Sequence[str], names: Sequence[str]) -> None:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             stored.update(tensors.keys())
-    missing = [name for name in names if name not in stored]
+    biases = {
+        parameter
+        for name in stored
+        if name.endswith("bias")
+        for parameter in names.destination(name).parameters
+    }
+    missing = [name for name, own in wanted.items() if name not in stored and own not in biases]
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {len(missing)} packed tensors, {missing[0]!r} first; get its "

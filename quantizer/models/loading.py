@@ -62,6 +62,7 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
             **LOCAL_ONLY,
         )
     check_complete(folder.name, info)
+    _check_ties(folder.name, model)
     model.requires_grad_(requires_grad=False)
     to_linear_form(model, check=True)
     return to_device(model, device).eval()
@@ -172,6 +173,24 @@ def check_weight_count(name: str, config: Any, limit: int) -> None:
             f"model {name!r} has {weights} weights by its configuration, its files can hold at "
             f"most {limit}"
         )
+
+
+def _check_ties(name: str, model: Any) -> None:
+    """Refuse a model whose files hold different values for parameters that should be one.
+
+    transformers then leaves them apart, though the configuration, which a checkpoint inherits, says
+    that they are tied.
+
+    Raises:
+        ModelError: naming the parameters.
+    """
+    found = dict(model.named_parameters(remove_duplicate=False))
+    for tied, source in _build(model.config).all_tied_weights_keys.items():
+        if found.get(tied) is not found.get(source):
+            raise ModelError(
+                f"model {name!r} holds different values for {tied!r} and {source!r}, which its "
+                "configuration ties; set tie_word_embeddings to false in its config.json"
+            )
 
 
 def check_complete(name: str, loading_info: dict[str, Any]) -> None:

@@ -64,11 +64,6 @@ class StoredWeights:
         return self.file_bytes - sum(tensor.size_bytes for tensor in self.tensors.values())
 
 
-def is_float(tensor: StoredTensor) -> bool:
-    """Return whether a tensor holds floats, which a checkpoint stores in the main dtype."""
-    return tensor.dtype in _FLOATS
-
-
 def read_stored(folder: Path, files: Iterable[Path]) -> StoredWeights:
     """Return what the weight files of a folder hold; only their headers are read.
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from quantizer.conversion.carried_over import divide
 from quantizer.conversion.embeddings import find_embeddings
 from quantizer.models.folder import ModelFolder
-from quantizer.models.stored_weights import StoredWeights, is_float
+from quantizer.models.loading import bare_model
+from quantizer.models.stored_weights import StoredWeights
 from quantizer.plans.plan import LayerSpec
 
 OTHER = "other"
@@ -22,8 +24,8 @@ class ModelSizes:
     Attributes:
         file_bytes: all weight files that transformers loads.
         layer_bytes: weights of the layers to quantize in these files, without biases.
-        unquantized_bytes: everything else, as a checkpoint stores it: embeddings, head, norms and
-            biases in the main dtype, and headers.
+        unquantized_bytes: everything else, as a checkpoint has it: embeddings, head, norms, biases
+            and headers.
         layer_weights: number of weights in the layers to quantize.
         vocabulary: number of tokens that the head distinguishes.
         item_bytes: bytes of one weight in the main dtype.
@@ -57,14 +59,15 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
     item_bytes = int(getattr(torch, model.dtype).itemsize)
     layer_weights = sum(layer.weights for layer in layers)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
-    file_bytes = kept_bytes = parameters * item_bytes
+    file_bytes = parameters * item_bytes
+    layer_bytes = layer_weights * item_bytes
+    unquantized_bytes = file_bytes - layer_bytes
     if model.stored is not None:
         file_bytes = model.stored.file_bytes
-        kept_bytes = _saved_bytes(model.stored, skeleton, item_bytes)
-    unquantized_bytes = kept_bytes - layer_weights * item_bytes
+        layer_bytes, unquantized_bytes = _divided_bytes(model, model.stored, layers)
     return ModelSizes(
         file_bytes=file_bytes,
-        layer_bytes=sum(_layer_bytes(model.stored, layer, item_bytes) for layer in layers),
+        layer_bytes=layer_bytes,
         unquantized_bytes=unquantized_bytes,
         layer_weights=layer_weights,
         vocabulary=skeleton.config.get_text_config().vocab_size,
@@ -73,38 +76,21 @@ def measure_sizes(model: ModelFolder, skeleton: Any, layers: Sequence[LayerSpec]
     )
 
 
-def _layer_bytes(stored: StoredWeights | None, layer: LayerSpec, item_bytes: int) -> int:
-    """Return the bytes of a layer in the files.
+def _divided_bytes(
+    model: ModelFolder, stored: StoredWeights, layers: Sequence[LayerSpec]
+) -> tuple[int, int]:
+    """Return the bytes of the layers in the files, and of what a checkpoint keeps beside them.
 
-    Where they call it by another name than the model does, its shape and the main dtype count.
+    A tensor that is tied to another one of the files is kept once.
     """
-    tensor = None if stored is None else stored.tensors.get(f"{layer.name}.weight")
-    if tensor is None or tensor.weights != layer.weights:
-        return layer.weights * item_bytes
-    return tensor.size_bytes
-
-
-def _saved_bytes(stored: StoredWeights, skeleton: Any, item_bytes: int) -> int:
-    """Return the bytes of the files after all floats are stored in the main dtype, as they will be.
-
-    A tensor that is tied to another one is stored once.
-    """
-    repeated = _repeated_names(stored, skeleton)
-    return stored.header_bytes + sum(
-        tensor.weights * item_bytes if is_float(tensor) else tensor.size_bytes
-        for tensor in stored.tensors.values()
-        if tensor.name not in repeated
-    )
-
-
-def _repeated_names(stored: StoredWeights, skeleton: Any) -> set[str]:
-    """Return the names in the files of parameters that are stored under another name, too."""
-    first: dict[int, str] = {}
-    repeated = set()
-    for name, parameter in skeleton.named_parameters(remove_duplicate=False):
-        if name in stored.tensors and first.setdefault(id(parameter), name) != name:
-            repeated.add(name)
-    return repeated
+    bare = bare_model(model)
+    item_bytes = int(getattr(torch, model.dtype).itemsize)
+    division = divide(bare, list(stored.tensors), [layer.name for layer in layers])
+    replaced = [name for name in division.replaced if not name.endswith("bias")]
+    beside_bytes = item_bytes * sum(bare.get_parameter(name).numel() for name in division.beside)
+    layer_bytes = sum(stored.tensors[name].size_bytes for name in replaced) - beside_bytes
+    gone_bytes = sum(stored.tensors[name].size_bytes for name in (*replaced, *division.repeated))
+    return layer_bytes, stored.file_bytes - gone_bytes + beside_bytes
 
 
 def _parts(

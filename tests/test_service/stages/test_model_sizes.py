@@ -87,8 +87,24 @@ def test_a_tensor_in_another_dtype_has_its_own_size(
     assert sizes.layer_bytes == before.layer_bytes + 2 * queries
     assert sizes.file_bytes - before.file_bytes == pytest.approx(2 * (queries + norms), abs=100)
     assert (sizes.item_bytes, sizes.part_bytes["norms"]) == (2, before.part_bytes["norms"])
-    # what a checkpoint holds beside its layers is stored in the main dtype
-    assert sizes.unquantized_bytes == pytest.approx(before.unquantized_bytes, abs=100)
+    # a checkpoint holds what is beside its layers as it is in the file
+    wider = sizes.unquantized_bytes - before.unquantized_bytes
+    assert wider == pytest.approx(2 * norms, abs=100)
+
+
+def test_a_budget_in_bytes_holds_for_tensors_in_another_dtype(model: Path, tmp_path: Path) -> None:
+    def widen(tensors: dict[str, torch.Tensor]) -> None:
+        wide = [name for name in tensors if "embed" in name or name.endswith("norm.weight")]
+        tensors.update({name: tensors[name].float() for name in wide})
+
+    change(model, widen)
+    options = run_options(model, tmp_path / "cache", tmp_path / "out", "150000B")
+    assert bitwright_json(*options)["checkpoint_bytes"] <= 150_000
+    delivered = load_file(tmp_path / "out" / FILE)
+    for name, tensor in load_file(model / FILE).items():
+        if name in delivered:
+            assert torch.equal(delivered[name], tensor)
+            assert delivered[name].dtype == tensor.dtype
 
 
 def test_a_tied_head_that_is_stored_too_counts_as_part_of_the_file_only(
@@ -99,6 +115,18 @@ def test_a_tied_head_that_is_stored_too_counts_as_part_of_the_file_only(
     before, sizes = (sizes_of(each, tmp_path / "cache") for each in (tiny_llama, model))
     assert sizes.file_bytes - before.file_bytes == pytest.approx(2 * 320 * 64, abs=100)
     assert sizes.unquantized_bytes == pytest.approx(before.unquantized_bytes, abs=100)
+    bitwright_json(*run_options(model, tmp_path / "cache", tmp_path / "out"))
+    assert "lm_head.weight" not in load_file(tmp_path / "out" / FILE)
+
+
+def test_a_head_that_should_be_tied_and_differs_is_refused(model: Path, tmp_path: Path) -> None:
+    embedding = "model.embed_tokens.weight"
+    change(model, lambda all_: all_.update({"lm_head.weight": all_[embedding] + 1}))
+    done = bitwright(*run_options(model, tmp_path / "cache", tmp_path / "out"))
+    assert done.returncode == 2
+    sentence = " ".join(done.stderr.split())
+    assert "different values for 'lm_head.weight' and 'model.embed_tokens.weight'" in sentence
+    assert "set tie_word_embeddings to false" in sentence
 
 
 def test_floats_of_8_bits_are_refused_by_the_header(model: Path, tmp_path: Path) -> None:
