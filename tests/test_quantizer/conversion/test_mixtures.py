@@ -1,7 +1,9 @@
 """Promises of checkpoints of mixtures of experts and of models with transposed layers."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from tests.support.mixtures import MIXTURES, TRANSPOSED, save_mixture
 from tests.support.quantized import PACKED_TOKENS as TOKENS
 from tests.support.quantized import logits_of
 
+CaseOf = Callable[[str], "Case"]
+
 families = pytest.mark.parametrize("family", [*MIXTURES, *TRANSPOSED])
 
 _FIDELITIES = (Fidelity.parse("int3g32s6"), Fidelity.parse("int2+4r0.5g32s6"))
@@ -38,6 +42,12 @@ class Case:
     plan: Plan
     weights: dict[str, QuantizedWeight]
     expected: torch.Tensor
+
+
+@pytest.fixture(scope="module")
+def case_of(tmp_path_factory: pytest.TempPathFactory) -> CaseOf:
+    """Makes the checkpoint of a family, once; no test writes to it."""
+    return cache(lambda family: make(family, tmp_path_factory.mktemp(family)))
 
 
 def make(family: str, folder: Path) -> Case:
@@ -65,9 +75,9 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @families
 def test_a_saved_mixture_computes_what_its_dequantized_weights_do(
-    family: str, tmp_path: Path
+    family: str, case_of: CaseOf
 ) -> None:
-    case = make(family, tmp_path)
+    case = case_of(family)
     loaded, info = AutoModelForCausalLM.from_pretrained(
         case.folder, dtype=torch.float32, output_loading_info=True
     )
@@ -80,8 +90,8 @@ def test_a_saved_mixture_computes_what_its_dequantized_weights_do(
 
 
 @families
-def test_packed_experts_take_little_more_than_their_bytes(family: str, tmp_path: Path) -> None:
-    case = make(family, tmp_path)
+def test_packed_experts_take_little_more_than_their_bytes(family: str, case_of: CaseOf) -> None:
+    case = case_of(family)
     loaded: Any = AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.float32)
     held = 0
     for module in loaded.modules():
@@ -93,9 +103,9 @@ def test_packed_experts_take_little_more_than_their_bytes(family: str, tmp_path:
 
 @families
 def test_a_checkpoint_keeps_the_names_and_tensors_of_the_original(
-    family: str, tmp_path: Path
+    family: str, case_of: CaseOf
 ) -> None:
-    case = make(family, tmp_path)
+    case = case_of(family)
     before, after = tensors_of(case.original), tensors_of(case.folder)
     config = json.loads((case.folder / "config.json").read_text(encoding="utf-8"))
     stored = config["quantization_config"]["layers"]
@@ -115,16 +125,18 @@ def test_a_checkpoint_keeps_the_names_and_tensors_of_the_original(
 
 
 @families
-def test_packed_tensors_are_read_back(family: str, tmp_path: Path) -> None:
-    case = make(family, tmp_path)
+def test_packed_tensors_are_read_back(family: str, case_of: CaseOf) -> None:
+    case = case_of(family)
     read = read_weights(case.folder, case.plan)
     for name, weight in case.weights.items():
         assert torch.equal(read[name].dequantize(), weight.dequantize())
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_what_was_loaded_can_be_saved_and_loaded_again(family: str, tmp_path: Path) -> None:
-    case = make(family, tmp_path)
+def test_what_was_loaded_can_be_saved_and_loaded_again(
+    family: str, case_of: CaseOf, tmp_path: Path
+) -> None:
+    case = case_of(family)
     loaded = AutoModelForCausalLM.from_pretrained(case.folder, dtype=torch.float32)
     loaded.save_pretrained(tmp_path / "again")
     assert tensors_of(tmp_path / "again").keys() == tensors_of(case.folder).keys()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quantizer.plans.plan import Plan
 from tests.support.commands import bitwright, bitwright_json, run_options
 from tests.support.mixtures import save_mixture
+from tests.support.sampling import sampled
 
 
 def run(family: str, folder: Path, *options: str) -> dict[str, Any]:
@@ -20,7 +21,9 @@ def run(family: str, folder: Path, *options: str) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "gpt2"])
+@pytest.mark.parametrize(
+    "family", sampled(["qwen3_moe", "gpt_oss", "gpt2"], lambda family: family == "gpt_oss")
+)
 def test_a_run_delivers_a_checkpoint_that_generates(family: str, tmp_path: Path) -> None:
     report = run(family, tmp_path)
     assert report["plan_bytes"] <= report["budget_bytes"]
@@ -29,16 +32,13 @@ def test_a_run_delivers_a_checkpoint_that_generates(family: str, tmp_path: Path)
     assert model.generate(**tokens, max_new_tokens=5, do_sample=False).shape[1] > 1
 
 
-def test_experts_that_few_tokens_reach_are_named(tmp_path: Path) -> None:
-    report = run("mixtral", tmp_path, "--calibration-windows", "1", "--tokens", "32")
-    (note,) = [note for note in report["notes"] if "experts saw fewer" in note]
-    assert "model.layers." in note
-
-
-def test_an_engine_that_fuses_experts_gets_one_fidelity_for_all_of_a_block(
+def test_starved_experts_are_named_and_an_engine_that_fuses_experts_gets_one_fidelity(
     tmp_path: Path,
 ) -> None:
-    run("mixtral", tmp_path, "--target", "vllm")
+    few = ("--calibration-windows", "1", "--tokens", "32")
+    report = run("mixtral", tmp_path, *few, "--target", "vllm")
+    (note,) = [note for note in report["notes"] if "experts saw fewer" in note]
+    assert "model.layers." in note
     plan = Plan.loads((tmp_path / "out" / "plan.json").read_text(encoding="utf-8"))
     for block in range(2):
         found = {
