@@ -17,6 +17,7 @@ from quantizer.errors import ModelError
 from quantizer.models.gguf_header import header_sha256
 from quantizer.models.loading import (
     LOCAL_ONLY,
+    build_bare,
     check_complete,
     check_weight_count,
     library_errors_as_model_error,
@@ -92,7 +93,7 @@ def _read(file: Path) -> tuple[Any, Any]:
         options: dict[str, Any] = {"gguf_file": _NAME, **LOCAL_ONLY}
         check_weight_count(
             str(file),
-            transformers.AutoConfig.from_pretrained(isolated, **options),
+            build_bare(transformers.AutoConfig.from_pretrained(isolated, **options)),
             _SMALLEST_WEIGHTS_PER_BYTE * file.stat().st_size,
         )
         read, info = transformers.AutoModelForCausalLM.from_pretrained(

@@ -52,17 +52,19 @@ def load_model(folder: ModelFolder, dtype: torch.dtype, device: str) -> Any:
     config = load_config(folder)
     with library_errors_as_model_error(f"model {folder.name!r} cannot be loaded"):
         files = find_weight_files(folder.path)
-        check_weight_count(folder.name, config, sum(file.stat().st_size for file in files))
+        bare = build_bare(config)
+        check_weight_count(folder.name, bare, sum(file.stat().st_size for file in files))
         model, info = model_class(config).from_pretrained(
             folder.path,
             config=config,
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_complete` says more than transformers does
             use_safetensors=True,
             **LOCAL_ONLY,
         )
     check_complete(folder.name, info)
-    _check_ties(folder.name, model)
+    _check_ties(folder.name, model, bare)
     model.requires_grad_(requires_grad=False)
     to_linear_form(model, check=True)
     return to_device(model, device).eval()
@@ -85,11 +87,15 @@ def bare_model(folder: ModelFolder) -> Any:
     """Return the model of a checked folder on the meta device, as transformers builds it.
 
     Raises:
-        ModelError: transformers does not accept the configuration.
+        ModelError: transformers does not accept the configuration, or it has more weights than the
+            files can hold.
     """
     config = load_config(folder)
     with library_errors_as_model_error(f"model {folder.name!r} cannot be built"):
-        return _build(config)
+        model = build_bare(config)
+    if folder.stored is not None:
+        check_weight_count(folder.name, model, folder.stored.file_bytes)
+    return model
 
 
 def model_class(config: Any) -> Any:
@@ -118,8 +124,8 @@ def model_class(config: Any) -> Any:
     return classes[0]
 
 
-def _build(config: Any) -> Any:
-    """Return a model without storage for its weights."""
+def build_bare(config: Any) -> Any:
+    """Return the model of a transformers configuration, without storage for its weights."""
     config = copy.deepcopy(config)
     with torch.device("meta"):
         return model_class(config)(config).eval()
@@ -153,20 +159,17 @@ def load_tokenizer(folder: ModelFolder) -> Any:
         return transformers.AutoTokenizer.from_pretrained(folder.path, config=config, **LOCAL_ONLY)
 
 
-def check_weight_count(name: str, config: Any, limit: int) -> None:
-    """Refuse a configuration with more weights than its files can hold.
-
-    The model is built on the meta device, so nothing of its size is allocated.
+def check_weight_count(name: str, model: Any, limit: int) -> None:
+    """Refuse a model whose configuration has more weights than its files can hold.
 
     Args:
         name: of the model, for the message.
-        config: its transformers configuration.
+        model: what `build_bare` made of its configuration.
         limit: the most weights that the files can hold.
 
     Raises:
         ModelError: the configuration has more.
     """
-    model = _build(config)
     weights = sum(parameter.numel() for parameter in model.parameters())
     if weights > limit:
         raise ModelError(
@@ -175,7 +178,7 @@ def check_weight_count(name: str, config: Any, limit: int) -> None:
         )
 
 
-def _check_ties(name: str, model: Any) -> None:
+def _check_ties(name: str, model: Any, bare: Any) -> None:
     """Refuse a model whose files hold different values for parameters that should be one.
 
     transformers then leaves them apart, though the configuration, which a checkpoint inherits, says
@@ -185,7 +188,7 @@ def _check_ties(name: str, model: Any) -> None:
         ModelError: naming the parameters.
     """
     found = dict(model.named_parameters(remove_duplicate=False))
-    for tied, source in _build(model.config).all_tied_weights_keys.items():
+    for tied, source in bare.all_tied_weights_keys.items():
         if found.get(tied) is not found.get(source):
             raise ModelError(
                 f"model {name!r} holds different values for {tied!r} and {source!r}, which its "
@@ -194,11 +197,16 @@ def _check_ties(name: str, model: Any) -> None:
 
 
 def check_complete(name: str, loading_info: dict[str, Any]) -> None:
-    """Refuse a model of which transformers found only some tensors.
+    """Refuse a model of which transformers found only some tensors, or some of other shapes.
 
     Raises:
-        ModelError: naming the first that is missing.
+        ModelError: naming the first that is missing, or of another shape.
     """
+    for tensor, stored, expected in sorted(loading_info["mismatched_keys"]):
+        raise ModelError(
+            f"model {name!r} stores {tensor!r} with shape {tuple(stored)}, its configuration says "
+            f"{tuple(expected)}; the two do not belong together"
+        )
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise ModelError(

@@ -181,7 +181,10 @@ NOT_LOADED: dict[str, tuple[Edit, str]] = {
         config(num_hidden_layers=4),
         r"lacks 9 tensors, 'model\.layers\.3\.",
     ),
-    "other shapes than stored": (config(vocab_size=400), "cannot be loaded"),
+    "other shapes than stored": (
+        config(vocab_size=400),
+        r"'model\.embed_tokens\.weight' with shape \(320, 64\), its configuration says \(400, 64\)",
+    ),
     "more weights than bytes": (
         config(intermediate_size=10**9),
         r"has 576000057792 weights by its configuration",

@@ -1,5 +1,6 @@
 """Mixtures of experts and transposed layers, from a folder to a checkpoint that generates."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,21 @@ def test_doctor_refuses_a_model_that_does_not_exist(tmp_path: Path) -> None:
     done = bitwright("doctor", tmp_path / "none")
     assert done.returncode == 2
     assert "none" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        (3, "stores 'model.layers.0.mlp.experts.down_proj' with shape (4, 64, 96), its config"),
+        (10**9, "weights by its configuration, its files can hold at most"),
+    ],
+)
+def test_a_configuration_with_another_number_of_experts_is_refused(
+    experts: int, message: str, tmp_path: Path
+) -> None:
+    model = save_mixture("mixtral", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text()) | {"num_local_experts": experts}
+    (model / "config.json").write_text(json.dumps(config))
+    done = bitwright(*run_options(model, tmp_path / "cache", tmp_path / "out"))
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
